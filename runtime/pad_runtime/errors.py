@@ -1,0 +1,64 @@
+"""The one family of errors. Every message is one line: what was given, what was expected, what to do next."""
+
+from __future__ import annotations
+
+
+class PadError(Exception):
+    """Base of every error PAD-RT raises on purpose.
+
+    Args:
+        given: what was found, named exactly (a path, an option and its value, a tensor and its shape).
+        expected: what would have been right.
+        hint: the next step for the person who reads it.
+    """
+
+    def __init__(self, given: str, *, expected: str = "", hint: str = "") -> None:
+        parts = [given]
+        if expected:
+            parts.append(f"expected {expected}")
+        if hint:
+            parts.append(hint)
+        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+        self.given = given
+        self.expected = expected
+        self.hint = hint
+
+
+class OptionError(PadError):
+    """An option or argument that does not exist, or a value outside its range."""
+
+
+class PromptError(PadError):
+    """A prompt that cannot be generated from: wrong type, empty, or too long for the bundle."""
+
+
+class PreferenceError(PadError):
+    """A preference that names an unknown feature, or that this bundle has no reward for."""
+
+
+class BundleError(PadError):
+    """A bundle that is missing, truncated, altered, or not what its manifest says."""
+
+
+class CheckpointError(PadError):
+    """A model folder or GGUF file that cannot be exported."""
+
+
+class AdapterError(PadError):
+    """A PersRM adapter or head that cannot be used, or that belongs to another base."""
+
+
+class TokenizerMismatchError(PadError):
+    """Base and PersRM disagree on the vocabulary, so a candidate id would mean two different things."""
+
+
+class VerificationError(PadError):
+    """An exported graph whose numbers differ from the torch models it came from."""
+
+
+class DeviceError(PadError):
+    """A device or execution provider that is not available here."""
+
+
+class OutOfMemoryError(PadError):
+    """The weights or the KV cache do not fit in memory."""
