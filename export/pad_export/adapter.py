@@ -1,0 +1,311 @@
+"""A LoRA adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pad_runtime.errors import AdapterError
+from safetensors import SafetensorError
+
+from pad_export.checkpoint import Checkpoint, canonical_name
+from pad_export.safetensors_file import read_safetensors
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
+_MERGE = "merge it with PEFT's merge_and_unload(), save the model, and give that folder as the PersRM"
+_CONVERT = "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
+
+# What each key of a LoraConfig would add to W + scale * B A. Empty or false, it adds nothing.
+_UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "layer_replication": "replicated layers",
+    "lora_bias": "a bias on lora_B",
+    "target_parameters": "LoRA on bare parameters",
+    "modules_to_save": "modules trained whole",
+    "trainable_token_indices": "trained token embeddings",
+    "fan_in_fan_out": "transposed (Conv1D) weights",
+    "megatron_config": "Megatron layers",
+}
+# These say where LoRA went and how it was trained: the tensors tell the first, and the second is over.
+_IRRELEVANT = {
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "velora_config",
+}
+_READ = {
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "bias",
+    "init_lora_weights",
+    "lora_alpha",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "use_rslora",
+}
+# Initialisations that leave the base's weights as they are; the others subtract what they put into A and B.
+_PLAIN_INITS = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
+_CONVERTIBLE_INITS = ("pissa", "olora", "corda", "lora_ga")
+# What a tensor is whose key is not that of a LoRA factor.
+_FOREIGN_TENSORS = {
+    "lora_embedding_": "LoRA on an embedding",
+    "lora_magnitude_vector": "a DoRA magnitude",
+    "token_adapter": "trained token embeddings",
+    "trainable_tokens": "trained token embeddings",
+    "modules_to_save": "a module trained whole",
+    "embed_tokens": "a trained or resized embedding",
+    "lm_head": "a trained or resized output projection",
+    ".bias": "a trained bias",
+}
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A low-rank change of one linear layer: y = W x + b (a x), the scale being part of b.
+
+    Attributes:
+        a: [rank, in], float32.
+        b: [out, rank], float32.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """A LoRA adapter.
+
+    Attributes:
+        path: its folder.
+        base_name: the base it was trained on, as its author named it; "" if unnamed.
+        delta: the change of each module, by Hugging Face name (`model.layers.0.self_attn.q_proj`).
+    """
+
+    path: Path
+    base_name: str
+    delta: dict[str, LowRank]
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """How PEFT derives each module's rank and scale from a LoraConfig."""
+
+    rank: int
+    alpha: float
+    ranks: dict[re.Pattern[str], int]
+    alphas: dict[re.Pattern[str], float]
+    stabilised: bool
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Return rank and scale of a module, named as PEFT saw it."""
+        # As in PEFT, the first pattern that matches whole trailing components of the name decides.
+        rank = next((value for pattern, value in self.ranks.items() if pattern.match(module)), self.rank)
+        alpha = next((value for pattern, value in self.alphas.items() if pattern.match(module)), self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.stabilised else rank)
+
+
+def read_adapter(folder: Path) -> LoraAdapter:
+    """Read a PEFT LoRA adapter.
+
+    Raises:
+        AdapterError: no adapter here, damaged files, or a form that is not W + scale * B A on linear layers of
+            the decoder (DoRA, trained embeddings or biases, PiSSA, another PEFT method, and the like).
+    """
+    config = _read_config(folder)
+    base_name = config.get("base_model_name_or_path") or ""
+    if not isinstance(base_name, str):
+        raise AdapterError(f"{folder}: base_model_name_or_path is {base_name!r}", expected="a name or path")
+    _refuse_unsupported(folder, config)
+    scaling = _read_scaling(folder, config)
+    delta = {
+        canonical_name(module): _scale(folder, module, factors, scaling)
+        for module, factors in _pair(folder, _read_tensors(folder)).items()
+    }
+    return LoraAdapter(folder, base_name, delta)
+
+
+def check_fits(adapter: LoraAdapter, checkpoint: Checkpoint) -> None:
+    """Check that the checkpoint has every module of the adapter, with its shape.
+
+    Raises:
+        AdapterError: it has not; the adapter was trained on another base.
+    """
+    misfits = []
+    for module, low_rank in adapter.delta.items():
+        name = f"{module}.weight"
+        wanted = (low_rank.b.shape[0], low_rank.a.shape[1])
+        if name not in checkpoint.names:
+            misfits.append(f"{module} is not in the base")
+        elif checkpoint.shape(name) != wanted:
+            misfits.append(f"{module} is {list(wanted)} in the adapter and {list(checkpoint.shape(name))} in the base")
+    if misfits:
+        raise AdapterError(
+            f"{adapter.path} is an adapter for another base: {misfits[0]} "
+            f"({len(misfits)} of {len(adapter.delta)} modules do not fit {checkpoint.path})",
+            expected=f"an adapter of {checkpoint.path}",
+            hint=f"give the base it was trained on: {adapter.base_name or 'its model card names it'}",
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise AdapterError(f"{folder} has no {CONFIG_NAME}", expected="a PEFT LoRA folder", hint="check the path")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise AdapterError(f"{path} is not JSON ({error})", hint="save the adapter again with PEFT") from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} holds no JSON object", hint="save the adapter again with PEFT")
+    return config
+
+
+def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"{folder} has the peft_type {config.get('peft_type')!r}", expected="LORA", hint="train a LoRA adapter"
+        )
+    for key, meaning in _UNSUPPORTED.items():
+        if config.get(key):
+            raise AdapterError(f"{folder} uses {meaning} ({key})", expected="plain LoRA", hint=_MERGE)
+    if config.get("bias") not in (None, "none"):
+        raise AdapterError(f"{folder} trained biases (bias = {config['bias']!r})", expected="'none'", hint=_MERGE)
+    init = str(config.get("init_lora_weights", True)).lower()
+    if init.startswith(_CONVERTIBLE_INITS):
+        raise AdapterError(
+            f"{folder} was initialised with {init}, which altered the base's weights",
+            expected="an adapter of the original base",
+            hint=_CONVERT,
+        )
+    if init not in _PLAIN_INITS:
+        raise AdapterError(
+            f"{folder} has init_lora_weights = {init!r}",
+            expected="an initialisation that leaves the base's weights as they are",
+            hint=_MERGE,
+        )
+    for key, value in config.items():
+        if key not in _READ | _IRRELEVANT | _UNSUPPORTED.keys() and value:
+            raise AdapterError(f"{folder} has the unknown option {key}", expected="plain LoRA", hint=_MERGE)
+
+
+def _read_scaling(folder: Path, config: dict[str, Any]) -> _Scaling:
+    stabilised = config.get("use_rslora") or False
+    if not isinstance(stabilised, bool):
+        raise AdapterError(f"{folder}: use_rslora is {stabilised!r}", expected="true or false")
+    ranks = _read_patterns(folder, config, "rank_pattern")
+    alphas = _read_patterns(folder, config, "alpha_pattern")
+    return _Scaling(
+        rank=_rank(folder, "r", config.get("r", 8)),
+        alpha=_alpha(folder, "lora_alpha", config.get("lora_alpha", 8)),
+        ranks={pattern: _rank(folder, "rank_pattern", value) for pattern, value in ranks.items()},
+        alphas={pattern: _alpha(folder, "alpha_pattern", value) for pattern, value in alphas.items()},
+        stabilised=stabilised,
+    )
+
+
+def _read_patterns(folder: Path, config: dict[str, Any], key: str) -> dict[re.Pattern[str], Any]:
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise AdapterError(f"{folder}: {key} is {patterns!r}", expected="an object from module patterns to numbers")
+    try:
+        return {re.compile(rf"(.*\.)?({pattern})$"): value for pattern, value in patterns.items()}
+    except (re.error, OverflowError, RecursionError) as error:
+        raise AdapterError(f"{folder}: {key} has a pattern that is no regular expression ({error})") from error
+
+
+def _rank(folder: Path, key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise AdapterError(f"{folder}: {key} gives the rank {value!r}", expected="a positive integer")
+    return value
+
+
+def _alpha(folder: Path, key: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**31:
+        raise AdapterError(f"{folder}: {key} gives alpha {value!r}", expected="a number")
+    return float(value)
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise AdapterError(
+                f"{folder} holds its weights only as adapter_model.bin, a pickle, which can run code when it is read",
+                expected=WEIGHTS_NAME,
+                hint="convert an adapter you trust with PEFT: "
+                "PeftModel.from_pretrained(base, DIR).save_pretrained(NEW_DIR, safe_serialization=True)",
+            )
+        raise AdapterError(f"{folder} has no {WEIGHTS_NAME}", expected="a PEFT LoRA folder", hint="save it again")
+    try:
+        return read_safetensors(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{path} is truncated or not a safetensors file ({error})", hint="download or save it again"
+        ) from error
+
+
+def _pair(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Return both factors of each module, {"A": [rank, in], "B": [out, rank]}, by the name PEFT saw."""
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            kind = next((kind for part, kind in _FOREIGN_TENSORS.items() if part in key), "a tensor that is not LoRA's")
+            raise AdapterError(f"{folder} holds {kind}, {key}", expected="plain LoRA", hint=_MERGE)
+        module = match["module"]
+        if module.endswith(("lm_head", "embed_tokens")):
+            raise AdapterError(f"{folder} adapts {module}", expected="LoRA on the decoder's layers", hint=_MERGE)
+        modules.setdefault(module, {})[match["factor"]] = tensor
+    if not modules:
+        raise AdapterError(f"{folder} adapts no module", expected="at least one LoRA pair", hint="save it again")
+    return modules
+
+
+def _scale(folder: Path, module: str, factors: dict[str, torch.Tensor], scaling: _Scaling) -> LowRank:
+    for factor in ("A", "B"):
+        if factor not in factors:
+            raise AdapterError(
+                f"{folder} lacks lora_{factor} of {module}", expected="both factors", hint="save the adapter again"
+            )
+    a, b = factors["A"].float(), factors["B"].float()
+    rank, scale = scaling.of(module)
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != rank or b.shape[1] != rank:
+        raise AdapterError(
+            f"{folder}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}",
+            expected=f"rank {rank}, which {CONFIG_NAME} gives",
+            hint="save configuration and weights together again",
+        )
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise AdapterError(f"{folder}: {module} has weights that are not finite", hint="train the adapter again")
+    return LowRank(a.contiguous(), (b * scale).contiguous())

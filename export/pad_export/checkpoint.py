@@ -1,0 +1,257 @@
+"""A checkpoint: the configuration, weights and tokenizer of a base model or of a merged PersRM."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pad_runtime.errors import CheckpointError
+from transformers import AutoConfig, PretrainedConfig
+
+from pad_export.checkpoint_tokenizer import (
+    CheckpointTokenizer,
+    TokenizerInfo,
+    has_tokenizer,
+    load_folder_tokenizer,
+    load_gguf_tokenizer,
+)
+from pad_export.gguf_file import GgufWeights, open_gguf
+from pad_export.safetensors_file import open_safetensors
+
+_EMBEDDINGS = "model.embed_tokens.weight"
+_LM_HEAD = "lm_head.weight"
+_BARE_MODULES = ("embed_tokens.", "layers.", "norm.")
+_TEXT_PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+
+
+class Weights(Protocol):
+    """Stored tensors, read one at a time."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each stored tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor by its stored name."""
+
+
+class Checkpoint:
+    """A causal language model on disk. Nothing but names and shapes is held; a tensor is read when asked for.
+
+    Attributes:
+        path: the folder or GGUF file.
+        config: transformers' configuration of the text model.
+        model_type: its `model_type`, such as "llama".
+        names: Hugging Face names of the tensors; each begins with `model.` or is `lm_head.weight`.
+        nbytes: size of the weights on disk, in bytes.
+    """
+
+    def __init__(self, path: Path, config: PretrainedConfig, weights: Weights, *, stored_eos: tuple[int, ...]) -> None:
+        self.path = path
+        self.config = config
+        self.model_type: str = config.model_type
+        self.nbytes = weights.nbytes
+        self._weights = weights
+        self._stored_eos = stored_eos
+        self._stored_names = _canonical_names(path, weights)
+        self.names = frozenset(self._stored_names)
+        if _LM_HEAD not in self.names and not config.tie_word_embeddings:
+            raise CheckpointError(
+                f"{path} has no {_LM_HEAD}, and its embeddings are not tied",
+                expected="a causal language model",
+                hint="save it from AutoModelForCausalLM",
+            )
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor: in its stored dtype from safetensors, dequantised to float32 from GGUF.
+
+        Raises:
+            CheckpointError: no tensor of that name, or one that cannot be read.
+        """
+        return self._weights.read(self._stored(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it; errors are those of `tensor`."""
+        return self._weights.shapes[self._stored(name)]
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the output projection is the embedding matrix.
+
+        As in transformers, a stored lm_head that differs from the embeddings counts, whatever the configuration says.
+        """
+        if _LM_HEAD not in self.names:
+            return True
+        return bool(self.config.tie_word_embeddings) and torch.equal(self.tensor(_LM_HEAD), self.tensor(_EMBEDDINGS))
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every id that ends a generation: of the configurations first, then the tokenizer's own."""
+        ids = list(self._stored_eos)
+        if self.tokenizer.info.eos_id is not None:
+            ids.append(self.tokenizer.info.eos_id)
+        # A configuration class has a default id, which means nothing once the checkpoint names its own.
+        return tuple(dict.fromkeys(ids or _token_ids(self.config.eos_token_id)))
+
+    @cached_property
+    def tokenizer(self) -> CheckpointTokenizer:
+        """The tokenizer, loaded at first use; CheckpointError if it cannot be read."""
+        if isinstance(self._weights, GgufWeights):
+            return load_gguf_tokenizer(self.path, self._weights.vocabulary)
+        return load_folder_tokenizer(self.path)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the id of every token, added tokens included."""
+        return self.tokenizer.vocabulary()
+
+    def save_tokenizer(self, folder: Path) -> TokenizerInfo:
+        """Write tokenizer.json, and chat_template.jinja if there is a template, into an existing folder."""
+        return self.tokenizer.save(folder)
+
+    def _stored(self, name: str) -> str:
+        if name not in self._stored_names:
+            raise CheckpointError(f"{self.path} has no tensor {name}", expected=f"those of a {self.model_type} model")
+        return self._stored_names[name]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a Hugging Face folder or a GGUF file.
+
+    Raises:
+        CheckpointError: nothing there, no configuration or tokenizer, weights that are missing, truncated,
+            quantised or stored as a pickle, or a model that cannot be exported.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist", expected="a model folder or a .gguf file", hint="check the path"
+        )
+    if path.suffix == ".gguf":
+        return _open_gguf(path)
+    raise CheckpointError(
+        f"{path} is a file", expected="a model folder or a .gguf file", hint="give the folder that holds config.json"
+    )
+
+
+def canonical_name(name: str) -> str:
+    """Return the name of a text model's tensor or module as a plain causal language model has it.
+
+    `layers.0.x` of a bare decoder and `model.language_model.layers.0.x` of a multimodal one are
+    `model.layers.0.x`; any other name stays as it is.
+    """
+    for prefix, plain in _TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return plain + name.removeprefix(prefix)
+    return f"model.{name}" if name.startswith(_BARE_MODULES) else name
+
+
+def _canonical_names(path: Path, weights: Weights) -> dict[str, str]:
+    """Return the stored name of each tensor of the text model; those of other towers are left out."""
+    multimodal = any("language_model." in name for name in weights.shapes)
+    stored: dict[str, str] = {}
+    for name in weights.shapes:
+        canonical = canonical_name(name)
+        if canonical == "lm_head.bias":
+            raise CheckpointError(f"{path} has lm_head.bias", expected="an output projection without bias")
+        if canonical.startswith("v_head."):
+            raise CheckpointError(
+                f"{path} keeps the value head tensor {name} among its model weights",
+                expected="the head in a file of its own",
+                hint="save the v_head.* tensors as value_head.safetensors and the others as model.safetensors",
+            )
+        other_tower = multimodal and canonical == name and name != _LM_HEAD
+        # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
+        if other_tower or canonical.endswith("rotary_emb.inv_freq"):
+            continue
+        if canonical == _LM_HEAD or canonical.startswith("model."):
+            stored[canonical] = name
+    if _EMBEDDINGS not in stored:
+        raise CheckpointError(
+            f"{path} has no {_EMBEDDINGS}", expected="a decoder of the Llama family", hint="choose another checkpoint"
+        )
+    return stored
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            hint = "this is an adapter: give the model it belongs to as the base, and this folder as the PersRM"
+        elif list(folder.glob("*.gguf")):
+            hint = "give the .gguf file itself"
+        else:
+            hint = "give the folder that the model was saved to"
+        raise CheckpointError(f"{folder} has no config.json", expected="a Hugging Face model folder", hint=hint)
+    raw = _read_json(folder / "config.json")
+    text = raw.get("text_config")
+    nested = text if isinstance(text, dict) else {}
+    if raw.get("quantization_config") or nested.get("quantization_config"):
+        raise CheckpointError(
+            f"{folder} is quantised (quantization_config in config.json)",
+            expected="full-precision weights",
+            hint="export the original checkpoint, and quantise with --precision",
+        )
+    full = _load_config(folder)
+    config = full.get_text_config(decoder=True)
+    if config is not full and full.tie_word_embeddings:
+        config.tie_word_embeddings = True
+    weights = open_safetensors(folder)
+    if not has_tokenizer(folder):
+        raise CheckpointError(
+            f"{folder} has no tokenizer", expected="tokenizer.json", hint="save the model's tokenizer into this folder"
+        )
+    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    eos = [
+        *_token_ids(raw.get("eos_token_id", nested.get("eos_token_id"))),
+        *_token_ids(generation.get("eos_token_id")),
+    ]
+    return Checkpoint(folder, config, weights, stored_eos=tuple(eos))
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    weights = open_gguf(path)
+    try:
+        config = AutoConfig.for_model(weights.architecture, **weights.config)
+    except Exception as error:  # a configuration class may raise anything on values it does not expect
+        raise CheckpointError(
+            f"the metadata of {path} is not that of a {weights.architecture} model ({error})", hint="download it again"
+        ) from error
+    return Checkpoint(path, config, weights, stored_eos=weights.eos_token_ids)
+
+
+def _load_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a configuration class may raise anything on values it does not expect
+        raise CheckpointError(
+            f" {folder / 'config.json'} cannot be read ({error})",
+            expected="a model type that transformers knows",
+            hint="choose another checkpoint or update transformers",
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error})", hint="download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object", hint="download it again")
+    return value
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """Return the ids in an `eos_token_id`, which is an id, several, or nothing."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(item for item in values if isinstance(item, int) and not isinstance(item, bool))

@@ -1,0 +1,231 @@
+"""`export_bundle`: from checkpoints on disk to a verified bundle, all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from pad_runtime import contract
+from pad_runtime.errors import CheckpointError, OptionError, OutOfMemoryError
+from pad_runtime.manifest import (
+    FileInfo,
+    GraphInfo,
+    Manifest,
+    Reference,
+    TokenizerInfo,
+    TrunkInfo,
+    describe_file,
+    write_manifest,
+)
+from tqdm import tqdm
+
+from pad_export.adapter_file import write_adapter, write_head
+from pad_export.graph import Graph
+from pad_export.plan import Plan, make_plan
+from pad_export.step_graph import build_base_graph, build_step_graph
+from pad_export.trunk import Trunk, write_weights
+from pad_export.verify import verify_bundle
+from pad_export.weights import WeightsFile
+
+WEIGHTS_FILE = "weights.bin"
+DEFAULT_MAX_LENGTH = 4096  # or the model's own limit, where that is less: the rotary tables grow with it
+_PACKAGES = ("pad-rt", "onnx", "torch", "transformers", "peft")
+
+
+def export_bundle(
+    base: Path,
+    output: Path,
+    *,
+    persrms: Sequence[Path] = (),
+    topology: Literal["auto", "shared", "pair"] = "auto",
+    reference: Reference = "base",
+    backbone: Path | None = None,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    dialect: Literal["ort", "standard"] = "ort",
+    max_length: int | None = None,
+    max_batch: int = 8,
+    max_top_k: int = 128,
+    verify: bool = True,
+    quiet: bool = False,
+    report: Callable[[str], object] = lambda _: None,
+) -> Manifest:
+    """Write a bundle folder that `pad_rt.Generator.load` opens.
+
+    Everything is written and verified in a temporary folder beside `output`, which it replaces at the very end: a
+    failed or interrupted export leaves nothing, and leaves an old bundle as it was.
+
+    Args:
+        base: Hugging Face folder or GGUF file of the base model.
+        output: bundle folder to create, or to replace if it is a bundle.
+        persrms, topology, reference, backbone: see `pad_export.plan.make_plan`.
+        precision: element type of weights, activations and KV cache.
+        dialect: "ort" for ONNX Runtime's fused operators, "standard" for opset 24 alone.
+        max_length: most tokens of prompt and reply together; by default the model's limit, at most 4096.
+        max_batch: most sequences at once.
+        max_top_k: most candidates a step.
+        verify: compare the graphs with the torch models before the bundle is put in place.
+        quiet: no progress bar.
+        report: told one line about each stage.
+
+    Raises:
+        PadError: any of its kinds; nothing was written.
+    """
+    plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)
+    max_length, max_top_k = _check_limits(plan, max_length, max_batch, max_top_k)
+    with _staged(output) as folder:
+        report(_summary(plan, precision, dialect))
+        graphs = _write_graphs(folder, plan, precision, dialect, max_length, quiet)
+        for info, source in zip(plan.persrms, plan.sources, strict=False):
+            if info.adapter and source.adapter:
+                write_adapter(folder / info.adapter, source.adapter, _trunk(plan, info.trunk), precision)
+            if info.head and source.head:
+                write_head(folder / info.head, source.head, precision)
+        tokenizer = plan.base.checkpoint.save_tokenizer(folder)
+        manifest = Manifest(
+            format=contract.FORMAT,
+            format_version=contract.FORMAT_VERSION,
+            versions={name: version(name) for name in _PACKAGES},
+            base=plan.base.checkpoint.path.name,
+            topology=plan.topology,
+            reference=plan.reference,
+            precision=precision,
+            dialect=dialect,
+            vocab_size=plan.base.spec.vocab_size,
+            max_length=max_length,
+            max_batch=max_batch,
+            max_top_k=max_top_k,
+            eos_token_ids=list(plan.base.checkpoint.eos_token_ids),
+            trunks=[_describe_trunk(trunk) for trunk in plan.trunks],
+            persrms=list(plan.persrms),
+            graphs=graphs,
+            tokenizer=TokenizerInfo(
+                file="tokenizer.json",
+                chat_template="chat_template.jinja" if tokenizer.chat_template else None,
+                bos_token=tokenizer.bos_token,
+                eos_token=tokenizer.eos_token,
+            ),
+            files=_describe_files(folder),
+        )
+        write_manifest(folder, manifest)
+        if verify:
+            report("verifying against the torch models")
+            report(verify_bundle(folder, plan))
+    return manifest
+
+
+def _write_graphs(
+    folder: Path, plan: Plan, precision: str, dialect: str, max_length: int, quiet: bool
+) -> dict[str, GraphInfo]:
+    """Stream the weights, then write both graphs that refer to them."""
+    layers = sum(trunk.spec.num_layers for trunk in plan.trunks)
+    with (
+        WeightsFile(folder / WEIGHTS_FILE) as weights,
+        tqdm(total=layers, desc="weights", unit="layer", disable=quiet, leave=False) as bar,
+    ):
+        for trunk in plan.trunks:
+            write_weights(trunk, weights, precision=precision, max_length=max_length, progress=bar.update)
+    step = build_step_graph(plan.trunks, weights, dialect=dialect, precision=precision)
+    alone = build_base_graph(plan.base, weights, dialect=dialect, precision=precision)
+    return {graph.name: _save_graph(folder, graph, dialect) for graph in (step, alone)}
+
+
+def _save_graph(folder: Path, graph: Graph, dialect: str) -> GraphInfo:
+    file = f"{graph.name}.onnx"
+    onnx.save_model(graph.model(version("pad-rt")), folder / file)
+    if dialect == "standard":  # the checker knows no operator of ONNX Runtime's own; those are checked by opening it
+        onnx.checker.check_model(str(folder / file))
+    return GraphInfo(file, list(graph.input_names), list(graph.output_names))
+
+
+def _check_limits(plan: Plan, max_length: int | None, max_batch: int, max_top_k: int) -> tuple[int, int]:
+    """max_length and max_top_k within what every trunk allows."""
+    longest = min(trunk.spec.max_positions for trunk in plan.trunks)
+    if max_length is None:
+        max_length = min(longest, DEFAULT_MAX_LENGTH)
+    for option, value, low, high in (
+        ("--max-length", max_length, 2, longest),
+        ("--max-batch", max_batch, 1, 1024),
+        ("--max-top-k", max_top_k, 1, None),
+    ):
+        if value < low or (high is not None and value > high):
+            raise OptionError(f"{option} {value}", expected=f"{low} to {high}" if high else f"at least {low}")
+    return max_length, min(max_top_k, plan.base.spec.vocab_size)
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `output` if the block succeeds, and vanishes if it does not."""
+    output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a link that is to be replaced
+    if (
+        output.exists()
+        and not (output / contract.MANIFEST_FILE).is_file()
+        and (not output.is_dir() or any(output.iterdir()))
+    ):
+        raise OptionError(f"-o {output} exists and is not a bundle", hint="choose another folder, or remove that one")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise OptionError(f"-o {output} cannot be written: {error.strerror}", hint="choose another folder") from None
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if output.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent)) / "bundle"
+            output.rename(old)
+            try:
+                folder.rename(output)
+            except BaseException:
+                old.rename(output)
+                raise
+            finally:
+                shutil.rmtree(old.parent, ignore_errors=True)
+        else:
+            folder.rename(output)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise CheckpointError(
+                f"no space left on the disk of {output}", hint="free some, or choose another"
+            ) from None
+        raise
+    except MemoryError:
+        raise OutOfMemoryError("no memory for one of the model's tensors", hint="close other programs") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trunk(plan: Plan, name: str) -> Trunk:
+    return next(trunk for trunk in plan.trunks if trunk.name == name)
+
+
+def _describe_trunk(trunk: Trunk) -> TrunkInfo:
+    spec = trunk.spec
+    return TrunkInfo(
+        name=trunk.name,
+        model_type=spec.model_type,
+        hidden_size=spec.hidden_size,
+        num_layers=spec.num_layers,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        lora_sites={site: list(trunk.site_sizes(site)) for site in trunk.lora_sites},
+        has_features=trunk.has_features,
+    )
+
+
+def _describe_files(folder: Path) -> dict[str, FileInfo]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): describe_file(path) for path in files}
+
+
+def _summary(plan: Plan, precision: str, dialect: str) -> str:
+    rewards = ", ".join(info.name for info in plan.persrms)
+    return f"topology {plan.topology}, reference {plan.reference}, {precision}, dialect {dialect}, rewards: {rewards}"

@@ -1,0 +1,261 @@
+"""The export plan: which weights become which trunk, and on which trunk each PersRM's rows run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pad_runtime import contract
+from pad_runtime.errors import AdapterError, CheckpointError, OptionError, TokenizerMismatchError
+from pad_runtime.manifest import PersRMInfo, Reference, Topology
+
+from pad_export.adapter import LoraAdapter, check_fits
+from pad_export.checkpoint import Checkpoint, open_checkpoint
+from pad_export.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
+from pad_export.spec import DecoderSpec, read_spec
+from pad_export.trunk import SITE_MODULES, Trunk
+
+REWARD_TRUNK = "reward"
+REFERENCE_TRUNK = "reference"
+CONTRAST = "contrast"  # the reward of a bundle with no PersRM: the base itself, told the preference
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write. `persrms[i]` describes `sources[i]`; the contrast preset has a description and no source."""
+
+    topology: Topology
+    reference: Reference
+    trunks: tuple[Trunk, ...]
+    persrms: tuple[PersRMInfo, ...]
+    sources: tuple[PersRM, ...]
+
+    @property
+    def base(self) -> Trunk:
+        """The trunk of the base model."""
+        return self.trunks[0]
+
+
+def make_plan(
+    base: Path,
+    persrms: Sequence[Path],
+    *,
+    topology: Literal["auto", "shared", "pair"] = "auto",
+    reference: Reference = "base",
+    backbone: Path | None = None,
+) -> Plan:
+    """Read base and PersRMs, and decide.
+
+    Args:
+        base: Hugging Face folder or GGUF file.
+        persrms: LoRA adapter folders, or one merged checkpoint; none gives the contrast preset.
+        topology: "shared" runs adapters as rows on the base's own weights; "pair" gives the PersRM a trunk of its own;
+            "auto" shares where the adapters were trained on the given base.
+        reference: what phi is measured against: the base row, or a row of the PersRM's own frozen backbone.
+        backbone: the model that the PersRMs were trained on, where it is not the base and their config does not lead
+            to it.
+
+    Raises:
+        CheckpointError, AdapterError, TokenizerMismatchError, OptionError: what cannot be exported, and the next step.
+    """
+    base_checkpoint = open_checkpoint(base)
+    base_trunk = Trunk(contract.BASE_TRUNK, base_checkpoint, _spec(base_checkpoint))
+    sources = tuple(read_persrm(path) for path in persrms)
+    _check_names(sources)
+    if not sources:
+        return _contrast(base_trunk, topology, reference, backbone)
+    if any(source.checkpoint for source in sources):
+        return _merged_pair(base_trunk, sources, topology, reference, backbone)
+    backbone_path = _find_backbone(base_checkpoint, sources, topology, backbone)
+    if backbone_path is None and topology != "pair":
+        return _shared(base_trunk, sources, reference)
+    if topology == "shared":
+        raise OptionError(f"topology shared with --backbone {backbone}", expected="the base itself as the backbone")
+    return _adapter_pair(base_trunk, sources, reference, open_checkpoint(backbone_path or base))
+
+
+def _contrast(base: Trunk, topology: str, reference: Reference, backbone: Path | None) -> Plan:
+    """No PersRM: the base against itself with the preference in its prompt, on one trunk."""
+    for option, given in (("--topology pair", topology == "pair"), ("--backbone", backbone is not None)):
+        if given:
+            raise OptionError(f"{option} without a PersRM", hint="pass --persrm DIR, or leave the option out")
+    if reference != "base":
+        raise OptionError("--reference backbone without a PersRM", expected="--reference base")
+    info = PersRMInfo(CONTRAST, base.name, None, None, [CONTRAST], [1.0], None, PROMPT_TEMPLATE)
+    return Plan("shared", reference, (base,), (info,), ())
+
+
+def _shared(base: Trunk, sources: tuple[PersRM, ...], reference: Reference) -> Plan:
+    """Adapters as rows on the base's own trunk."""
+    trunk = _with_adapters(base.name, base.checkpoint, base.spec, sources)
+    reference_trunk = base.name if reference == "backbone" else None
+    infos = tuple(_describe(source, base.name, reference_trunk, adapter=True) for source in sources)
+    return Plan("shared", reference, (trunk,), infos, sources)
+
+
+def _adapter_pair(base: Trunk, sources: tuple[PersRM, ...], reference: Reference, backbone: Checkpoint) -> Plan:
+    """Adapters on another backbone: merged, unless several share it or its own row is wanted as the reference."""
+    _check_vocabulary(base, backbone)
+    spec = _spec(backbone)
+    as_rows = len(sources) > 1 or reference == "backbone"
+    if as_rows:
+        reward = _with_adapters(REWARD_TRUNK, backbone, spec, sources)
+    else:
+        _check_source(sources[0], backbone)
+        has_features = sources[0].head is not None
+        reward = Trunk(REWARD_TRUNK, backbone, spec, merged=sources[0].adapter, has_features=has_features)
+    reference_trunk = REWARD_TRUNK if reference == "backbone" else None
+    infos = tuple(_describe(source, REWARD_TRUNK, reference_trunk, adapter=as_rows) for source in sources)
+    return Plan("pair", reference, (base, reward), infos, sources)
+
+
+def _merged_pair(
+    base: Trunk, sources: tuple[PersRM, ...], topology: str, reference: Reference, backbone: Path | None
+) -> Plan:
+    """A merged PersRM checkpoint, and its backbone as a third trunk where that is the reference."""
+    source = sources[0]
+    if len(sources) > 1 or source.checkpoint is None:
+        raise OptionError(
+            f"{len(sources)} PersRMs, a merged checkpoint among them",
+            expected="one merged checkpoint, or any number of LoRA adapters on one backbone",
+        )
+    if topology == "shared":
+        raise OptionError(
+            f"--topology shared with the merged checkpoint {source.checkpoint.path}",
+            expected="a LoRA adapter folder",
+            hint="pass --topology pair or auto",
+        )
+    _check_vocabulary(base, source.checkpoint)
+    check_head_fits(source.head, source.checkpoint, path=source.checkpoint.path)
+    reward = Trunk(REWARD_TRUNK, source.checkpoint, _spec(source.checkpoint), has_features=source.head is not None)
+    trunks = [base, reward]
+    if reference == "backbone":
+        if backbone is None:
+            raise OptionError(
+                f"--reference backbone with the merged checkpoint {source.checkpoint.path}",
+                expected="its un-tuned backbone",
+                hint="pass --backbone DIR, or --reference base",
+            )
+        checkpoint = open_checkpoint(backbone)
+        _check_vocabulary(base, checkpoint)
+        trunks.append(Trunk(REFERENCE_TRUNK, checkpoint, _spec(checkpoint)))
+    elif backbone is not None:
+        raise OptionError("--backbone with a merged checkpoint", expected="--reference backbone beside it")
+    info = _describe(source, REWARD_TRUNK, REFERENCE_TRUNK if reference == "backbone" else None, adapter=False)
+    return Plan("pair", reference, tuple(trunks), (info,), sources)
+
+
+# -- pieces ---------------------------------------------------------------------------------------------------------
+
+
+def _spec(checkpoint: Checkpoint) -> DecoderSpec:
+    return read_spec(checkpoint.config, tied=checkpoint.tied)
+
+
+def _with_adapters(name: str, checkpoint: Checkpoint, spec: DecoderSpec, sources: tuple[PersRM, ...]) -> Trunk:
+    """A trunk whose adapters stay inputs, at every site that any of them touches."""
+    touched: set[str] = set()
+    for source in sources:
+        _check_source(source, checkpoint)
+        modules = {".".join(module.split(".")[-2:]) for module in _adapter(source).delta}
+        touched |= {site for site, names in SITE_MODULES.items() if modules & set(names)}
+    sites = tuple(site for site in contract.LORA_SITES if site in touched)
+    has_features = any(source.head for source in sources)
+    return Trunk(name, checkpoint, spec, lora_sites=sites, has_features=has_features)
+
+
+def _adapter(source: PersRM) -> LoraAdapter:
+    assert source.adapter is not None  # callers hold adapters only
+    return source.adapter
+
+
+def _check_source(source: PersRM, checkpoint: Checkpoint) -> None:
+    check_fits(_adapter(source), checkpoint)
+    check_head_fits(source.head, checkpoint, path=_adapter(source).path)
+
+
+def _describe(source: PersRM, trunk: str, reference_trunk: str | None, *, adapter: bool) -> PersRMInfo:
+    return PersRMInfo(
+        name=source.name,
+        trunk=trunk,
+        adapter=f"adapters/{source.name}.safetensors" if adapter else None,
+        head=f"heads/{source.name}.safetensors" if source.head else None,
+        features=list(source.features),
+        default_weights=list(source.default_weights),
+        reference_trunk=reference_trunk,
+        prompt_template=source.prompt_template,
+    )
+
+
+def _check_names(sources: tuple[PersRM, ...]) -> None:
+    """Names and features are what a user calls on, so each must mean one thing."""
+    for what, names in (
+        ("PersRMs", [source.name for source in sources]),
+        ("features", [feature for source in sources for feature in source.features]),
+    ):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise OptionError(
+                f"two {what} are called '{twice[0]}'",
+                expected="different names",
+                hint='rename the folder, or set "name" and "features" in its pad_persrm.json',
+            )
+
+
+def _check_vocabulary(base: Trunk, other: Checkpoint) -> None:
+    """A candidate id must mean the same token to both models, and have a row in both heads."""
+    ours, theirs = base.checkpoint.vocabulary(), other.vocabulary()
+    different = sum(theirs.get(token) != index for token, index in ours.items())
+    if different:
+        raise TokenizerMismatchError(
+            f"{other.path} differs from the base's tokenizer in {different} of {len(ours)} tokens",
+            expected="a PersRM with the base's own tokenizer",
+            hint="candidates are compared by token id, so train the PersRM on a model with that tokenizer",
+        )
+    if other.config.vocab_size < base.spec.vocab_size:
+        raise CheckpointError(
+            f"{other.path} has {other.config.vocab_size} rows in its head",
+            expected=f"at least the base's {base.spec.vocab_size}",
+            hint="resize its embeddings with resize_token_embeddings",
+        )
+
+
+def _find_backbone(base: Checkpoint, sources: tuple[PersRM, ...], topology: str, backbone: Path | None) -> Path | None:
+    """Where the adapters' backbone is: None for the base itself.
+
+    An adapter names its base and does not hold it. A name that is a folder here is that folder; a hub name is the given
+    base when its last part is the base's folder name; anything else is for the user to say.
+    """
+    if backbone is not None:
+        return None if _same_file(backbone, base.path) else backbone
+    if topology == "shared":
+        return None
+    found = {_resolve(source, base) for source in sources}
+    if len(found) > 1:
+        raise AdapterError("the adapters were trained on different models", expected="adapters on one backbone")
+    return found.pop()
+
+
+def _resolve(source: PersRM, base: Checkpoint) -> Path | None:
+    name = _adapter(source).base_name
+    if name and Path(name).exists():
+        return None if _same_file(Path(name), base.path) else Path(name)
+    own_names = {
+        base.path.name,
+        base.path.stem,
+        base.path.resolve().name,
+        str(getattr(base.config, "_name_or_path", "")),
+    }
+    if name and name.rstrip("/").split("/")[-1].lower() in {own.split("/")[-1].lower() for own in own_names}:
+        return None
+    raise AdapterError(
+        f"{_adapter(source).path} says it was trained on '{name}'",
+        expected=f"the base {base.path}",
+        hint="if that is the same model, pass --topology shared; if not, pass --backbone DIR with the model it names",
+    )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.resolve() == other.resolve()

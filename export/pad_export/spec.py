@@ -1,0 +1,169 @@
+"""What a decoder is, read once from its Hugging Face config: everything the graph builder needs, and no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pad_runtime.errors import CheckpointError
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+Activation = Literal["silu", "gelu_tanh"]
+
+# model_type of config.json -> what people call it
+FAMILIES = {
+    "llama": "Llama 2, Llama 3, SmolLM",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2, Qwen2.5",
+    "qwen3": "Qwen3",
+    "gemma": "Gemma",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+}
+_ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_GEMMAS = ("gemma", "gemma2", "gemma3_text")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of one kind of layer: `inv_freq` [head_dim / 2], and the factor on its cos and sin."""
+
+    inv_freq: tuple[float, ...]
+    scaling: float
+
+    def tables(self, max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cos and sin of every position, each [max_length, head_dim / 2] float32."""
+        angles = torch.outer(torch.arange(max_length).float(), torch.tensor(self.inv_freq))
+        return angles.cos() * self.scaling, angles.sin() * self.scaling
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What differs from layer to layer: the attention window in tokens (0: all of them) and which rope."""
+
+    window: int
+    rope: int
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A decoder-only transformer with rotary positions, RMS norms and a gated MLP."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_epsilon: float
+    norm_offset: float  # Gemma multiplies by 1 + weight
+    activation: Activation
+    attention_scale: float
+    embedding_scale: float
+    qk_norm: bool
+    post_norms: bool  # Gemma 2 and 3 also norm what attention and MLP return
+    attention_softcap: float  # 0: none
+    logit_softcap: float  # 0: none
+    tied: bool
+    max_positions: int
+    layers: tuple[LayerSpec, ...]
+    ropes: tuple[Rope, ...]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Widths of q, k and v in the packed projection."""
+        return (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.num_kv_heads * self.head_dim)
+
+
+def read_spec(config: Any, *, tied: bool) -> DecoderSpec:
+    """Read a spec from a transformers config.
+
+    Args:
+        config: the text model's config.
+        tied: whether the checkpoint has no lm_head of its own.
+
+    Raises:
+        CheckpointError: the family, its activation or its rotary scaling is not one this exporter can write.
+    """
+    family = config.model_type
+    if family not in FAMILIES:
+        works = ", ".join(f"{key} ({label})" for key, label in FAMILIES.items())
+        raise CheckpointError(f"model_type '{family}'", expected=f"one of {works}")
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if family == "gemma":
+        activation = "gelu_pytorch_tanh"  # old Gemma configs say 'gelu' and mean this one
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(f"{family} with activation '{activation}'", expected=" or ".join(_ACTIVATIONS))
+    if getattr(config, "use_bidirectional_attention", None):
+        raise CheckpointError(f"{family} with bidirectional attention", expected="a causal decoder")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    gemma = family in _GEMMAS
+    scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
+    layers, ropes = _layers(config, head_dim)
+    return DecoderSpec(
+        model_type=family,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=head_dim,
+        norm_epsilon=config.rms_norm_eps,
+        norm_offset=1.0 if gemma else 0.0,
+        activation=_ACTIVATIONS[activation],
+        attention_scale=scalar**-0.5,
+        embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
+        qk_norm=family in ("qwen3", "gemma3_text"),
+        post_norms=family in ("gemma2", "gemma3_text"),
+        attention_softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
+        logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        tied=tied,
+        max_positions=config.max_position_embeddings,
+        layers=layers,
+        ropes=ropes,
+    )
+
+
+def _layers(config: Any, head_dim: int) -> tuple[tuple[LayerSpec, ...], tuple[Rope, ...]]:
+    """Windows and ropes of every layer. A rope of its own per kind of layer is Gemma 3's; the others have one."""
+    window = getattr(config, "sliding_window", None) or 0
+    default_kind = "sliding_attention" if config.model_type == "mistral" and window else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [default_kind] * config.num_hidden_layers
+    parameters = config.rope_parameters
+    per_kind = "rope_type" not in parameters
+    rope_kinds = sorted(set(kinds)) if per_kind else ["full_attention"]
+    ropes = tuple(_rope(config, head_dim, parameters[kind] if per_kind else parameters) for kind in rope_kinds)
+    layers = []
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise CheckpointError(f"a layer of type '{kind}'", expected="full_attention or sliding_attention")
+        layers.append(
+            LayerSpec(
+                window=window if kind == "sliding_attention" else 0, rope=rope_kinds.index(kind) if per_kind else 0
+            )
+        )
+    return tuple(layers), ropes
+
+
+def _rope(config: Any, head_dim: int, parameters: dict[str, Any]) -> Rope:
+    """Inverse frequencies by transformers' own formulas, for the kinds whose table does not depend on the prompt."""
+    kind = parameters["rope_type"]
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise CheckpointError("a rotary embedding over part of the head", expected="one over the whole head")
+    if kind == "default":
+        exponents = torch.arange(0, head_dim, 2).float() / head_dim
+        return Rope(tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()), 1.0)
+    if kind not in ("linear", "llama3", "yarn"):
+        raise CheckpointError(f"rope_type '{kind}'", expected="default, linear, llama3 or yarn")
+    if len(config.rope_parameters) != len(parameters):  # Gemma 3 scales one kind of layer, always linearly
+        base = _rope(config, head_dim, {**parameters, "rope_type": "default"})
+        return Rope(tuple(f / parameters["factor"] for f in base.inv_freq), 1.0)
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config, device="cpu")
+    return Rope(tuple(inv_freq.tolist()), float(scaling))

@@ -1,0 +1,189 @@
+"""The step graph: every trunk's layers, the candidates, the candidate-only reward head, the mix and the choice.
+
+score(a) = sum_rows c_row * z_row(a)      a in the base row's top k      (arXiv 2410.04070, eq. 9-11, normalisers cancelled)
+next     = argmax(score + temperature * Gumbel)  over the candidates inside top_p
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import TensorProto
+from pad_runtime import contract
+
+from pad_export.dialect import DIALECTS
+from pad_export.graph import FLOAT_TYPES, Graph
+from pad_export.trunk import Trunk, emit_trunk, head_weight
+from pad_export.weights import WeightsFile
+
+_FLOAT, _INT64, _INT32 = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.INT32)
+
+
+def build_step_graph(trunks: Sequence[Trunk], weights: WeightsFile, *, dialect: str, precision: str) -> Graph:
+    """The guided graph over all trunks. `trunks[0]` is the base; its further rows, if it serves any, are rewards."""
+    return _StepBuilder(contract.STEP_GRAPH, trunks, weights, dialect, precision).build(guided=True)
+
+
+def build_base_graph(base: Trunk, weights: WeightsFile, *, dialect: str, precision: str) -> Graph:
+    """The base alone over the same weights: one row a sequence, no adapter, no mix, the same choice at the end."""
+    plain = Trunk(base.name, base.checkpoint, base.spec)
+    return _StepBuilder(contract.BASE_GRAPH, [plain], weights, dialect, precision).build(guided=False)
+
+
+class _StepBuilder:
+    def __init__(self, name: str, trunks: Sequence[Trunk], weights: WeightsFile, dialect: str, precision: str) -> None:
+        self.graph = Graph(name)
+        self.trunks, self.weights = trunks, weights
+        self.dialect, self.precision = dialect, precision
+
+    def build(self, *, guided: bool) -> Graph:
+        g = self.graph
+        base = self.trunks[0]
+        hidden = [
+            emit_trunk(g, trunk, self.weights, DIALECTS[self.dialect](g, trunk.spec, self.precision))
+            for trunk in self.trunks
+        ]  # each [R, hidden]
+        self.top_k = g.input(contract.TOP_K, _INT64, [1])
+        self.temperature = g.input(contract.TEMPERATURE, _FLOAT, ["batch", 1])
+        batch = g.op("Shape", self.temperature, name="batch", start=0, end=1)
+        grouped = [self._group(value, batch, trunk) for value, trunk in zip(hidden, self.trunks, strict=True)]
+        first = g.constant(0, np.int64)
+        base_hidden = g.op("Gather", grouped[0], first, name="base_hidden", axis=1)  # [batch, hidden]
+        logits = g.op("Gemm", base_hidden, self._head(base), name="lm_head", transB=1)
+        logits = self._to_float(self._softcap(logits, base, "lm_head"), "lm_head")  # [batch, vocab]
+        best, candidates = g.ops(
+            "TopK", logits, self.top_k, name="top_k_", outputs=["best", contract.CANDIDATES], axis=-1
+        )
+        scores = best
+        if guided:
+            scores = self._mix(grouped, best, candidates)
+            g.output(candidates, _INT64, ["batch", "k"])
+            g.output(contract.ROW_LOGITS, _FLOAT, ["batch", "total_rows", "k"])
+            g.output(contract.SCORES, _FLOAT, ["batch", "k"])
+        self._advance(self._choose(scores, candidates))
+        return g
+
+    # -- the mix ------------------------------------------------------------------------------------------------------
+
+    def _group(self, hidden: str, batch: str, trunk: Trunk) -> str:
+        """[R, hidden] -> [batch, rows of the trunk, hidden]."""
+        g, at = self.graph, trunk.prefix
+        tail = g.constant([-1, trunk.spec.hidden_size], np.int64)
+        shape = g.op("Concat", batch, tail, name=f"{at}group/shape", axis=0)
+        return g.op("Reshape", hidden, shape, name=f"{at}group")
+
+    def _mix(self, grouped: Sequence[str], best: str, candidates: str) -> str:
+        """scores [batch, k] = coefficients [batch, rows] x row logits [batch, rows, k]."""
+        g = self.graph
+        axis1 = g.constant([1], np.int64)
+        logits = [g.op("Unsqueeze", best, axis1, name="mix/base_row")]
+        for index, (trunk, hidden) in enumerate(zip(self.trunks, grouped, strict=True)):
+            rows = hidden
+            if index == 0:
+                if len(self.trunks) > 1:
+                    continue  # with trunks of their own for the rewards, the base trunk has the base row only
+                end = g.constant([np.iinfo(np.int64).max], np.int64)
+                rows = g.op("Slice", hidden, axis1, end, axis1, name="reward_hidden")
+            logits.append(self._reward_logits(rows, candidates, trunk))
+        rows_logits = g.op("Concat", *logits, name="mix/rows", output=contract.ROW_LOGITS, axis=1)
+        coefficients = g.input(contract.COEFFICIENTS, _FLOAT, ["batch", "total_rows"])
+        weighed = g.op("Unsqueeze", coefficients, axis1, name="mix/coefficients")
+        mixed = g.op("MatMul", weighed, rows_logits, name="mix")  # [batch, 1, k]
+        return g.op("Squeeze", mixed, axis1, name="mix/scores", output=contract.SCORES)
+
+    def _reward_logits(self, hidden: str, candidates: str, trunk: Trunk) -> str:
+        """Logits of the k candidates only, [batch, rows, k]: gathers k rows of the lm_head, never the vocabulary."""
+        g, at = self.graph, trunk.prefix
+        if trunk.has_features:
+            hidden = self._features(hidden, trunk)
+        rows = g.op("Gather", self._head(trunk), candidates, name=f"{at}reward/head_rows")  # [batch, k, hidden]
+        columns = g.op("Transpose", hidden, name=f"{at}reward/columns", perm=[0, 2, 1])  # [batch, hidden, rows]
+        logits = g.op("MatMul", rows, columns, name=f"{at}reward/dots")
+        logits = g.op("Transpose", logits, name=f"{at}reward/logits", perm=[0, 2, 1])
+        return self._to_float(self._softcap(logits, trunk, f"{at}reward"), f"{at}reward")
+
+    def _features(self, hidden: str, trunk: Trunk) -> str:
+        """w_0 h + sum_i w_i (W_i h + b_i) for each reward row: the lm_head is linear, so features mix before it."""
+        g, at, spec = self.graph, trunk.prefix, trunk.spec
+        float_type = FLOAT_TYPES[self.precision]
+        features, rows = f"{at}features", f"{at}reward_rows"
+        heads = g.input(at + contract.FEATURE_HEADS, float_type, [features, spec.hidden_size, spec.hidden_size])
+        biases = g.input(at + contract.FEATURE_BIASES, float_type, [features, 1, spec.hidden_size])
+        weights = g.input(at + contract.PREFERENCE_WEIGHTS, float_type, ["batch", rows, f"{at}weights"])
+        axis1, axis2 = g.constant([1], np.int64), g.constant([2], np.int64)
+        plain = g.op("Unsqueeze", hidden, axis1, name=f"{at}features/rows")  # [batch, 1, rows, hidden]
+        phi = g.op("MatMul", plain, heads, name=f"{at}features/heads")  # [batch, P, rows, hidden]
+        phi = g.op("Add", phi, biases, name=f"{at}features/biases")
+        phi = g.op("Concat", plain, phi, name=f"{at}features/all", axis=1)  # [batch, 1 + P, rows, hidden]
+        phi = g.op("Transpose", phi, name=f"{at}features/by_row", perm=[0, 2, 1, 3])
+        weighed = g.op("Unsqueeze", weights, axis2, name=f"{at}features/weights")  # [batch, rows, 1, 1 + P]
+        mixed = g.op("MatMul", weighed, phi, name=f"{at}features/mix")  # [batch, rows, 1, hidden]
+        return g.op("Squeeze", mixed, axis2, name=f"{at}features/out")
+
+    # -- the choice ---------------------------------------------------------------------------------------------------
+
+    def _choose(self, scores: str, candidates: str) -> str:
+        """Greedy or sampled: next ids [batch]. Temperature 0 leaves the arg max of the scores, exactly."""
+        g = self.graph
+        top_p = g.input(contract.TOP_P, _FLOAT, ["batch", 1])
+        noise = g.input(contract.NOISE, _FLOAT, ["noise_steps", "batch", "k"])
+        step = g.input(contract.STEP, _INT64, [1])
+        axis0, axis1 = g.constant([0], np.int64), g.constant([1], np.int64)
+        ordered, order = g.ops(
+            "TopK", scores, self.top_k, name="choose/sort", outputs=["choose/ordered", "choose/order"], axis=-1
+        )
+        floor = g.op("Max", self.temperature, g.constant(1e-6, np.float32), name="choose/temperature")
+        chances = g.op("Softmax", g.op("Div", ordered, floor, name="choose/scaled"), name="choose/chances", axis=-1)
+        before = g.op("CumSum", chances, g.constant(1, np.int64), name="choose/mass_before", exclusive=1)
+        inside = g.op("Less", before, top_p, name="choose/inside")
+        length = g.op("Shape", noise, name="choose/noise_steps", start=0, end=1)
+        now = g.op("Gather", noise, g.op("Mod", step, length, name="choose/index"), name="choose/noise_now", axis=0)
+        gumbel = g.op("Squeeze", now, axis0, name="choose/gumbel")  # [batch, k]
+        shaken = g.op(
+            "Add", ordered, g.op("Mul", gumbel, self.temperature, name="choose/spread"), name="choose/perturbed"
+        )
+        allowed = g.op("Where", inside, shaken, g.constant(np.finfo(np.float32).min, np.float32), name="choose/allowed")
+        winner = g.op("ArgMax", allowed, name="choose/winner", axis=-1, keepdims=1)  # [batch, 1]
+        place = g.op("GatherElements", order, winner, name="choose/place", axis=1)
+        chosen = g.op("GatherElements", candidates, place, name="choose/id", axis=1)
+        next_ids = g.op("Squeeze", chosen, axis1, name="choose/ids", output=contract.NEXT_IDS)
+        g.output(next_ids, _INT64, ["batch"])
+        g.output(g.op("Add", step, axis1, name="advance/step", output=contract.NEXT_STEP), _INT64, [1])
+        return next_ids
+
+    def _advance(self, next_ids: str) -> None:
+        """What the next step takes in, written beside what this one read, so that running a step twice is harmless."""
+        g = self.graph
+        last = g.input(contract.MAX_POSITION, _INT32, [1])
+        for trunk in self.trunks:
+            at = trunk.prefix
+            rows = f"{at}rows"
+            sequence = g.input(at + contract.ROW_SEQUENCE, _INT64, [rows, 1])
+            ids = g.op("Gather", next_ids, sequence, name=f"{at}advance/ids", output=at + contract.NEXT_INPUT_IDS)
+            grown = g.op("Add", at + contract.SEQLENS_K, g.constant([1], np.int32), name=f"{at}advance/grown")
+            # A finished sequence of a batch runs on until the others stop; it must not leave its cache.
+            lengths = g.op("Min", grown, last, name=f"{at}advance/lengths", output=at + contract.NEXT_SEQLENS_K)
+            g.output(ids, _INT64, [rows, 1])
+            g.output(lengths, _INT32, [rows])
+
+    # -- pieces -------------------------------------------------------------------------------------------------------
+
+    def _head(self, trunk: Trunk) -> str:
+        return self.graph.weight(self.weights[head_weight(trunk)])
+
+    def _softcap(self, logits: str, trunk: Trunk, name: str) -> str:
+        """cap * tanh(logits / cap), where the family caps its logits."""
+        cap = trunk.spec.logit_softcap
+        if not cap:
+            return logits
+        g, dtype = self.graph, np.float32 if self.precision == "fp32" else np.float16
+        scaled = g.op("Div", logits, g.constant(cap, dtype), name=f"{name}/softcap/scaled")
+        return g.op(
+            "Mul", g.op("Tanh", scaled, name=f"{name}/softcap/tanh"), g.constant(cap, dtype), name=f"{name}/softcap"
+        )
+
+    def _to_float(self, logits: str, name: str) -> str:
+        if self.precision == "fp32":
+            return logits
+        return self.graph.op("Cast", logits, name=f"{name}/float", to=_FLOAT)

@@ -1,0 +1,254 @@
+"""A trunk: one set of decoder weights in the step graph. Streams its weights to disk, then emits its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from onnx import TensorProto
+from pad_runtime import contract
+
+from pad_export.adapter import LoraAdapter
+from pad_export.checkpoint import Checkpoint
+from pad_export.dialect import Dialect, LayerCache, TrunkInputs
+from pad_export.graph import FLOAT_TYPES, NUMPY_FLOATS, Graph
+from pad_export.spec import DecoderSpec
+from pad_export.weights import WeightsFile
+
+TORCH_FLOATS = {"fp32": torch.float32, "fp16": torch.float16}
+
+# site -> the checkpoint's linears that are packed into it, side by side
+SITE_MODULES = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """One set of weights and how its rows may differ from them.
+
+    `merged` is added into the weights at export; `lora_sites` take their adapter as graph inputs, per row;
+    `has_features` says that reward rows pass through the PersRMs' feature heads.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    spec: DecoderSpec
+    merged: LoraAdapter | None = None
+    lora_sites: tuple[str, ...] = ()
+    has_features: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """Prefix of this trunk's inputs and outputs."""
+        return contract.trunk_prefix(self.name)
+
+    def site_sizes(self, site: str) -> tuple[int, int]:
+        """(in_features, out_features) of one packed linear."""
+        spec = self.spec
+        attended = spec.num_heads * spec.head_dim
+        return {
+            "qkv": (spec.hidden_size, sum(spec.qkv_sizes)),
+            "o": (attended, spec.hidden_size),
+            "gate_up": (spec.hidden_size, 2 * spec.intermediate_size),
+            "down": (spec.intermediate_size, spec.hidden_size),
+        }[site]
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def write_weights(
+    trunk: Trunk, file: WeightsFile, *, precision: str, max_length: int, progress: Callable[[int], object]
+) -> None:
+    """Stream a trunk's weights to `file`, one packed tensor at a time; `progress(1)` is called after each layer."""
+    dtype = TORCH_FLOATS[precision]
+    for name, tensor in _tensors(trunk, max_length):
+        file.write(f"{trunk.name}/{name}", tensor.to(dtype))
+        if name.endswith(".down.weight"):
+            progress(1)
+
+
+def _tensors(trunk: Trunk, max_length: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a trunk under its name in the graph, in the order in which the graph uses them."""
+    source, spec = trunk.checkpoint, trunk.spec
+    yield "embed", source.tensor("model.embed_tokens.weight")
+    for i, rope in enumerate(spec.ropes):
+        cos, sin = rope.tables(max_length)
+        yield f"rope.{i}.cos", cos
+        yield f"rope.{i}.sin", sin
+    for layer in range(spec.num_layers):
+        at = f"model.layers.{layer}."
+        for graph_name, norm in _norms(spec).items():
+            yield f"layers.{layer}.{graph_name}", source.tensor(f"{at}{norm}.weight").float() + spec.norm_offset
+        for site, modules in SITE_MODULES.items():
+            parts = [_linear(trunk, at + module) for module in modules]
+            yield f"layers.{layer}.{site}.weight", torch.cat(parts).T
+            if site_has_bias(trunk, layer, site):
+                biases = [
+                    source.tensor(f"{at}{module}.bias")
+                    if f"{at}{module}.bias" in source.names
+                    else torch.zeros(part.shape[0], dtype=part.dtype)
+                    for module, part in zip(modules, parts, strict=True)
+                ]
+                yield f"layers.{layer}.{site}.bias", torch.cat(biases)
+    yield "norm", source.tensor("model.norm.weight").float() + spec.norm_offset
+    if not spec.tied:
+        yield "lm_head", source.tensor("lm_head.weight")
+
+
+def _norms(spec: DecoderSpec) -> dict[str, str]:
+    """Norm weights of a layer: name in the graph -> name in the checkpoint."""
+    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    if spec.post_norms:
+        norms = {
+            "attention_norm": "input_layernorm",
+            "attention_post_norm": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "mlp_post_norm": "post_feedforward_layernorm",
+        }
+    if spec.qk_norm:
+        norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    return norms
+
+
+def _linear(trunk: Trunk, module: str) -> torch.Tensor:
+    """Weight [out, in] of one linear, with the merged adapter added in float32."""
+    weight = trunk.checkpoint.tensor(f"{module}.weight")
+    delta = trunk.merged.delta.get(module) if trunk.merged else None
+    return weight if delta is None else weight.float() + delta.b @ delta.a
+
+
+def site_has_bias(trunk: Trunk, layer: int, site: str) -> bool:
+    """Whether any linear packed into the site has a bias."""
+    at = f"model.layers.{layer}."
+    return any(f"{at}{module}.bias" in trunk.checkpoint.names for module in SITE_MODULES[site])
+
+
+# -- layers ---------------------------------------------------------------------------------------------------------
+
+
+def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> str:
+    """Emit inputs, layers and KV outputs of one trunk.
+
+    Returns:
+        The final-norm hidden state of each row's last valid token: [R, hidden].
+    """
+    return _Emitter(graph, trunk, weights, dialect).run()
+
+
+def head_weight(trunk: Trunk) -> str:
+    """Name of the lm_head's weight [vocab, hidden]: the embedding's, where they are tied."""
+    return f"{trunk.name}/{'embed' if trunk.spec.tied else 'lm_head'}"
+
+
+class _Emitter:
+    def __init__(self, graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> None:
+        self.graph, self.trunk, self.weights, self.dialect = graph, trunk, weights, dialect
+        self.spec = trunk.spec
+        self.rows = f"{trunk.prefix}rows"
+        self.float_type = FLOAT_TYPES[dialect.precision]
+
+    def run(self) -> str:
+        g, spec, at = self.graph, self.spec, self.trunk.prefix
+        inputs = TrunkInputs(
+            prefix=at,
+            input_ids=g.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.rows, f"{at}s"]),
+            seqlens_k=g.input(at + contract.SEQLENS_K, TensorProto.INT32, [self.rows]),
+            last_token=g.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.rows, 1]),
+            rope_tables=tuple(
+                (self._weight(f"rope.{i}.cos"), self._weight(f"rope.{i}.sin")) for i in range(len(spec.ropes))
+            ),
+        )
+        self.gates = {
+            site: g.input(at + contract.lora_gate(site), self.float_type, [self.rows, 1, f"{at}rank.{site}"])
+            for site in self.trunk.lora_sites
+        }
+        self.dialect.begin(inputs)
+        x = g.op("Gather", self._weight("embed"), inputs.input_ids, name=f"{at}embed")  # [R, s, hidden]
+        if spec.embedding_scale != 1.0:
+            scale = g.constant(spec.embedding_scale, NUMPY_FLOATS[self.dialect.precision])
+            x = g.op("Mul", x, scale, name=f"{at}embed/scale")
+        delta = ""  # what the block before returned and the residual stream has not yet taken in
+        for layer in range(spec.num_layers):
+            name = f"{at}layers.{layer}"
+            x, normed = self._residual(x, delta, f"layers.{layer}.attention_norm", name)
+            attended = self._attention(normed, layer, inputs)
+            x, normed = self._residual(x, attended, f"layers.{layer}.mlp_norm", name)
+            delta = self._mlp(normed, layer)
+        _, normed = self._residual(x, delta, "norm", f"{at}final")
+        return g.op("GatherND", normed, inputs.last_token, name=f"{at}last_hidden", batch_dims=1)
+
+    def _residual(self, x: str, delta: str, norm: str, name: str) -> tuple[str, str]:
+        """(x + delta, its norm); at the first layer there is no delta yet."""
+        weight, name = self._weight(norm), f"{name}/{norm.rpartition('.')[2]}"
+        if not delta:
+            return x, self.dialect.norm(x, weight, name)
+        return self.dialect.add_norm(x, delta, weight, name)
+
+    def _attention(self, x: str, layer: int, inputs: TrunkInputs) -> str:
+        g, at, spec = self.graph, self.trunk.prefix, self.spec
+        cache = LayerCache(
+            past_key=self._cache_input(contract.past_key(layer)),
+            past_value=self._cache_input(contract.past_value(layer)),
+            present_key=at + contract.present_key(layer),
+            present_value=at + contract.present_value(layer),
+        )
+        norms = None
+        if spec.qk_norm:
+            norms = (self._weight(f"layers.{layer}.q_norm"), self._weight(f"layers.{layer}.k_norm"))
+        qkv = self._linear(x, layer, "qkv")
+        out = self.dialect.attention(qkv, norms, layer, inputs, cache, f"{at}layers.{layer}/attention")
+        for present in (cache.present_key, cache.present_value):
+            g.output(present, self.float_type, self._cache_shape())
+        return self._post_norm(self._linear(out, layer, "o"), layer, "attention_post_norm")
+
+    def _mlp(self, x: str, layer: int) -> str:
+        g, name = self.graph, f"{self.trunk.prefix}layers.{layer}/mlp"
+        half = self.spec.intermediate_size
+        gate, up = g.ops(
+            "Split",
+            self._linear(x, layer, "gate_up"),
+            g.constant([half, half], np.int64),
+            name=f"{name}/split",
+            outputs=[f"{name}/gate", f"{name}/up"],
+            axis=-1,
+        )
+        product = g.op("Mul", self.dialect.activation(gate, f"{name}/activation"), up, name=f"{name}/product")
+        return self._post_norm(self._linear(product, layer, "down"), layer, "mlp_post_norm")
+
+    def _post_norm(self, x: str, layer: int, norm: str) -> str:
+        if not self.spec.post_norms:
+            return x
+        return self.dialect.norm(x, self._weight(f"layers.{layer}.{norm}"), f"{self.trunk.prefix}layers.{layer}/{norm}")
+
+    def _linear(self, x: str, layer: int, site: str) -> str:
+        """x @ W (+ bias) (+ gate * (x @ A) @ B): the gate is zero on rows that have no adapter, and exact there."""
+        g, trunk = self.graph, self.trunk
+        name = f"{trunk.prefix}layers.{layer}/{site}"
+        y = g.op("MatMul", x, self._weight(f"layers.{layer}.{site}.weight"), name=name)
+        if site_has_bias(trunk, layer, site):
+            y = g.op("Add", y, self._weight(f"layers.{layer}.{site}.bias"), name=f"{name}/bias")
+        if site in self.gates:
+            size_in, size_out = trunk.site_sizes(site)
+            rank = f"{trunk.prefix}rank.{site}"
+            a = g.input(trunk.prefix + contract.lora_a(layer, site), self.float_type, [size_in, rank])
+            b = g.input(trunk.prefix + contract.lora_b(layer, site), self.float_type, [rank, size_out])
+            low = g.op("MatMul", x, a, name=f"{name}/lora_a")  # [R, s, rank]
+            low = g.op("Mul", low, self.gates[site], name=f"{name}/lora_gate")
+            y = g.op("Add", y, g.op("MatMul", low, b, name=f"{name}/lora_b"), name=f"{name}/lora")
+        return y
+
+    def _weight(self, name: str) -> str:
+        return self.graph.weight(self.weights[f"{self.trunk.name}/{name}"])
+
+    def _cache_input(self, name: str) -> str:
+        return self.graph.input(self.trunk.prefix + name, self.float_type, self._cache_shape())
+
+    def _cache_shape(self) -> list[int | str]:
+        return [self.rows, self.spec.num_kv_heads, "capacity", self.spec.head_dim]

@@ -1,0 +1,240 @@
+"""Verification of a written bundle: names, axes and types, then prefill and eight steps against the torch models.
+
+The graph runs first and chooses its own tokens; torch then reads prompt and tokens in one forward pass per row. Every
+position's candidates, row logits, scores and choice are compared, and every KV tensor at the end. All failures are
+reported, not the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import torch
+from pad_runtime import contract
+from pad_runtime.bundle import Bundle
+from pad_runtime.errors import VerificationError
+from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
+from pad_runtime.step import OrtStep, StepRequest, StepTrace
+
+from pad_export.graph import FLOAT_TYPES
+from pad_export.plan import Plan
+from pad_export.reference import RowModel, RowOutput, load_row_model
+from pad_export.tolerance import TOLERANCE, difference
+
+NUM_STEPS = 8
+_BETA = 1.3  # neither 0 nor 1: every row counts
+_BATCHES = (((5, 9),), ((7, 4), (3, 8)))  # (base, reward) prompt lengths of each sequence: one alone, two ragged
+_MAX_REPORTED = 12
+
+
+@dataclass
+class _Run:
+    """What the graph did: the rows it was given, the tokens it chose, and what it weighed."""
+
+    sequences: list[list[list[Row]]]
+    tokens: list[list[int]] = field(default_factory=list)  # [step][sequence]
+    traces: list[StepTrace] = field(default_factory=list)
+    caches: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+def verify_bundle(folder: Path, plan: Plan) -> str:
+    """Hold a bundle against the models it came from.
+
+    Returns:
+        One line that says what was compared and the worst differences.
+
+    Raises:
+        VerificationError: every difference found.
+    """
+    bundle = Bundle(folder)
+    failures = _check_graphs(bundle, plan)
+    worst = {"logits": 0.0, "KV": 0.0}
+    if not failures:
+        runs = [_run(bundle, guided, _sequences(bundle, plan, lengths, guided)) for lengths, guided in _cases(bundle)]
+        precision = bundle.manifest.precision
+        del bundle  # its weights go before torch's come
+        _compare(plan, runs, precision, failures, worst)
+    if failures:
+        shown = "; ".join(failures[:_MAX_REPORTED])
+        more = f"; and {len(failures) - _MAX_REPORTED} more" if len(failures) > _MAX_REPORTED else ""
+        raise VerificationError(f"{len(failures)} differences from torch: {shown}{more}")
+    return (
+        f"verified against torch: {len(_BATCHES)} batches x {NUM_STEPS + 1} tokens, worst difference "
+        f"{worst['logits']:.1e} (logits), {worst['KV']:.1e} (KV), tolerance {TOLERANCE[precision]:.0e}"
+    )
+
+
+# -- the graphs themselves ------------------------------------------------------------------------------------------
+
+
+def _check_graphs(bundle: Bundle, plan: Plan) -> list[str]:
+    """KV inputs and outputs of both graphs: there, alike, of the right type and shape."""
+    failures = []
+    manifest = bundle.manifest
+    for name, trunks in ((contract.STEP_GRAPH, plan.trunks), (contract.BASE_GRAPH, plan.trunks[:1])):
+        model = onnx.load(bundle.folder / manifest.graphs[name].file, load_external_data=False)
+        values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
+        for trunk in trunks:
+            for layer in range(trunk.spec.num_layers):
+                for tensor in (
+                    contract.past_key(layer),
+                    contract.past_value(layer),
+                    contract.present_key(layer),
+                    contract.present_value(layer),
+                ):
+                    kind = values.get(trunk.prefix + tensor)
+                    if kind is None:
+                        failures.append(f"{name}: no {trunk.prefix}{tensor}")
+                        continue
+                    sizes = [dim.dim_value for dim in kind.shape.dim]
+                    expected = [0, trunk.spec.num_kv_heads, 0, trunk.spec.head_dim]
+                    if sizes != expected or kind.elem_type != FLOAT_TYPES[manifest.precision]:
+                        failures.append(f"{name}: {trunk.prefix}{tensor} is {sizes}, expected {expected}")
+    return failures
+
+
+# -- the run --------------------------------------------------------------------------------------------------------
+
+
+def _cases(bundle: Bundle) -> list[tuple[tuple[tuple[int, int], ...], bool]]:
+    """Prompt lengths and whether the guided graph runs: every batch that the bundle's limits allow, on both graphs."""
+    manifest = bundle.manifest
+    room = manifest.max_length - NUM_STEPS - 1
+    batches = [
+        tuple((min(base, room), min(reward, room)) for base, reward in lengths)
+        for lengths in _BATCHES
+        if len(lengths) <= manifest.max_batch
+    ]
+    return [(lengths, guided) for guided in (True, False) for lengths in batches]
+
+
+def _sequences(bundle: Bundle, plan: Plan, lengths: tuple[tuple[int, int], ...], guided: bool) -> list[list[list[Row]]]:
+    """Random prompts, and every PersRM of the bundle at once."""
+    generator = torch.Generator().manual_seed(len(lengths))
+
+    def prompt(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(plan.base.spec.vocab_size, (length,), generator=generator).tolist())
+
+    sequences = []
+    for base, reward in lengths:
+        rewards = [
+            Reward(index, tuple(persrm.default_weights), 1.0, prompt(reward))
+            for index, persrm in enumerate(bundle.manifest.persrms)
+        ]
+        sequences.append(plan_rows(bundle.manifest, prompt(base), rewards if guided else [], _BETA))
+    return pad_rows(sequences)
+
+
+def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run:
+    manifest = bundle.manifest
+    step: OrtStep = bundle.guided_step() if guided else bundle.base_step()
+    request = StepRequest(
+        sequences=sequences,
+        active=tuple(range(len(manifest.persrms))) if guided else (),
+        max_new_tokens=NUM_STEPS + 1,
+        top_k=min(manifest.max_top_k, 10),
+        temperature=0.0,
+        top_p=1.0,
+        seeds=(0,) * len(sequences),
+        trace=guided,
+    )
+    run = _Run(sequences)
+    for index in range(NUM_STEPS + 1):
+        ids = step.step() if index else step.prefill(request)
+        run.tokens.append(list(ids))
+        if guided:
+            run.traces.append(step.trace())
+    for trunk in range(len(manifest.trunks) if guided else 1):
+        for layer in range(manifest.trunks[trunk].num_layers):
+            key, value = step.cache(trunk, layer)
+            run.caches[trunk, layer] = (torch.from_numpy(key).float(), torch.from_numpy(value).float())
+    return run
+
+
+# -- the comparison -------------------------------------------------------------------------------------------------
+
+
+def _compare(plan: Plan, runs: list[_Run], precision: str, failures: list[str], worst: dict[str, float]) -> None:
+    """Load each torch model once, run all its rows, then compare run by run."""
+    outputs: list[dict[tuple[int, int, int], RowOutput]] = [{} for _ in runs]  # by (sequence, trunk, row)
+    kinds = {
+        (trunk, row.persrm)
+        for run in runs
+        for rows in run.sequences
+        for trunk in range(len(rows))
+        for row in rows[trunk]
+    }
+    for trunk, persrm in sorted(kinds, key=str):
+        model: RowModel | None = None
+        for run, output in zip(runs, outputs, strict=True):
+            for sequence, rows in enumerate(run.sequences):
+                for index, row in enumerate(rows[trunk]):
+                    if row.persrm == persrm:
+                        model = model or load_row_model(plan, trunk, persrm)
+                        ids = [*row.prompt, *(tokens[sequence] for tokens in run.tokens[:-1])]
+                        output[sequence, trunk, index] = model.forward(ids, row.weights)
+    for number, (run, output) in enumerate(zip(runs, outputs, strict=True)):
+        label = f"run {number} ({'guided' if run.traces else 'base alone'}, batch {len(run.sequences)})"
+        _compare_choices(run, output, TOLERANCE[precision], label, failures, worst)
+        _compare_caches(run, output, TOLERANCE[precision], label, failures, worst)
+
+
+def _compare_choices(
+    run: _Run,
+    output: dict[tuple[int, int, int], RowOutput],
+    tolerance: float,
+    label: str,
+    failures: list[str],
+    worst: dict[str, float],
+) -> None:
+    for sequence, rows in enumerate(run.sequences):
+        flat = [(trunk, index, row) for trunk in range(len(rows)) for index, row in enumerate(rows[trunk])]
+        for step, tokens in enumerate(run.tokens):
+            at = f"{label}, sequence {sequence}, token {step}"
+            logits = [
+                output[sequence, trunk, index].logits[len(row.prompt) - 1 + step] for trunk, index, row in flat
+            ]  # [rows][vocab]
+            slack = 2 * tolerance * max(1.0, float(logits[0].abs().max()))
+            if not run.traces:
+                if float(logits[0].max() - logits[0][tokens[sequence]]) > slack:
+                    failures.append(f"{at}: chose {tokens[sequence]}, torch {int(logits[0].argmax())}")
+                continue
+            trace = run.traces[step]
+            candidates = torch.from_numpy(trace.candidates[sequence])
+            expected = torch.stack([row_logits[candidates] for row_logits in logits])  # [rows, k]
+            gap = difference(torch.from_numpy(trace.row_logits[sequence]), expected)
+            worst["logits"] = max(worst["logits"], gap)
+            if gap > tolerance:
+                failures.append(f"{at}: row logits differ by {gap:.1e}")
+            missed = logits[0].topk(len(candidates)).values[-1] - expected[0].min()
+            if float(missed) > slack:
+                failures.append(f"{at}: candidates are not the base's best")
+            scores = torch.tensor([row.coefficient for _, _, row in flat]) @ expected
+            chosen = scores[candidates == tokens[sequence]]
+            total = sum(abs(row.coefficient) for _, _, row in flat)
+            if len(chosen) != 1 or float(scores.max() - chosen) > total * slack:
+                failures.append(f"{at}: chose {tokens[sequence]}, torch {int(candidates[scores.argmax()])}")
+
+
+def _compare_caches(
+    run: _Run,
+    output: dict[tuple[int, int, int], RowOutput],
+    tolerance: float,
+    label: str,
+    failures: list[str],
+    worst: dict[str, float],
+) -> None:
+    for (trunk, layer), caches in run.caches.items():
+        width = len(run.sequences[0][trunk])
+        for (sequence, row_trunk, index), result in output.items():
+            if row_trunk != trunk:
+                continue
+            length = len(run.sequences[sequence][trunk][index].prompt) + len(run.tokens) - 1
+            for name, ours, theirs in zip(("key", "value"), caches, result.cache[layer], strict=True):
+                kept = theirs.shape[1]  # a sliding window keeps the newest only
+                gap = difference(ours[sequence * width + index, :, length - kept : length], theirs)
+                worst["KV"] = max(worst["KV"], gap)
+                if gap > tolerance:
+                    failures.append(f"{label}, trunk {trunk}, layer {layer}: {name} cache differs by {gap:.1e}")

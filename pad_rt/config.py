@@ -1,0 +1,107 @@
+"""How to generate."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+from pad_runtime.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """Options of one generation. The defaults are the paper's (arXiv 2410.04070): beta 1, k 10, greedy.
+
+    score(a) = z_base(a) + beta * sum_j R_j(a) over the base's top_k tokens; the next token is the argmax, or a sample
+    of softmax(score / temperature).
+
+    Args:
+        beta: strength of the reward, any finite number; 0 is the base, below 0 steers away from the preference.
+        top_k: number of candidates the base proposes, >= 1.
+        max_new_tokens: cap on the generated tokens, >= 1.
+        temperature: >= 0; 0 is greedy.
+        top_p: smallest probability mass of the candidates sampled from, 0 < top_p <= 1; 1 keeps all.
+        seed: of the sampling noise, 0 <= seed < 2**63.
+        stop: strings to end before; a single string is one stop string.
+        base_sees_preference: put the preference into the base's prompt too, as the official code does.
+
+    Raises:
+        OptionError: a value of the wrong type or outside its range.
+    """
+
+    beta: float = 1.0
+    top_k: int = 10
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    base_sees_preference: bool = False
+
+    def __post_init__(self) -> None:
+        checked = {
+            "beta": _check_float("beta", self.beta, expected="a finite number"),
+            "top_k": _check_int("top_k", self.top_k, minimum=1),
+            "max_new_tokens": _check_int("max_new_tokens", self.max_new_tokens, minimum=1),
+            "temperature": _check_float("temperature", self.temperature, expected="a finite number >= 0", minimum=0.0),
+            "top_p": _check_float("top_p", self.top_p, expected="a number in (0, 1]", minimum=0.0, maximum=1.0),
+            "seed": _check_int("seed", self.seed, minimum=0, limit=2**63),
+            "stop": _check_stop(self.stop),
+        }
+        if checked["top_p"] == 0.0:
+            raise OptionError(f"top_p={self.top_p!r}", expected="a number in (0, 1]")
+        if not isinstance(self.base_sees_preference, bool):
+            raise OptionError(f"base_sees_preference={self.base_sees_preference!r}", expected="True or False")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_mapping(cls, options: Mapping[str, Any]) -> GenerationConfig:
+        """A config from option names and values, such as a JSON object.
+
+        Raises:
+            OptionError: a name that is no option (the nearest one is suggested), or a value outside its range.
+        """
+        names = [option.name for option in fields(cls)]
+        for name in options:
+            if name not in names:
+                nearest = difflib.get_close_matches(str(name).lower().replace("-", "_"), names, n=1)
+                raise OptionError(
+                    f"unknown option {name!r}",
+                    expected=f"one of {', '.join(names)}",
+                    hint=f"did you mean {nearest[0]}?" if nearest else "",
+                )
+        return cls(**options)
+
+
+def _check_float(
+    name: str, value: object, *, expected: str, minimum: float = -math.inf, maximum: float = math.inf
+) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number) and minimum <= number <= maximum:
+            return number
+    raise OptionError(f"{name}={value!r}", expected=expected)
+
+
+def _check_int(name: str, value: object, *, minimum: int, limit: int | None = None) -> int:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if number >= minimum and (limit is None or number < limit):
+            return number
+    expected = f"an integer >= {minimum}" if limit is None else f"an integer from {minimum} to {limit - 1}"
+    raise OptionError(f"{name}={value!r}", expected=expected)
+
+
+def _check_stop(stop: object) -> tuple[str, ...]:
+    strings = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(strings, list | tuple) or not all(isinstance(string, str) and string for string in strings):
+        raise OptionError(f"stop={stop!r}", expected="a non-empty string or a list of them")
+    return tuple(strings)

@@ -1,0 +1,214 @@
+"""Prompts, and how they become token ids for the base row and the reward rows."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from numbers import Integral
+from typing import TypeAlias
+
+from pad_runtime.errors import BundleError, PreferenceError, PromptError
+
+from pad_rt.chat_template import ChatTemplate, Message
+from pad_rt.tokenizer import Tokenizer
+
+_ROLES = ("system", "user", "assistant")
+_PLACEHOLDER = re.compile(r"\{[px]\}")
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt that is token ids already.
+
+    Args:
+        base: ids for the base row.
+        reward: ids for the reward rows, the preference's words included; None when no preference is used.
+
+    Raises:
+        PromptError: empty, or something other than integers >= 0.
+    """
+
+    base: Sequence[int]
+    reward: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "base", _check_ids(self.base, name="base"))
+        if self.reward is not None:
+            object.__setattr__(self, "reward", _check_ids(self.reward, name="reward"))
+
+
+Prompt: TypeAlias = str | Sequence[Message] | EncodedPrompt
+"""What a caller may give: one user turn, a chat that ends with a user turn, or token ids."""
+
+
+class PromptEncoder:
+    """Turns prompts into token ids.
+
+    With a chat template, the rendered text is encoded as it is (the template writes BOS itself). Without one, a prompt
+    is raw text and gets the special tokens that the tokenizer's post-processor adds.
+
+    Args:
+        tokenizer: the bundle's tokenizer.
+        chat_template: None for a base that was not trained on chats.
+        add_bos: start raw text with BOS where the tokenizer's post-processor does not.
+        vocab_size: number of ids the model knows; None takes the tokenizer's.
+
+    Raises:
+        BundleError: `add_bos` with a tokenizer that has no BOS token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        *,
+        add_bos: bool = False,
+        vocab_size: int | None = None,
+    ) -> None:
+        if add_bos and tokenizer.bos_id is None:
+            raise BundleError("add_bos for a tokenizer without bos_token", hint="export the bundle again")
+        self._tokenizer = tokenizer
+        self._chat_template = chat_template
+        self._add_bos = add_bos
+        self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Ids of the base row.
+
+        Raises:
+            PromptError: the prompt is empty, malformed, or refused by the chat template.
+        """
+        if isinstance(prompt, EncodedPrompt):
+            return self._check_range(prompt.base)
+        return self._encode_turns(_check_turns(prompt))
+
+    def encode_with_preference(self, prompt: Prompt, text: str, template: str) -> list[int]:
+        """Ids of a reward row: the last user turn's content x becomes the template filled with it and the preference.
+
+        Args:
+            prompt: as for `encode`; of an `EncodedPrompt`, the reward ids are taken as they are.
+            text: the preference p in words.
+            template: the PersRM's prompt text, with {p} and {x} where the two belong.
+
+        Raises:
+            PromptError: as `encode`, and for an `EncodedPrompt` without reward ids.
+            PreferenceError: the preference text is empty.
+            BundleError: the template lacks {p} or {x}.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise PreferenceError(f"preference text {reprlib.repr(text)}", expected="words")
+        if isinstance(prompt, EncodedPrompt):
+            if prompt.reward is None:
+                raise PromptError(
+                    "a preference with an EncodedPrompt that has no reward ids",
+                    expected="EncodedPrompt(base=..., reward=...)",
+                    hint="encode the preference into the reward ids",
+                )
+            return self._check_range(prompt.reward)
+        turns = _check_turns(prompt)
+        if isinstance(turns, str):
+            return self._encode_turns(_fill(template, p=text, x=turns))
+        content = _fill(template, p=text, x=turns[-1]["content"])
+        return self._encode_turns([*turns[:-1], {"role": "user", "content": content}])
+
+    def _encode_turns(self, turns: str | list[Message]) -> list[int]:
+        if self._chat_template is not None:
+            messages = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
+            ids = self._tokenizer.encode(self._chat_template.render(messages), add_special_tokens=False)
+        elif isinstance(turns, str):
+            ids = self._tokenizer.encode(turns, add_special_tokens=True)
+            if self._add_bos and self._tokenizer.bos_id is not None and ids[:1] != [self._tokenizer.bos_id]:
+                ids = [self._tokenizer.bos_id, *ids]
+        else:
+            raise PromptError(
+                "chat messages for a base without a chat template",
+                expected="a string",
+                hint="write the chat as one text, or export a chat model",
+            )
+        if not ids:
+            raise PromptError("a prompt that gives no tokens", expected="some text")
+        return ids
+
+    def _check_range(self, ids: Sequence[int]) -> list[int]:
+        if max(ids) >= self._vocab_size:
+            raise PromptError(
+                f"token id {reprlib.repr(max(ids))}",
+                expected=f"ids below {self._vocab_size}, the vocabulary's size",
+                hint="encode with the bundle's tokenizer",
+            )
+        return list(ids)
+
+
+def _check_turns(prompt: object) -> str | list[Message]:
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise PromptError("an empty prompt", expected="some text")
+        return prompt
+    if not isinstance(prompt, list | tuple):
+        raise PromptError(
+            f"a prompt of type {type(prompt).__name__}",
+            expected="a string, a list of messages, or an EncodedPrompt",
+            hint="a single message goes into a list" if isinstance(prompt, Mapping) else "",
+        )
+    if not prompt:
+        raise PromptError("an empty list of messages", expected="at least one user turn")
+    messages = [_check_message(message, index) for index, message in enumerate(prompt)]
+    last = messages[-1]
+    if last["role"] != "user":
+        raise PromptError(
+            f"the last message is of the {last['role']}",
+            expected="a user turn",
+            hint="add the user's message to answer",
+        )
+    if not last["content"].strip():
+        raise PromptError("the last user turn is empty", expected="some text")
+    return messages
+
+
+def _check_message(message: object, index: int) -> Message:
+    expected = '{"role": ..., "content": ...}'
+    if not isinstance(message, Mapping):
+        raise PromptError(f"message {index} of type {type(message).__name__}", expected=expected)
+    for key in message:
+        if key not in ("role", "content"):
+            raise PromptError(f"message {index} with the key {reprlib.repr(key)}", expected=expected)
+    for key in ("role", "content"):
+        if key not in message:
+            raise PromptError(f"message {index} without {key}", expected=expected)
+    if message["role"] not in _ROLES:
+        raise PromptError(
+            f"message {index} with the role {reprlib.repr(message['role'])}", expected=f"one of {', '.join(_ROLES)}"
+        )
+    if not isinstance(message["content"], str):
+        raise PromptError(
+            f"message {index} with content of type {type(message['content']).__name__}", expected="a string"
+        )
+    return message
+
+
+def _check_ids(ids: object, *, name: str) -> tuple[int, ...]:
+    expected = "a non-empty sequence of integers >= 0"
+    if isinstance(ids, str | bytes | Mapping | Set) or not isinstance(ids, Iterable):
+        raise PromptError(f"{name} ids of type {type(ids).__name__}", expected=expected)
+    checked = []
+    for index, token_id in enumerate(ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, Integral) or token_id < 0:
+            raise PromptError(f"{name} id {index} is {reprlib.repr(token_id)}", expected=expected)
+        checked.append(int(token_id))
+    if not checked:
+        raise PromptError(f"no {name} ids", expected=expected)
+    return tuple(checked)
+
+
+def _fill(template: str, *, p: str, x: str) -> str:
+    """Both values in one pass over the template, so that braces in them stay what they are."""
+    values = {"{p}": p, "{x}": x}
+    if not values.keys() <= set(_PLACEHOLDER.findall(template)):
+        raise BundleError(
+            f"PersRM prompt template {reprlib.repr(template)}",
+            expected="one with {p} and {x}",
+            hint="correct the template and export the bundle again",
+        )
+    return _PLACEHOLDER.sub(lambda found: values[found[0]], template)

@@ -1,0 +1,132 @@
+"""The PersRMs of a bundle as step-graph inputs: LoRA factors, row gates, feature heads.
+
+The graph takes one set of LoRA factors per trunk and a gate that says which row uses which of their columns. Several
+PersRMs at once are their columns side by side; another PersRM is another set of inputs, and the weights stay put.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pad_runtime import contract
+from pad_runtime.errors import BundleError
+from pad_runtime.manifest import Manifest, TrunkInfo
+from pad_runtime.providers import Provider
+from pad_runtime.rows import Row
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_KEPT_SETS = 4  # device copies of adapter combinations kept for the next request
+_FLOATS: dict[str, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16}
+Array = npt.NDArray[Any]
+
+
+class AdapterBank:
+    """Loads adapters and heads once and hands out graph inputs for any set of active PersRMs."""
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: Provider) -> None:
+        self._folder, self._manifest, self._provider = folder, manifest, provider
+        self._files: dict[str, dict[str, Array]] = {}
+        self._sets: OrderedDict[tuple[int, ...], dict[str, ort.OrtValue]] = OrderedDict()
+        self.float_type = _FLOATS[manifest.precision]
+
+    def inputs(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
+        """LoRA factors and feature heads of the active PersRMs (indices, ascending), by graph input name."""
+        if active in self._sets:
+            self._sets.move_to_end(active)
+            return self._sets[active]
+        values: dict[str, ort.OrtValue] = {}
+        for trunk in self._manifest.trunks:
+            at = contract.trunk_prefix(trunk.name)
+            adapters = self._adapters(trunk, active)
+            for layer in range(trunk.num_layers):
+                for site in trunk.lora_sites:
+                    for name, axis in ((contract.lora_a(layer, site), 1), (contract.lora_b(layer, site), 0)):
+                        values[at + name] = self._upload([adapter[name] for adapter in adapters], axis)
+            if trunk.has_features:
+                heads = self._heads(trunk, active)
+                values[at + contract.FEATURE_HEADS] = self._upload([head["heads"] for head in heads], 0)
+                values[at + contract.FEATURE_BIASES] = self._upload([head["biases"] for head in heads], 0)
+        self._sets[active] = values
+        if len(self._sets) > _KEPT_SETS:
+            self._sets.popitem(last=False)
+        return values
+
+    def row_inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, Array]:
+        """Gates [R, 1, rank] of every site and preference weights [batch, reward rows, 1 + P], by graph input name."""
+        values: dict[str, Array] = {}
+        for index, trunk in enumerate(self._manifest.trunks):
+            at = contract.trunk_prefix(trunk.name)
+            rows = [row for sequence in sequences for row in sequence[index]]
+            for site in trunk.lora_sites:
+                values[at + contract.lora_gate(site)] = self._gate(trunk, site, active, rows)
+            if trunk.has_features:
+                first = 1 if index == 0 else 0  # the base row has no reward
+                values[at + contract.PREFERENCE_WEIGHTS] = np.stack(
+                    [self._weights(trunk, active, sequence[index][first:]) for sequence in sequences]
+                )
+        return values
+
+    def _gate(self, trunk: TrunkInfo, site: str, active: tuple[int, ...], rows: list[Row]) -> Array:
+        name = contract.lora_a(0, site)
+        owners = self._owners(trunk, active)
+        ranks = [self._load(self._adapter_file(owner))[name].shape[1] for owner in owners]
+        columns = np.repeat(owners, ranks)
+        wearers = np.array([-1 if row.persrm is None else row.persrm for row in rows])
+        return (wearers[:, None, None] == columns[None, None, :]).astype(self.float_type)
+
+    def _weights(self, trunk: TrunkInfo, active: tuple[int, ...], rows: list[Row]) -> Array:
+        """[rows, 1 + P]: a row without a head takes its hidden state as it is, by column 0."""
+        owners = self._owners(trunk, active, heads=True)
+        starts = np.cumsum([1] + [len(self._manifest.persrms[owner].features) for owner in owners])
+        values = np.zeros((len(rows), starts[-1]), self.float_type)
+        for row, value in zip(rows, values, strict=True):
+            if row.persrm is None or self._manifest.persrms[row.persrm].head is None:
+                value[0] = 1
+            else:
+                start = starts[owners.index(row.persrm)]
+                value[start : start + len(row.weights)] = row.weights
+        return values
+
+    def _owners(self, trunk: TrunkInfo, active: tuple[int, ...], *, heads: bool = False) -> list[int]:
+        """PersRMs whose columns a trunk's inputs hold: the active ones, or any one where none is, its gate shut."""
+        persrms = self._manifest.persrms
+        fitting = [
+            index
+            for index, persrm in enumerate(persrms)
+            if persrm.trunk == trunk.name and (persrm.head if heads else persrm.adapter)
+        ]
+        return [index for index in fitting if index in active] or fitting[:1]
+
+    def _adapters(self, trunk: TrunkInfo, active: tuple[int, ...]) -> list[dict[str, Array]]:
+        if not trunk.lora_sites:
+            return []
+        return [self._load(self._adapter_file(owner)) for owner in self._owners(trunk, active)]
+
+    def _heads(self, trunk: TrunkInfo, active: tuple[int, ...]) -> list[dict[str, Array]]:
+        return [
+            self._load(str(self._manifest.persrms[owner].head)) for owner in self._owners(trunk, active, heads=True)
+        ]
+
+    def _adapter_file(self, persrm: int) -> str:
+        return str(self._manifest.persrms[persrm].adapter)
+
+    def _load(self, name: str) -> dict[str, Array]:
+        if name not in self._files:
+            from safetensors import SafetensorError
+            from safetensors.numpy import load_file
+
+            try:
+                self._files[name] = load_file(self._folder / name)
+            except (SafetensorError, OSError) as error:
+                raise BundleError(f"{self._folder / name} cannot be read: {error}", hint="export it again") from None
+        return self._files[name]
+
+    def _upload(self, parts: list[Array], axis: int) -> ort.OrtValue:
+        return self._provider.upload(parts[0] if len(parts) == 1 else np.concatenate(parts, axis))

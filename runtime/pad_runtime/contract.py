@@ -1,0 +1,95 @@
+"""Names, axes and element types of the step graph: read by the exporter that writes it and the runtime that feeds it.
+
+Axes: ``batch`` sequences; ``rows`` of one sequence over all trunks (row 0 is the base); ``R`` = batch x the rows of
+one trunk, sequence-major; ``s`` new tokens; ``k`` candidates; ``P`` features of the PersRMs bound to a trunk.
+
+A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; another trunk's tensors carry its name
+(``reward.input_ids``). This module imports nothing.
+"""
+
+FORMAT = "pad-rt-bundle"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "pad.json"
+STEP_GRAPH = "step"  # every trunk, every row, the mix
+BASE_GRAPH = "base"  # the base alone over the same weights file
+
+BASE_TRUNK = "base"
+
+# -- per trunk, in ------------------------------------------------------------------------------------------------
+INPUT_IDS = "input_ids"  # [R, s] int64, right-padded
+SEQLENS_K = "seqlens_k"  # [R] int32, index of each row's last valid token in the cache once this call is done
+LAST_TOKEN = "last_token"  # [R, 1] int64, index of each row's last valid token among the s new ones
+ROW_SEQUENCE = "row_sequence"  # [R, 1] int64, the sequence each row belongs to
+TOTAL_SEQUENCE_LENGTH = (
+    "total_sequence_length"  # [] int32, ort dialect: s for a first prompt, any larger value after it
+)
+LORA_GATE = "lora_gate"  # + .site  [R, 1, rank] 1 where the row uses that adapter column, else 0
+FEATURE_HEADS = "feature_heads"  # [P, hidden, hidden], transposed: h @ head
+FEATURE_BIASES = "feature_biases"  # [P, 1, hidden]
+PREFERENCE_WEIGHTS = "preference_weights"  # [batch, reward rows of the trunk, 1 + P]; column 0 weighs h itself
+
+# -- per step, in -------------------------------------------------------------------------------------------------
+COEFFICIENTS = "coefficients"  # [batch, rows] float32
+TOP_K = "top_k"  # [1] int64
+TEMPERATURE = "temperature"  # [batch, 1] float32, 0 is greedy
+TOP_P = "top_p"  # [batch, 1] float32, above 1 keeps every candidate
+NOISE = "noise"  # [n, batch, k] float32, standard Gumbel; step i uses noise[i mod n]
+STEP = "step"  # [1] int64, how many tokens were chosen before this one
+MAX_POSITION = "max_position"  # [1] int32, last slot of the KV cache: lengths never run past it
+
+# -- out ----------------------------------------------------------------------------------------------------------
+NEXT_IDS = "next_ids"  # [batch] int64: all the host ever reads
+NEXT_INPUT_IDS = "next_input_ids"  # per trunk [R, 1] int64
+NEXT_SEQLENS_K = "next_seqlens_k"  # per trunk [R] int32
+NEXT_STEP = "next_step"  # [1] int64
+CANDIDATES = "candidates"  # trace: [batch, k] int64, best base logit first
+ROW_LOGITS = "row_logits"  # trace: [batch, rows, k] float32
+SCORES = "scores"  # trace: [batch, k] float32
+
+TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
+
+# Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.
+LORA_SITES = ("qkv", "o", "gate_up", "down")
+
+DIALECTS = ("ort", "standard")
+PRECISIONS = ("fp32", "fp16")
+
+
+def trunk_prefix(trunk: str) -> str:
+    """Prefix of a trunk's tensor names: empty for the base."""
+    return "" if trunk == BASE_TRUNK else f"{trunk}."
+
+
+def past_key(layer: int) -> str:
+    """Key cache in: [R, kv_heads, capacity, head_dim]."""
+    return f"past_key_values.{layer}.key"
+
+
+def past_value(layer: int) -> str:
+    """Value cache in: [R, kv_heads, capacity, head_dim]."""
+    return f"past_key_values.{layer}.value"
+
+
+def present_key(layer: int) -> str:
+    """Key cache out, the same buffer as `past_key`."""
+    return f"present.{layer}.key"
+
+
+def present_value(layer: int) -> str:
+    """Value cache out, the same buffer as `past_value`."""
+    return f"present.{layer}.value"
+
+
+def lora_a(layer: int, site: str) -> str:
+    """Down-projection of one site: [in_features, rank]."""
+    return f"lora.{layer}.{site}.a"
+
+
+def lora_b(layer: int, site: str) -> str:
+    """Up-projection of one site, its alpha/rank scale multiplied in: [rank, out_features]."""
+    return f"lora.{layer}.{site}.b"
+
+
+def lora_gate(site: str) -> str:
+    """Which rows take which adapter columns at one site: [R, 1, rank]."""
+    return f"{LORA_GATE}.{site}"

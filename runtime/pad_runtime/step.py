@@ -1,0 +1,262 @@
+"""One decode step: the compiled seam between the loop and the graph.
+
+After `prefill`, everything the graph reads and writes is bound: the KV cache to itself, and the small state (next
+input ids, lengths, step count) between two sets of buffers that take turns. `step` runs one of two ready bindings and
+returns a view of the chosen ids: 8 bytes a sequence, and nothing else comes back to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pad_runtime import contract
+from pad_runtime.adapters import AdapterBank
+from pad_runtime.errors import OutOfMemoryError
+from pad_runtime.manifest import GraphInfo, Manifest
+from pad_runtime.providers import Provider
+from pad_runtime.rows import Row
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Array = npt.NDArray[Any]
+_CAPACITY_BLOCK = 256  # KV slots are allocated in blocks, so that requests of like length share one cache
+_KEEP_ALL = 2.0  # top_p of 1: mass sums to 1 only up to rounding, so the limit is put out of reach
+_BYTES_PER_ID = 8
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """A batch to decode.
+
+    Attributes:
+        sequences: rows of each sequence by trunk, equally many in each sequence (`rows.pad_rows`).
+        active: indices of the PersRMs in use, ascending.
+        max_new_tokens: tokens the KV cache must have room for beyond the prompts.
+        top_k: candidates.
+        temperature: 0 is greedy.
+        top_p: mass of the candidates that are kept.
+        seeds: one for each sequence, for its noise.
+        trace: also fetch candidates, row logits and scores of every step.
+    """
+
+    sequences: list[list[list[Row]]]
+    active: tuple[int, ...]
+    max_new_tokens: int
+    top_k: int
+    temperature: float
+    top_p: float
+    seeds: tuple[int, ...]
+    trace: bool = False
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """What one step weighed: candidates [batch, k] int64, row_logits [batch, rows, k] and scores [batch, k] float32."""
+
+    candidates: Array
+    row_logits: Array
+    scores: Array
+
+
+class Step(Protocol):
+    """A stateful decoder: prompts in, one id a sequence and step out."""
+
+    def prefill(self, request: StepRequest) -> Sequence[int]:
+        """Read the prompts, forget what came before, return the first ids (a view that the next step overwrites)."""
+
+    def step(self) -> Sequence[int]:
+        """Take the ids just chosen as input and return the next ones."""
+
+    def trace(self) -> StepTrace:
+        """What the last step weighed; only after a request that asked for it."""
+
+
+class OrtStep:
+    """`Step` on ONNX Runtime."""
+
+    def __init__(
+        self, session: ort.InferenceSession, graph: GraphInfo, manifest: Manifest, bank: AdapterBank, provider: Provider
+    ) -> None:
+        self._session, self._manifest, self._bank, self._provider = session, manifest, bank, provider
+        self._input_names, self._output_names = graph.inputs, graph.outputs
+        self._trunks = [
+            (index, trunk, contract.trunk_prefix(trunk.name))
+            for index, trunk in enumerate(manifest.trunks)
+            if contract.trunk_prefix(trunk.name) + contract.INPUT_IDS in graph.inputs
+        ]
+        self._values: dict[str, ort.OrtValue] = {}  # bound for every step
+        self._turns: tuple[dict[str, ort.OrtValue], dict[str, ort.OrtValue]] = ({}, {})  # state, by input name
+        self._trace: dict[str, ort.OrtValue] = {}
+        self._bindings: list[ort.IOBinding] = []
+        self._capacity = 0
+        self._stale = True  # a bound buffer was replaced since the bindings were made
+        self._turn = 0
+        self._options = provider.run_options()
+        self._run = session.run_with_iobinding
+        self.next_ids: Sequence[int] = ()
+        self.bytes_to_host = 0  # per step
+
+    # -- the three calls of the loop ----------------------------------------------------------------------------------
+
+    def prefill(self, request: StepRequest) -> Sequence[int]:
+        """Read right-padded prompts of any lengths into the cache and choose the first token of each sequence."""
+        batch = len(request.sequences)
+        prompts = self._prompts(request)
+        longest = max(array.shape[1] for array, _ in prompts)
+        self._reserve(request, longest + request.max_new_tokens)
+        self._put_request(request, batch)
+        prefill: dict[str, ort.OrtValue] = {}
+        for (_, _, at), (ids, lengths) in zip(self._trunks, prompts, strict=True):
+            prefill[at + contract.INPUT_IDS] = self._provider.upload(ids)
+            prefill[at + contract.SEQLENS_K] = self._provider.upload((lengths - 1).astype(np.int32))
+            prefill[at + contract.LAST_TOKEN] = self._provider.upload((lengths - 1)[:, None])
+            prefill[at + contract.TOTAL_SEQUENCE_LENGTH] = self._provider.upload(np.array(ids.shape[1], np.int32))
+        prefill[contract.STEP] = self._provider.upload(np.zeros(1, np.int64))
+        if self._stale:
+            self._bindings = [self._bind(self._turns[turn], self._turns[1 - turn]) for turn in (0, 1)]
+            self._stale = False
+        try:
+            self._run(self._bind(prefill, self._turns[0]), self._options)
+        except RuntimeError as error:
+            if "alloc" in str(error).lower():
+                raise OutOfMemoryError(
+                    f"no memory to read prompts of {longest} tokens", hint="use shorter prompts or a smaller batch"
+                ) from None
+            raise
+        self._turn = 0
+        return self.next_ids
+
+    def step(self) -> Sequence[int]:
+        """One token for every sequence: a run of a ready binding, and nothing else."""
+        self._run(self._bindings[self._turn], self._options)
+        self._turn ^= 1
+        return self.next_ids
+
+    def trace(self) -> StepTrace:
+        """Copies of what the last step weighed."""
+        return StepTrace(*(self._trace[name].numpy().copy() for name in contract.TRACE_OUTPUTS))
+
+    def cache(self, trunk: int, layer: int) -> tuple[Array, Array]:
+        """Copies of one layer's key and value cache: [R, kv_heads, capacity, head_dim]. For verification."""
+        at = self._trunks[trunk][2]
+        names = (at + contract.past_key(layer), at + contract.past_value(layer))
+        return self._values[names[0]].numpy().copy(), self._values[names[1]].numpy().copy()
+
+    # -- buffers ------------------------------------------------------------------------------------------------------
+
+    def _prompts(self, request: StepRequest) -> list[tuple[Array, Array]]:
+        """Per trunk: right-padded ids [R, s] and lengths [R], both int64."""
+        prompts = []
+        for index, _, _ in self._trunks:
+            rows = [row.prompt for sequence in request.sequences for row in sequence[index]]
+            lengths = np.array([len(row) for row in rows], np.int64)
+            ids = np.zeros((len(rows), lengths.max()), np.int64)
+            for row, prompt in zip(ids, rows, strict=True):
+                row[: len(prompt)] = prompt
+            prompts.append((ids, lengths))
+        return prompts
+
+    def _reserve(self, request: StepRequest, length: int) -> None:
+        """Make the KV cache and the alternating state, unless those of the last request serve."""
+        batch = len(request.sequences)
+        needed = min(-(-length // _CAPACITY_BLOCK) * _CAPACITY_BLOCK, self._manifest.max_length)
+        widths = [batch * len(request.sequences[0][index]) for index, _, _ in self._trunks]
+        current = [self._values[at + contract.past_key(0)].shape()[0] for _, _, at in self._trunks if self._values]
+        if current == widths and self._capacity >= needed:
+            return
+        for name in [name for name in self._values if "past_key_values." in name]:
+            del self._values[name]  # the old cache goes before the new one comes
+        self._bindings, self._stale, self._capacity = [], True, needed
+        for (_, trunk, at), rows in zip(self._trunks, widths, strict=True):
+            shape = (rows, trunk.num_kv_heads, needed, trunk.head_dim)
+            for layer in range(trunk.num_layers):
+                for name in (contract.past_key(layer), contract.past_value(layer)):
+                    self._values[at + name] = self._provider.zeros(shape, self._bank.float_type)
+            for turn in self._turns:
+                turn[at + contract.INPUT_IDS] = self._provider.zeros((rows, 1), np.int64)
+                turn[at + contract.SEQLENS_K] = self._provider.zeros((rows,), np.int32)
+            self._put(at + contract.LAST_TOKEN, np.zeros((rows, 1), np.int64))
+            self._put(at + contract.TOTAL_SEQUENCE_LENGTH, np.array(needed, np.int32))
+            sequence = np.repeat(np.arange(batch), rows // batch)
+            self._put(at + contract.ROW_SEQUENCE, sequence[:, None])
+        for turn in self._turns:
+            turn[contract.STEP] = self._provider.zeros((1,), np.int64)
+        self._put(contract.MAX_POSITION, np.array([needed - 1], np.int32))
+
+    def _put_request(self, request: StepRequest, batch: int) -> None:
+        """Upload what a request sets once: coefficients, choice, noise, adapters, and where ids and trace land."""
+        coefficients = [[row.coefficient for trunk in rows for row in trunk] for rows in request.sequences]
+        k = request.top_k
+        top_p = request.top_p if request.top_p < 1.0 else _KEEP_ALL
+        self._put(contract.COEFFICIENTS, np.array(coefficients, np.float32))
+        self._put(contract.TOP_K, np.array([k], np.int64))
+        self._put(contract.TEMPERATURE, np.full((batch, 1), request.temperature, np.float32))
+        self._put(contract.TOP_P, np.full((batch, 1), top_p, np.float32))
+        self._put(contract.NOISE, draw_noise(request))
+        if contract.COEFFICIENTS in self._input_names:
+            for name, array in self._bank.row_inputs(request.active, request.sequences).items():
+                self._put(name, array)
+            for name, value in self._bank.inputs(request.active).items():
+                self._stale |= self._values.get(name) is not value
+                self._values[name] = value
+        if len(self.next_ids) != batch:
+            self._next_ids, self.next_ids = self._provider.host_ids(batch)
+            self.bytes_to_host, self._stale = batch * _BYTES_PER_ID, True
+        trace = {}
+        if request.trace:
+            rows = len(coefficients[0])
+            for name, shape, dtype in zip(
+                contract.TRACE_OUTPUTS,
+                ((batch, k), (batch, rows, k), (batch, k)),
+                (np.int64, np.float32, np.float32),
+                strict=True,
+            ):
+                trace[name] = self._provider.zeros(shape, dtype)
+        self._stale |= bool(trace or self._trace)
+        self._trace = trace
+
+    def _put(self, name: str, array: Array) -> None:
+        """Set an input: in place where its buffer has that shape, so that the bindings stay good."""
+        value = self._values.get(name)
+        if value is not None and tuple(value.shape()) == array.shape:
+            value.update_inplace(np.ascontiguousarray(array))
+        else:
+            self._values[name], self._stale = self._provider.upload(array), True
+
+    def _bind(self, state: dict[str, ort.OrtValue], next_state: dict[str, ort.OrtValue]) -> ort.IOBinding:
+        """A binding that reads `state` and writes `next_state`."""
+        binding = self._session.io_binding()
+        for name in self._input_names:
+            binding.bind_ortvalue_input(name, state[name] if name in state else self._values[name])
+        outputs: dict[str, ort.OrtValue] = {contract.NEXT_IDS: self._next_ids, **self._trace}
+        outputs[contract.NEXT_STEP] = next_state[contract.STEP]
+        for _, trunk, at in self._trunks:
+            outputs[at + contract.NEXT_INPUT_IDS] = next_state[at + contract.INPUT_IDS]
+            outputs[at + contract.NEXT_SEQLENS_K] = next_state[at + contract.SEQLENS_K]
+            for layer in range(trunk.num_layers):
+                outputs[at + contract.present_key(layer)] = self._values[at + contract.past_key(layer)]
+                outputs[at + contract.present_value(layer)] = self._values[at + contract.past_value(layer)]
+        for name in self._output_names:
+            if name in outputs:
+                binding.bind_ortvalue_output(name, outputs[name])
+        return binding
+
+
+def draw_noise(request: StepRequest) -> Array:
+    """Standard Gumbel noise [n, batch, k] float32, drawn ahead so that a seed gives the same tokens on every provider.
+
+    Each sequence draws from its own seed: it gets the same tokens alone and in a batch. Greedy needs one zero row.
+    """
+    batch, k = len(request.sequences), request.top_k
+    if request.temperature == 0.0:
+        return np.zeros((1, batch, k), np.float32)
+    draws = [
+        np.random.Generator(np.random.Philox(seed)).gumbel(size=(request.max_new_tokens, k)) for seed in request.seeds
+    ]
+    return np.stack(draws, axis=1).astype(np.float32)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pad_runtime.errors import OptionError
+
+from pad_rt.config import GenerationConfig
+
+
+def test_defaults_are_the_papers() -> None:
+    config = GenerationConfig()
+    assert (config.beta, config.top_k, config.temperature) == (1.0, 10, 0.0)
+    assert dataclasses.asdict(config) == {
+        "beta": 1.0,
+        "top_k": 10,
+        "max_new_tokens": 128,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 0,
+        "stop": (),
+        "base_sees_preference": False,
+    }
+
+
+def test_is_frozen_and_keyword_only() -> None:
+    config = GenerationConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.beta = 2.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        GenerationConfig(2.0)  # type: ignore[call-arg]
+    assert config == GenerationConfig()
+    assert hash(config) == hash(GenerationConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta", -3), ("beta", np.float32(0.5)), ("top_k", 1), ("top_k", np.int64(7)), ("max_new_tokens", 1),
+        ("temperature", 0), ("top_p", 1), ("top_p", 1e-6), ("seed", 2**63 - 1), ("base_sees_preference", True),
+    ],
+)  # fmt: skip
+def test_accepts(name: str, value: Any) -> None:
+    kept = getattr(GenerationConfig(**{name: value}), name)
+    assert kept == value
+    assert type(kept) in (int, float, bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("beta", math.nan), ("beta", math.inf), ("beta", "1"), ("beta", True), ("beta", None), ("beta", 10**400),
+        ("top_k", 0), ("top_k", 1.0), ("top_k", True), ("top_k", "10"), ("max_new_tokens", 0), ("max_new_tokens", None),
+        ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf),
+        ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("top_p", math.nan),
+        ("seed", -1), ("seed", 2**63), ("seed", 0.0), ("base_sees_preference", 1), ("base_sees_preference", "yes"),
+        ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", None), ("stop", {"a": 1}), ("stop", b"a"),
+    ],
+)  # fmt: skip
+def test_refuses_with_name_and_value(name: str, value: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        GenerationConfig(**{name: value})
+    assert caught.value.given.startswith(f"{name}=")
+    assert caught.value.expected
+    assert repr(value)[:20] in str(caught.value)
+
+
+def test_stop_forms() -> None:
+    assert GenerationConfig(stop="\n\n").stop == ("\n\n",)
+    assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
+
+
+def test_from_mapping() -> None:
+    assert GenerationConfig.from_mapping({"beta": 2, "stop": ["x"]}) == GenerationConfig(beta=2.0, stop=("x",))
+    with pytest.raises(OptionError, match=r"unknown option 'topk'.*did you mean top_k\?"):
+        GenerationConfig.from_mapping({"topk": 3})
+    with pytest.raises(OptionError, match=r"did you mean max_new_tokens\?"):
+        GenerationConfig.from_mapping({"max-new-tokens": 3})
+    with pytest.raises(OptionError, match="unknown option 'zzz'; expected one of beta, top_k"):
+        GenerationConfig.from_mapping({"zzz": 3})
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([field.name for field in dataclasses.fields(GenerationConfig)]),
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text())),
+    )
+)
+def test_any_values_give_a_config_or_an_option_error(options: dict[str, Any]) -> None:
+    try:
+        config = GenerationConfig.from_mapping(options)
+    except OptionError:
+        return
+    assert config == GenerationConfig.from_mapping(dataclasses.asdict(config))

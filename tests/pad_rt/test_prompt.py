@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pad_runtime.errors import BundleError, PreferenceError, PromptError
+
+from pad_rt.chat_template import ChatTemplate, Message
+from pad_rt.prompt import EncodedPrompt, PromptEncoder
+from pad_rt.tokenizer import Tokenizer
+
+CHAT = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+PERSRM = (
+    "[Guidelines] Your task is to generate response by considering the following principle. "
+    "[Principles] {p} [Instruction] {x}"
+)
+USER_HI: Message = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    file = tiny_tokenizers.save(tiny_tokenizers.byte_level(), tmp_path_factory.mktemp("tokenizer"))
+    return Tokenizer(file, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def chat(tokenizer: Tokenizer) -> PromptEncoder:
+    return PromptEncoder(tokenizer, ChatTemplate(CHAT, bos_token="<s>", eos_token="</s>"))
+
+
+@pytest.fixture(scope="module")
+def raw(tokenizer: Tokenizer) -> PromptEncoder:
+    return PromptEncoder(tokenizer, None)
+
+
+def written(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_a_string_is_one_user_turn(tokenizer: Tokenizer, chat: PromptEncoder) -> None:
+    ids = chat.encode("hi")
+    assert ids == chat.encode([USER_HI]) == chat.encode((USER_HI,))
+    assert written(tokenizer, ids) == "<s><|user|>hi<|assistant|>"
+    assert ids.count(tokenizer.bos_id) == 1  # type: ignore[arg-type]
+
+
+def test_a_chat_keeps_its_turns(tokenizer: Tokenizer, chat: PromptEncoder) -> None:
+    messages = [{"role": "system", "content": ""}, USER_HI, {"role": "assistant", "content": "yes?"}, USER_HI]
+    assert (
+        written(tokenizer, chat.encode(messages)) == "<s><|system|><|user|>hi<|assistant|>yes?<|user|>hi<|assistant|>"
+    )
+    reward = chat.encode_with_preference(messages, "short", "{p}/{x}")
+    assert written(tokenizer, reward) == "<s><|system|><|user|>hi<|assistant|>yes?<|user|>short/hi<|assistant|>"
+    assert messages[-1] == {"role": "user", "content": "hi"}
+
+
+def test_without_a_chat_template(tokenizer: Tokenizer, raw: PromptEncoder) -> None:
+    assert written(tokenizer, raw.encode("hi")) == "<s>hi"
+    assert written(tokenizer, raw.encode_with_preference("hi", "short", "{p}/{x}")) == "<s>short/hi"
+    with pytest.raises(PromptError, match=r"without a chat template; expected a string; write the chat"):
+        raw.encode([USER_HI])
+    with pytest.raises(PromptError, match="without a chat template"):
+        raw.encode_with_preference([USER_HI], "short", PERSRM)
+
+
+def test_add_bos_adds_it_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    backend = tiny_tokenizers.byte_level()
+    assert PromptEncoder(tokenizer, None, add_bos=True).encode("hi") == tokenizer.encode("hi", add_special_tokens=True)
+    backend.post_processor = None
+    file = tiny_tokenizers.save(backend, tmp_path)
+    plain = Tokenizer(file, bos_token="<s>", eos_token=None)
+    assert plain.encode("hi", add_special_tokens=True)[0] != plain.bos_id
+    assert PromptEncoder(plain, None, add_bos=True).encode("hi")[0] == plain.bos_id
+    with pytest.raises(BundleError, match="add_bos"):
+        PromptEncoder(Tokenizer(file, bos_token=None, eos_token=None), None, add_bos=True)
+
+
+def test_encoded_prompts_pass_through(chat: PromptEncoder) -> None:
+    prompt = EncodedPrompt([1, 2], np.array([3, 4]))  # type: ignore[arg-type]
+    assert prompt == EncodedPrompt(base=(1, 2), reward=[3, 4])
+    assert chat.encode(prompt) == [1, 2]
+    reward = chat.encode_with_preference(prompt, "short", PERSRM)
+    assert reward == [3, 4]
+    assert type(reward[0]) is int
+    with pytest.raises(PromptError, match=r"no reward ids; expected EncodedPrompt\(base=\.\.\., reward=\.\.\.\)"):
+        chat.encode_with_preference(EncodedPrompt([1]), "short", PERSRM)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        prompt.base = [2]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "ids", [[], [-1], [1, -2], [True], [1.0], ["1"], "12", b"12", 3, None, [None], [[1]], {1: 1}, {1}]
+)
+def test_bad_ids(ids: Any) -> None:
+    with pytest.raises(PromptError, match="base"):
+        EncodedPrompt(ids)
+    if ids is not None:
+        with pytest.raises(PromptError, match="reward"):
+            EncodedPrompt([1], ids)
+
+
+def test_ids_beyond_the_vocabulary(tokenizer: Tokenizer, chat: PromptEncoder) -> None:
+    size = tokenizer.vocab_size
+    assert chat.encode(EncodedPrompt([size - 1])) == [size - 1]
+    with pytest.raises(PromptError, match=f"token id {size}; expected ids below {size}"):
+        chat.encode(EncodedPrompt([1, size]))
+    padded = PromptEncoder(tokenizer, None, vocab_size=size + 1)
+    assert padded.encode(EncodedPrompt([size])) == [size]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "an empty prompt"),
+        (" \n", "an empty prompt"),
+        ([], "an empty list of messages"),
+        (None, "type NoneType"),
+        (3, "type int"),
+        (b"hi", "type bytes"),
+        (USER_HI, "type dict; .* goes into a list"),
+        (["hi"], "message 0 of type str"),
+        ([USER_HI, None], "message 1 of type NoneType"),
+        ([{"role": "tool", "content": "x"}], "role 'tool'; expected one of system, user, assistant"),
+        ([{"role": ["user"], "content": "x"}], "role"),
+        ([{"role": "user"}], "message 0 without content"),
+        ([{"content": "x"}], "message 0 without role"),
+        ([{"role": "user", "content": "x", "name": "y"}], "message 0 with the key 'name'"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "content of type list; expected a string"),
+        ([{"role": "user", "content": None}], "content of type NoneType"),
+        ([USER_HI, {"role": "assistant", "content": "x"}], "last message is of the assistant; expected a user turn"),
+        ([{"role": "system", "content": "x"}], "last message is of the system"),
+        ([{"role": "user", "content": " "}], "the last user turn is empty"),
+        ("a\ud800", "surrogate"),
+    ],
+)
+def test_refuses_in_words(chat: PromptEncoder, prompt: Any, words: str) -> None:
+    with pytest.raises(PromptError, match=words) as caught:
+        chat.encode(prompt)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PromptError, match=words):
+        chat.encode_with_preference(prompt, "short", PERSRM)
+
+
+@pytest.mark.parametrize(
+    ("p", "x"),
+    [
+        ("cheerful", "How do I boil an egg?"),
+        ("{x}", "{p}"),
+        ("{x} {p} {0} {", "} {{x}} {y!r}"),
+        ("\\1 \\g<0> $p", "%s %(p)s"),
+    ],
+)
+def test_the_persrm_template_is_filled_as_it_stands(
+    tokenizer: Tokenizer, chat: PromptEncoder, raw: PromptEncoder, p: str, x: str
+) -> None:
+    filled = (
+        "[Guidelines] Your task is to generate response by considering the following principle. "
+        "[Principles] " + p + " [Instruction] " + x
+    )
+    assert written(tokenizer, raw.encode_with_preference(x, p, PERSRM)) == f"<s>{filled}"
+    assert chat.encode_with_preference(x, p, PERSRM) == chat.encode(filled)
+
+
+def test_other_braces_in_the_template_stay(tokenizer: Tokenizer, raw: PromptEncoder) -> None:
+    assert written(tokenizer, raw.encode_with_preference("X", "P", '{"a": {x}, {p}, {q}}')) == '<s>{"a": X, P, {q}}'
+
+
+@pytest.mark.parametrize("template", ["", "{p}", "{x}", "{ p } {x}"])
+def test_an_incomplete_template_is_a_bundle_error(raw: PromptEncoder, template: str) -> None:
+    with pytest.raises(BundleError, match=r"expected one with \{p\} and \{x\}"):
+        raw.encode_with_preference("x", "p", template)
+
+
+@pytest.mark.parametrize("text", ["", " ", None, 3])
+def test_an_empty_preference_text(raw: PromptEncoder, text: Any) -> None:
+    with pytest.raises(PreferenceError):
+        raw.encode_with_preference("x", text, PERSRM)
+
+
+roles = st.sampled_from(["system", "user", "assistant"])
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), roles),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.sampled_from(["role", "content"]), st.text()), inner, max_size=3),
+        st.lists(st.fixed_dictionaries({"role": roles, "content": inner}), max_size=4),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(prompt=json_values, text=st.text(min_size=1))
+def test_any_value_gives_ids_or_a_prompt_error(chat: PromptEncoder, raw: PromptEncoder, prompt: Any, text: str) -> None:
+    for encoder in (chat, raw):
+        try:
+            ids = encoder.encode(prompt)
+        except PromptError:
+            with pytest.raises((PromptError, PreferenceError)):
+                encoder.encode_with_preference(prompt, text, PERSRM)
+        else:
+            assert ids
+            assert all(type(token_id) is int and token_id >= 0 for token_id in ids)
+
+
+@settings(deadline=None)
+@given(ids=st.one_of(json_values, st.lists(st.integers())))
+def test_any_ids_give_ids_or_a_prompt_error(chat: PromptEncoder, ids: Any) -> None:
+    try:
+        encoded = chat.encode(EncodedPrompt(ids))
+    except PromptError:
+        return
+    assert encoded == ids
