@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 
-from pad_export.gguf_file import GgufVocabulary
+from pad_export.gguf_vocabulary import GgufVocabulary
 
 _SLOW_FILES = ("tokenizer.model", "vocab.json")
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from pad_runtime.errors import CheckpointError
 
+from pad_export.gguf_vocabulary import GgufVocabulary, read_vocabulary
+
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
 
 _MODULES = ("model.embed_tokens", "model.norm", "lm_head")
@@ -54,32 +56,6 @@ class _Block:
     stored_dtype: np.dtype[Any]
     kind: Any
     num_heads: int  # heads whose rotary rows llama.cpp interleaved, 0 for none
-
-
-@dataclass(frozen=True)
-class GgufVocabulary:
-    """The tokenizer a file describes, under `tokenizer.*`.
-
-    Attributes:
-        kind: `ggml.model`, "gpt2" for byte-level BPE or "llama" for sentencepiece.
-        pre: `ggml.pre`, which names how text is split before byte-level BPE.
-        tokens: text of each token, in the order of their ids.
-        types: type of each token (1 normal, 3 control, 4 user-defined), empty if not given.
-        merges: "left right" for each merge, best first, empty if not given.
-        bos_id, eos_id: None if not given.
-        add_bos: whether encoding puts the first token, None if not given.
-        chat_template: None if not given.
-    """
-
-    kind: str
-    pre: str
-    tokens: tuple[str, ...]
-    types: tuple[int, ...]
-    merges: tuple[str, ...]
-    bos_id: int | None
-    eos_id: int | None
-    add_bos: bool | None
-    chat_template: str | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +106,7 @@ def open_gguf(path: Path) -> GgufWeights:
             expected=f"one of {', '.join(ARCHITECTURES)}",
             hint=_UNCLEAR,
         )
-    if missing := [key for key in _CONFIG_KEYS.values() if f"{architecture}.{key}" not in metadata]:
+    if missing := [key for key in _CONFIG_KEYS.values() if not _is_positive(metadata.get(f"{architecture}.{key}"))]:
         raise _incomplete(path, f"{architecture}.{missing[0]}")
     for key, harmless in _harmless(architecture, metadata).items():
         if metadata.get(key) not in harmless:
@@ -142,7 +118,7 @@ def open_gguf(path: Path) -> GgufWeights:
         shapes={name: block.shape for name, block in blocks.items() if name != _ROPE_FACTORS},
         nbytes=path.stat().st_size,
         config=_read_config(path, architecture, metadata, blocks),
-        vocabulary=_read_vocabulary(path, reader, metadata),
+        vocabulary=read_vocabulary(path, reader, metadata),
         eos_token_ids=tuple(
             metadata[key]
             for key in (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
@@ -169,27 +145,8 @@ def _scalar(field: Any) -> Any:
     return None if field.types and field.types[0] == gguf.GGUFValueType.ARRAY else field.contents()
 
 
-def _read_vocabulary(path: Path, reader: Any, metadata: dict[str, Any]) -> GgufVocabulary:
-    def array(name: str) -> tuple[Any, ...]:
-        field = reader.get_field(f"tokenizer.ggml.{name}")
-        return () if field is None else tuple(field.contents())
-
-    tokens = array("tokens")
-    if not metadata.get("tokenizer.ggml.model") or not tokens:
-        raise CheckpointError(
-            f"{path} has no tokenizer", expected="tokenizer.ggml.* metadata", hint="use a file with a vocabulary"
-        )
-    return GgufVocabulary(
-        kind=metadata["tokenizer.ggml.model"],
-        pre=metadata.get("tokenizer.ggml.pre") or "default",
-        tokens=tokens,
-        types=array("token_type"),
-        merges=array("merges"),
-        bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
-        add_bos=metadata.get("tokenizer.ggml.add_bos_token"),
-        chat_template=metadata.get("tokenizer.chat_template"),
-    )
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def _harmless(architecture: str, metadata: dict[str, Any]) -> dict[str, tuple[Any, ...]]:

@@ -65,7 +65,13 @@ class StepTrace:
 
 
 class Step(Protocol):
-    """A stateful decoder: prompts in, one id a sequence and step out."""
+    """A stateful decoder: prompts in, one id a sequence and step out.
+
+    Attributes:
+        bytes_to_host: bytes that come back from the device at every step, for the whole batch.
+    """
+
+    bytes_to_host: int
 
     def prefill(self, request: StepRequest) -> Sequence[int]:
         """Read the prompts, forget what came before, return the first ids (a view that the next step overwrites)."""

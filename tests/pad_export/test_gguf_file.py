@@ -23,6 +23,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 MODELS: dict[str, tuple[Any, Any]] = {
@@ -89,10 +90,7 @@ def write_gguf(
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    eps = config.rms_norm_eps
-    (writer.add_string if isinstance(eps, str) else writer.add_float32)(
-        f"{architecture}.attention.layer_norm_rms_epsilon", eps
-    )
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     if architecture == "llama":
@@ -269,9 +267,13 @@ def test_features_that_would_be_lost_are_refused(extend: Extend, message: str, t
 
 def test_metadata_that_cannot_be_a_model_is_refused(tmp_path: Path) -> None:
     model = tiny_model("qwen2")
-    model.config.rms_norm_eps = "small"
-    path = write_gguf(tmp_path / "odd.gguf", model, "qwen2", extend=None)
-    with pytest.raises(CheckpointError, match=r"metadata"):
+    path = write_gguf(
+        tmp_path / "odd.gguf", model, "qwen2", extend=lambda w: w.add_string("tokenizer.ggml.padding_token_id", "x")
+    )
+    with pytest.raises(CheckpointError, match="metadata"):
+        open_checkpoint(path)
+    path.write_bytes(path.read_bytes().replace(b"qwen2.block_count", b"qwen2.block_xxxxx"))
+    with pytest.raises(CheckpointError, match=r"lacks qwen2\.block_count"):
         open_checkpoint(path)
 
 
@@ -319,7 +321,8 @@ def test_real_smollm2() -> None:
     assert len(checkpoint.vocabulary()) == checkpoint.config.vocab_size == 49152
     assert [checkpoint.tokenizer.backend.id_to_token(i) for i in checkpoint.eos_token_ids] == ["<|im_end|>"]
     # Loading it with transformers as well, bit for bit the same tensors, takes half a minute; what it says is enough.
-    model = LlamaForCausalLM(checkpoint.config).eval()
+    with no_init_weights():
+        model = LlamaForCausalLM(checkpoint.config).eval()
     missing, unexpected = model.load_state_dict({n: checkpoint.tensor(n) for n in checkpoint.names}, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])
     model.tie_weights()

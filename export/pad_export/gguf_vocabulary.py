@@ -1,0 +1,73 @@
+"""The vocabulary that a GGUF file stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pad_runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class GgufVocabulary:
+    """The tokenizer a file describes, under `tokenizer.*`.
+
+    Attributes:
+        kind: `ggml.model`, "gpt2" for byte-level BPE or "llama" for sentencepiece.
+        pre: `ggml.pre`, which names how text is split before byte-level BPE.
+        tokens: text of each token, in the order of their ids.
+        types: type of each token (1 normal, 3 control, 4 user-defined), empty if not given.
+        merges: "left right" for each merge, best first, empty if not given.
+        bos_id, eos_id: None if not given.
+        add_bos: whether encoding puts the first token, None if not given.
+        chat_template: None if not given.
+    """
+
+    kind: str
+    pre: str
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    merges: tuple[str, ...]
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool | None
+    chat_template: str | None
+
+
+def read_vocabulary(path: Path, reader: Any, metadata: dict[str, Any]) -> GgufVocabulary:
+    """Read the vocabulary of an open file.
+
+    Args:
+        path: the file, for messages.
+        reader: gguf's GGUFReader of it.
+        metadata: its scalar metadata by key.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+
+    def array(name: str) -> tuple[Any, ...]:
+        field = reader.get_field(f"tokenizer.ggml.{name}")
+        return () if field is None else tuple(field.contents())
+
+    def integer(name: str) -> int | None:
+        value = metadata.get(f"tokenizer.ggml.{name}")
+        return value if isinstance(value, int) else None
+
+    tokens = array("tokens")
+    if not metadata.get("tokenizer.ggml.model") or not tokens:
+        raise CheckpointError(
+            f"{path} has no tokenizer", expected="tokenizer.ggml.* metadata", hint="use a file with a vocabulary"
+        )
+    return GgufVocabulary(
+        kind=metadata["tokenizer.ggml.model"],
+        pre=metadata.get("tokenizer.ggml.pre") or "default",
+        tokens=tokens,
+        types=array("token_type"),
+        merges=array("merges"),
+        bos_id=integer("bos_token_id"),
+        eos_id=integer("eos_token_id"),
+        add_bos=metadata.get("tokenizer.ggml.add_bos_token"),
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )

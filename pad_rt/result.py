@@ -1,0 +1,49 @@
+"""What a generation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pad_runtime.step import StepTrace
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one call went, in seconds. A batch is timed as a whole.
+
+    Attributes:
+        prefill_s: reading the prompts and choosing the first token.
+        first_token_s: from the call to the first token: encoding, buffers and prefill.
+        step_s: median of the decode steps after the first token; 0 where there was none.
+        tokens_per_s: tokens of all sequences over prefill and steps.
+        bytes_to_host_per_token: bytes read back from the device for each token of a sequence.
+    """
+
+    prefill_s: float
+    first_token_s: float
+    step_s: float
+    tokens_per_s: float
+    bytes_to_host_per_token: int
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """One generated reply.
+
+    Attributes:
+        text: the reply, without the end-of-turn token and cut before a stop string.
+        token_ids: the chosen ids, without the end-of-turn token; those of a stop string are included.
+        finish_reason: "stop" at an end-of-turn token or a stop string, "length" at the token limit.
+        timing: of the call, shared by all replies of a batch.
+        trace: with `trace=True`, one `StepTrace` a chosen token (the end-of-turn token too): candidates [k], row_logits
+            [rows, k], scores [k].
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    timing: Timing
+    trace: tuple[StepTrace, ...] = ()
