@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import collections.abc
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pad_runtime.bundle import Bundle
-from pad_runtime.errors import OptionError, PreferenceError, PromptError
+from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
 from pad_runtime.manifest import Manifest
-from pad_runtime.rows import Reward, pad_rows, plan_rows
+from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
 from pad_runtime.step import Step, StepRequest, StepTrace
 
 from pad_rt.chat_template import ChatTemplate
@@ -23,6 +24,8 @@ from pad_rt.result import FinishReason, GenerationResult, Timing
 from pad_rt.stopping import StopStrings
 from pad_rt.stream_decoder import StreamDecoder
 from pad_rt.tokenizer import Tokenizer
+
+_MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, float32 still holds it
 
 
 class Generator:
@@ -40,8 +43,7 @@ class Generator:
         self._tokenizer = Tokenizer(bundle.folder / manifest.tokenizer.file, **special)
         template = None
         if manifest.tokenizer.chat_template:
-            source = (bundle.folder / manifest.tokenizer.chat_template).read_text(encoding="utf-8")
-            template = ChatTemplate(source, **special)
+            template = ChatTemplate(_read_text(bundle.folder / manifest.tokenizer.chat_template), **special)
         self._encoder = PromptEncoder(self._tokenizer, template, vocab_size=manifest.vocab_size)
         self._idle: dict[bool, list[Step]] = {True: [], False: []}  # by whether the step is guided
 
@@ -115,7 +117,7 @@ class Generator:
     def stream(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: GenerationConfig | None = None
     ) -> Iterator[str]:
-        """Reply to one prompt piece by piece; the pieces joined are `generate`'s text. Arguments and errors as there."""
+        """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there."""
         run = self._prepare([prompt], [preference], config, trace=False)
         return (piece for _, piece in self._pieces(run))
 
@@ -138,24 +140,25 @@ class Generator:
     def _pieces(self, run: _Run) -> Iterator[tuple[int, str]]:
         """Pieces: ids to text that is final, reply by reply, until every reply has ended."""
         waiting = set(range(len(run.replies)))
-        for ids in self._token_ids(run):
-            for index in sorted(waiting):
-                reply = run.replies[index]
-                piece = reply.push(ids[index])
-                if run.last_trace:
-                    reply.trace.append(_trace_of(run.last_trace, index))
-                if piece:
-                    yield index, piece
-                if reply.ended:
-                    waiting.discard(index)
-            if not waiting:
-                return
+        with closing(self._token_ids(run)) as steps:
+            for ids in steps:
+                for index in sorted(waiting):
+                    reply = run.replies[index]
+                    piece = reply.push(ids[index])
+                    if run.last_trace:
+                        reply.trace.append(_trace_of(run.last_trace, index))
+                    if piece:
+                        yield index, piece
+                    if reply.ended:
+                        waiting.discard(index)
+                if not waiting:
+                    return
         for index in sorted(waiting):
             piece = run.replies[index].flush()
             if piece:
                 yield index, piece
 
-    def _token_ids(self, run: _Run) -> Iterator[Sequence[int]]:
+    def _token_ids(self, run: _Run) -> collections.abc.Generator[Sequence[int], None, None]:
         """Token ids: one a sequence and step, as a view that the next step overwrites."""
         clock = time.perf_counter
         with self._step(run.guided) as step:
@@ -181,7 +184,11 @@ class Generator:
             step = idle.pop()
         except IndexError:
             step = self._bundle.guided_step() if guided else self._bundle.base_step()
-        yield step
+        try:
+            yield step
+        except GeneratorExit:  # the reader has had enough
+            idle.append(step)
+            raise
         idle.append(step)  # not after an error: its buffers may be half-written
 
     # -- from text to rows --------------------------------------------------------------------------------------------
@@ -198,7 +205,9 @@ class Generator:
         started = time.perf_counter()
         config, manifest = config or GenerationConfig(), self.manifest
         if len(prompts) > manifest.max_batch:
-            raise OptionError(f"{len(prompts)} prompts at once", expected=f"at most {manifest.max_batch}, the bundle's max_batch")
+            raise OptionError(
+                f"{len(prompts)} prompts at once", expected=f"at most {manifest.max_batch}, the bundle's max_batch"
+            )
         if config.top_k > manifest.max_top_k:
             raise OptionError(
                 f"top_k {config.top_k}",
@@ -216,15 +225,17 @@ class Generator:
         if room < 1:
             raise PromptError(
                 f"a prompt of {longest} tokens",
-                expected=f"at most {manifest.max_length - 1}, so that max_length {manifest.max_length} leaves room to reply",
+                expected=f"at most {manifest.max_length - 1}: the bundle's max_length, less a token of reply",
                 hint="shorten it, or export with a larger --max-length",
             )
+        sequences = [plan_rows(manifest, base, rewards, config.beta) for base, rewards in planned]
+        _check_strengths(sequences)
         request = StepRequest(
-            sequences=pad_rows([plan_rows(manifest, base, rewards, config.beta) for base, rewards in planned]),
+            sequences=pad_rows(sequences),
             active=active,
             max_new_tokens=min(config.max_new_tokens, room),
             top_k=config.top_k,
-            temperature=config.temperature,
+            temperature=min(config.temperature, _MAX_STRENGTH),  # any hotter, and all candidates are as likely
             top_p=config.top_p,
             seeds=tuple(config.seed + index for index in range(len(prompts))),
             trace=trace,
@@ -252,7 +263,7 @@ class Generator:
         return tuple(self._encoder.encode(prompt)), rewards
 
     def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:
-        """Preference weights by PersRM: named features find theirs; words alone go to the first, by its own weights."""
+        """Preference weights by PersRM: features find theirs; words alone go to the first, by its own weights."""
         persrms = self.manifest.persrms
         if not preference.weights:
             return {0: tuple(persrms[0].default_weights)}
@@ -272,7 +283,7 @@ class Generator:
         return dict(zip(info.features, info.default_weights, strict=True))
 
     def _reward_prompt(self, prompt: Prompt, preference: Preference, persrm: int) -> tuple[int, ...]:
-        """What a reward row reads: the preference's words in the PersRM's template, or the plain prompt without words."""
+        """What a reward row reads: the PersRM's template with the preference's words, or the plain prompt."""
         info = self.manifest.persrms[persrm]
         if isinstance(prompt, EncodedPrompt) or preference.text:
             text = preference.text or "given as token ids"
@@ -346,6 +357,25 @@ class _Run:
             tokens_per_s=num_tokens / (self.prefill_s + sum(self.step_times)),
             bytes_to_host_per_token=self.num_bytes // len(self.replies),
         )
+
+
+def _check_strengths(sequences: list[list[list[Row]]]) -> None:
+    """The mix is computed in float32: what lies beyond would make every score infinite."""
+    rows = [row for trunks in sequences for trunk in trunks for row in trunk]
+    largest = max(abs(value) for row in rows for value in (row.coefficient, *row.weights))
+    if not largest <= _MAX_STRENGTH:
+        raise PreferenceError(
+            f"a preference of strength {largest:g}",
+            expected=f"at most {_MAX_STRENGTH:g}",
+            hint="it is the product of beta and the weights: lower them",
+        )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", hint="export the bundle again") from None
 
 
 def _trace_of(trace: StepTrace, sequence: int) -> StepTrace:

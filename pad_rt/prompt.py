@@ -52,26 +52,14 @@ class PromptEncoder:
     Args:
         tokenizer: the bundle's tokenizer.
         chat_template: None for a base that was not trained on chats.
-        add_bos: start raw text with BOS where the tokenizer's post-processor does not.
         vocab_size: number of ids the model knows; None takes the tokenizer's.
-
-    Raises:
-        BundleError: `add_bos` with a tokenizer that has no BOS token.
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        chat_template: ChatTemplate | None,
-        *,
-        add_bos: bool = False,
-        vocab_size: int | None = None,
+        self, tokenizer: Tokenizer, chat_template: ChatTemplate | None, *, vocab_size: int | None = None
     ) -> None:
-        if add_bos and tokenizer.bos_id is None:
-            raise BundleError("add_bos for a tokenizer without bos_token", hint="export the bundle again")
         self._tokenizer = tokenizer
         self._chat_template = chat_template
-        self._add_bos = add_bos
         self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -119,8 +107,6 @@ class PromptEncoder:
             ids = self._tokenizer.encode(self._chat_template.render(messages), add_special_tokens=False)
         elif isinstance(turns, str):
             ids = self._tokenizer.encode(turns, add_special_tokens=True)
-            if self._add_bos and self._tokenizer.bos_id is not None and ids[:1] != [self._tokenizer.bos_id]:
-                ids = [self._tokenizer.bos_id, *ids]
         else:
             raise PromptError(
                 "chat messages for a base without a chat template",
@@ -129,6 +115,12 @@ class PromptEncoder:
             )
         if not ids:
             raise PromptError("a prompt that gives no tokens", expected="some text")
+        if max(ids) >= self._vocab_size:
+            raise PromptError(
+                f"a prompt with the token {self._tokenizer.decode([max(ids)], skip_special_tokens=False)!r}",
+                expected=f"tokens that the model has: its ids end at {self._vocab_size - 1}",
+                hint="leave that token out",
+            )
         return ids
 
     def _check_range(self, ids: Sequence[int]) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -143,7 +144,7 @@ class OrtDialect(Dialect):
                 g.op("Reshape", part, flat, name=f"{name}/{p}_flat") for part, p in ((q, "q"), (k, "k"), (v, "v"))
             )
             inputs = (q, k, v)
-        attributes: dict[str, float | int] = {
+        attributes: dict[str, Any] = {
             "num_heads": spec.num_heads,
             "kv_num_heads": spec.num_kv_heads,
             "scale": spec.attention_scale,
@@ -252,7 +253,7 @@ class StandardDialect(Dialect):
             output=cache.present_value,
             axis=-2,
         )
-        attributes: dict[str, float] = {"scale": spec.attention_scale}
+        attributes: dict[str, Any] = {"scale": spec.attention_scale}
         if spec.attention_softcap:
             attributes["softcap"] = spec.attention_softcap
         mask = self._masks[spec.layers[layer].window]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import onnx
 from pad_runtime import contract
-from pad_runtime.errors import CheckpointError, OptionError, OutOfMemoryError
+from pad_runtime.errors import CheckpointError, OptionError
 from pad_runtime.manifest import (
     FileInfo,
     GraphInfo,
@@ -30,6 +25,7 @@ from tqdm import tqdm
 from pad_export.adapter_file import write_adapter, write_head
 from pad_export.graph import Graph
 from pad_export.plan import Plan, make_plan
+from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
 from pad_export.trunk import Trunk, write_weights
 from pad_export.verify import verify_bundle
@@ -79,8 +75,9 @@ def export_bundle(
         PadError: any of its kinds; nothing was written.
     """
     plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)
+    _check_dialect(plan, dialect)
     max_length, max_top_k = _check_limits(plan, max_length, max_batch, max_top_k)
-    with _staged(output) as folder:
+    with staged(output) as folder:
         report(_summary(plan, precision, dialect))
         graphs = _write_graphs(folder, plan, precision, dialect, max_length, quiet)
         for info, source in zip(plan.persrms, plan.sources, strict=False):
@@ -128,7 +125,7 @@ def _write_graphs(
     layers = sum(trunk.spec.num_layers for trunk in plan.trunks)
     with (
         WeightsFile(folder / WEIGHTS_FILE) as weights,
-        tqdm(total=layers, desc="weights", unit="layer", disable=quiet, leave=False) as bar,
+        tqdm(total=layers, desc="weights", unit="layer", disable=True if quiet else None, leave=False) as bar,
     ):
         for trunk in plan.trunks:
             write_weights(trunk, weights, precision=precision, max_length=max_length, progress=bar.update)
@@ -145,6 +142,17 @@ def _save_graph(folder: Path, graph: Graph, dialect: str) -> GraphInfo:
     return GraphInfo(file, list(graph.input_names), list(graph.output_names))
 
 
+def _check_dialect(plan: Plan, dialect: str) -> None:
+    """ONNX Runtime's GroupQueryAttention rotates 16 numbers at a time, and refuses other heads only when it runs."""
+    for trunk in plan.trunks:
+        if dialect == "ort" and trunk.spec.head_dim % 16:
+            raise CheckpointError(
+                f"{trunk.checkpoint.path} has head_dim {trunk.spec.head_dim}",
+                expected="a multiple of 16 in the ort dialect",
+                hint="pass --dialect standard",
+            )
+
+
 def _check_limits(plan: Plan, max_length: int | None, max_batch: int, max_top_k: int) -> tuple[int, int]:
     """max_length and max_top_k within what every trunk allows."""
     longest = min(trunk.spec.max_positions for trunk in plan.trunks)
@@ -158,48 +166,6 @@ def _check_limits(plan: Plan, max_length: int | None, max_batch: int, max_top_k:
         if value < low or (high is not None and value > high):
             raise OptionError(f"{option} {value}", expected=f"{low} to {high}" if high else f"at least {low}")
     return max_length, min(max_top_k, plan.base.spec.vocab_size)
-
-
-@contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `output` if the block succeeds, and vanishes if it does not."""
-    output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a link that is to be replaced
-    if (
-        output.exists()
-        and not (output / contract.MANIFEST_FILE).is_file()
-        and (not output.is_dir() or any(output.iterdir()))
-    ):
-        raise OptionError(f"-o {output} exists and is not a bundle", hint="choose another folder, or remove that one")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    except OSError as error:
-        raise OptionError(f"-o {output} cannot be written: {error.strerror}", hint="choose another folder") from None
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if output.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent)) / "bundle"
-            output.rename(old)
-            try:
-                folder.rename(output)
-            except BaseException:
-                old.rename(output)
-                raise
-            finally:
-                shutil.rmtree(old.parent, ignore_errors=True)
-        else:
-            folder.rename(output)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise CheckpointError(
-                f"no space left on the disk of {output}", hint="free some, or choose another"
-            ) from None
-        raise
-    except MemoryError:
-        raise OutOfMemoryError("no memory for one of the model's tensors", hint="close other programs") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _trunk(plan: Plan, name: str) -> Trunk:

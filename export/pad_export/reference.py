@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +37,7 @@ class RowModel:
 
     @torch.no_grad()
     def forward(self, ids: Sequence[int], weights: Sequence[float]) -> RowOutput:
-        """Run all of `ids` at once; `weights` mix the features of a head: logits of lm_head(sum_i w_i (W_i h + b_i))."""
+        """Run all of `ids` at once; `weights` mix a head's features: logits = lm_head(sum_i w_i (W_i h + b_i))."""
         output = self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=True)
         hidden = output.last_hidden_state[0]  # [s, hidden]
         if self._head is not None:
@@ -52,29 +54,56 @@ class RowModel:
         return RowOutput(logits, cache)
 
 
+class TrunkModel:
+    """A trunk's torch model, loaded once, for all kinds of rows that run on it."""
+
+    def __init__(self, plan: Plan, trunk: int) -> None:
+        self._plan = plan
+        self._model = load_model(plan.trunks[trunk].checkpoint)
+
+    @contextmanager
+    def row_model(self, persrm: int | None) -> Iterator[RowModel]:
+        """The trunk's own weights, under a PersRM's adapter and head where the row wears one (index, or None)."""
+        source = self._plan.sources[persrm] if persrm is not None and self._plan.sources else None
+        if source is None or source.adapter is None:
+            yield RowModel(self._model, source.head if source else None)
+            return
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers: nothing a user could mend
+            wrapped = PeftModel.from_pretrained(self._model, source.adapter.path)
+        yield RowModel(wrapped.get_base_model(), source.head)
+        self._model = wrapped.unload()
+
+
 def load_model(checkpoint: Checkpoint) -> Any:
     """A checkpoint as a transformers model in float32, on the CPU."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    path = checkpoint.path
-    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
-    if path.is_file():
-        where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    if checkpoint.path.is_file():
+        return _load_gguf(checkpoint)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"transformers cannot load {path} to verify against: {error}") from None
+        raise CheckpointError(f"transformers cannot load {checkpoint.path} to verify against: {error}") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return model.eval()
 
 
-def load_row_model(plan: Plan, trunk: int, persrm: int | None) -> RowModel:
-    """The model of a row on a trunk: the trunk's own weights, under a PersRM's adapter and head where it wears one."""
-    model = load_model(plan.trunks[trunk].checkpoint)
-    if persrm is None or not plan.sources:
-        return RowModel(model, None)
-    source = plan.sources[persrm]
-    if source.adapter:
-        from peft import PeftModel
+def _load_gguf(checkpoint: Checkpoint) -> Any:
+    """A GGUF checkpoint by our own reader: transformers' loses head_dim, biases and Llama 3's rotary scaling."""
+    from transformers import AutoModelForCausalLM
 
-        model = PeftModel.from_pretrained(model, source.adapter.path).get_base_model()
-    return RowModel(model, source.head)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
+    state = {name: checkpoint.tensor(name).float() for name in checkpoint.names}
+    model.load_state_dict(state, assign=True, strict=False)
+    model.tie_weights()
+    model.model.rotary_emb = type(model.model.rotary_emb)(checkpoint.config)  # a table that is computed, not stored
+    return model.eval()

@@ -1,6 +1,6 @@
 """The step graph: every trunk's layers, the candidates, the candidate-only reward head, the mix and the choice.
 
-score(a) = sum_rows c_row * z_row(a)      a in the base row's top k      (arXiv 2410.04070, eq. 9-11, normalisers cancelled)
+score(a) = sum_rows c_row * z_row(a)      a in the base row's top k      (arXiv 2410.04070, normalisers cancelled)
 next     = argmax(score + temperature * Gumbel)  over the candidates inside top_p
 """
 

@@ -1,4 +1,4 @@
-"""How far a graph may be from the torch models, in one table. A difference is relative to the tensor's largest value."""
+"""How far a graph may be from the torch models, in one table, relative to a tensor's largest value."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ TOLERANCE = {
 
 
 def difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest |value - reference|, over the reference's largest magnitude where that exceeds 1. NaN counts as infinite."""
+    """Largest |value - reference|, over the reference's largest magnitude where that exceeds 1; infinite for NaN."""
     worst = float((value - reference).abs().max())
     return worst / max(1.0, float(reference.abs().max())) if worst == worst else float("inf")  # noqa: PLR0124

@@ -15,12 +15,13 @@ import torch
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import VerificationError
+from pad_runtime.manifest import read_manifest
 from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
 from pad_runtime.step import OrtStep, StepRequest, StepTrace
 
 from pad_export.graph import FLOAT_TYPES
 from pad_export.plan import Plan
-from pad_export.reference import RowModel, RowOutput, load_row_model
+from pad_export.reference import RowModel, RowOutput, TrunkModel
 from pad_export.tolerance import TOLERANCE, difference
 
 NUM_STEPS = 8
@@ -48,13 +49,11 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
     Raises:
         VerificationError: every difference found.
     """
-    bundle = Bundle(folder)
-    failures = _check_graphs(bundle, plan)
+    failures = _check_graphs(folder, plan)
     worst = {"logits": 0.0, "KV": 0.0}
+    precision = read_manifest(folder).precision
     if not failures:
-        runs = [_run(bundle, guided, _sequences(bundle, plan, lengths, guided)) for lengths, guided in _cases(bundle)]
-        precision = bundle.manifest.precision
-        del bundle  # its weights go before torch's come
+        runs = [run for guided in (True, False) for run in _run_graph(folder, plan, guided)]
         _compare(plan, runs, precision, failures, worst)
     if failures:
         shown = "; ".join(failures[:_MAX_REPORTED])
@@ -69,12 +68,12 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
 # -- the graphs themselves ------------------------------------------------------------------------------------------
 
 
-def _check_graphs(bundle: Bundle, plan: Plan) -> list[str]:
+def _check_graphs(folder: Path, plan: Plan) -> list[str]:
     """KV inputs and outputs of both graphs: there, alike, of the right type and shape."""
     failures = []
-    manifest = bundle.manifest
+    manifest = read_manifest(folder)
     for name, trunks in ((contract.STEP_GRAPH, plan.trunks), (contract.BASE_GRAPH, plan.trunks[:1])):
-        model = onnx.load(bundle.folder / manifest.graphs[name].file, load_external_data=False)
+        model = onnx.load(folder / manifest.graphs[name].file, load_external_data=False)
         values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
         for trunk in trunks:
             for layer in range(trunk.spec.num_layers):
@@ -98,16 +97,16 @@ def _check_graphs(bundle: Bundle, plan: Plan) -> list[str]:
 # -- the run --------------------------------------------------------------------------------------------------------
 
 
-def _cases(bundle: Bundle) -> list[tuple[tuple[tuple[int, int], ...], bool]]:
-    """Prompt lengths and whether the guided graph runs: every batch that the bundle's limits allow, on both graphs."""
-    manifest = bundle.manifest
-    room = manifest.max_length - NUM_STEPS - 1
+def _run_graph(folder: Path, plan: Plan, guided: bool) -> list[_Run]:
+    """Every batch that the bundle's limits allow, on one graph, whose weights leave memory at the end."""
+    bundle = Bundle(folder, prepack=False)  # mapped weights only: export's peak memory is a promise
+    room = bundle.manifest.max_length - NUM_STEPS - 1
     batches = [
         tuple((min(base, room), min(reward, room)) for base, reward in lengths)
         for lengths in _BATCHES
-        if len(lengths) <= manifest.max_batch
+        if len(lengths) <= bundle.manifest.max_batch
     ]
-    return [(lengths, guided) for guided in (True, False) for lengths in batches]
+    return [_run(bundle, guided, _sequences(bundle, plan, lengths, guided)) for lengths in batches]
 
 
 def _sequences(bundle: Bundle, plan: Plan, lengths: tuple[tuple[int, int], ...], guided: bool) -> list[list[list[Row]]]:
@@ -166,19 +165,31 @@ def _compare(plan: Plan, runs: list[_Run], precision: str, failures: list[str], 
         for trunk in range(len(rows))
         for row in rows[trunk]
     }
-    for trunk, persrm in sorted(kinds, key=str):
-        model: RowModel | None = None
-        for run, output in zip(runs, outputs, strict=True):
-            for sequence, rows in enumerate(run.sequences):
-                for index, row in enumerate(rows[trunk]):
-                    if row.persrm == persrm:
-                        model = model or load_row_model(plan, trunk, persrm)
-                        ids = [*row.prompt, *(tokens[sequence] for tokens in run.tokens[:-1])]
-                        output[sequence, trunk, index] = model.forward(ids, row.weights)
+    for trunk in sorted({trunk for trunk, _ in kinds}):
+        models = TrunkModel(plan, trunk)
+        for persrm in [persrm for kind, persrm in kinds if kind == trunk]:
+            with models.row_model(persrm) as model:
+                _forward_rows(runs, outputs, trunk, persrm, model)
     for number, (run, output) in enumerate(zip(runs, outputs, strict=True)):
         label = f"run {number} ({'guided' if run.traces else 'base alone'}, batch {len(run.sequences)})"
         _compare_choices(run, output, TOLERANCE[precision], label, failures, worst)
         _compare_caches(run, output, TOLERANCE[precision], label, failures, worst)
+
+
+def _forward_rows(
+    runs: list[_Run],
+    outputs: list[dict[tuple[int, int, int], RowOutput]],
+    trunk: int,
+    persrm: int | None,
+    model: RowModel,
+) -> None:
+    """Run every row of one kind through its torch model."""
+    for run, output in zip(runs, outputs, strict=True):
+        for sequence, rows in enumerate(run.sequences):
+            for index, row in enumerate(rows[trunk]):
+                if row.persrm == persrm:
+                    ids = [*row.prompt, *(tokens[sequence] for tokens in run.tokens[:-1])]
+                    output[sequence, trunk, index] = model.forward(ids, row.weights)
 
 
 def _compare_choices(

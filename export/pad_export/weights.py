@@ -43,7 +43,7 @@ class WeightsFile:
         tensor = tensor.detach().contiguous()
         self._file.seek(-self._file.tell() % _ALIGNMENT, 1)
         offset = self._file.tell()
-        self._file.write(memoryview(tensor.view(torch.uint8).numpy().reshape(-1)))
+        self._file.write(tensor.view(torch.uint8).numpy().data)
         proto = TensorProto(
             name=name,
             data_type=_ELEMENT_TYPES[tensor.dtype],

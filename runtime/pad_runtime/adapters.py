@@ -79,7 +79,8 @@ class AdapterBank:
         ranks = [self._load(self._adapter_file(owner))[name].shape[1] for owner in owners]
         columns = np.repeat(owners, ranks)
         wearers = np.array([-1 if row.persrm is None else row.persrm for row in rows])
-        return (wearers[:, None, None] == columns[None, None, :]).astype(self.float_type)
+        gate: Array = (wearers[:, None, None] == columns[None, None, :]).astype(self.float_type)
+        return gate
 
     def _weights(self, trunk: TrunkInfo, active: tuple[int, ...], rows: list[Row]) -> Array:
         """[rows, 1 + P]: a row without a head takes its hidden state as it is, by column 0."""

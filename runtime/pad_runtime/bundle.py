@@ -11,6 +11,7 @@ from pad_runtime.adapters import AdapterBank
 from pad_runtime.errors import BundleError
 from pad_runtime.manifest import GraphInfo, read_manifest, verify_files
 from pad_runtime.providers import Provider
+from pad_runtime.signature import find_mismatches
 from pad_runtime.step import OrtStep
 
 if TYPE_CHECKING:
@@ -20,8 +21,14 @@ if TYPE_CHECKING:
 class Bundle:
     """A bundle on one device. Sessions are shared by any number of steps; each step has its own KV cache."""
 
-    def __init__(self, folder: Path, *, device: str = "auto", num_threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, device: str = "auto", num_threads: int | None = None, prepack: bool = True
+    ) -> None:
         """Read and check the manifest; the graphs are opened when the first step asks for them.
+
+        Args:
+            folder: the bundle.
+            device, num_threads, prepack: see `Provider`.
 
         Raises:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
@@ -29,7 +36,7 @@ class Bundle:
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.provider = Provider(device, num_threads=num_threads)
+        self.provider = Provider(device, num_threads=num_threads, prepack=prepack)
         self._bank = AdapterBank(folder, self.manifest, self.provider)
 
     def verify(self) -> None:
@@ -66,4 +73,10 @@ class Bundle:
                 raise BundleError(
                     f"{path} and the manifest differ in {len(odd)} {what}: {', '.join(odd[:3])}", hint="export it again"
                 )
+        mismatches = find_mismatches(session.get_inputs(), self.manifest, guided=name == contract.STEP_GRAPH)
+        if mismatches:
+            raise BundleError(
+                f"{path} and the manifest differ in {len(mismatches)} inputs: {'; '.join(mismatches[:3])}",
+                hint="export it again",
+            )
         return session, info

@@ -46,6 +46,8 @@ CANDIDATES = "candidates"  # trace: [batch, k] int64, best base logit first
 ROW_LOGITS = "row_logits"  # trace: [batch, rows, k] float32
 SCORES = "scores"  # trace: [batch, k] float32
 
+TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, LAST_TOKEN, ROW_SEQUENCE, TOTAL_SEQUENCE_LENGTH)
+STEP_INPUTS = (COEFFICIENTS, TOP_K, TEMPERATURE, TOP_P, NOISE, STEP, MAX_POSITION)
 TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
 
 # Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.

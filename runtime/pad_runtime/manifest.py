@@ -1,10 +1,12 @@
-"""The manifest of a bundle, `pad.json`: read with checks, written by the exporter. Nothing is inferred from file names."""
+"""The manifest of a bundle, `pad.json`: read with checks, written by the exporter. File names mean nothing."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import reprlib
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -123,12 +125,14 @@ def read_manifest(folder: Path) -> Manifest:
         BundleError: says which field or file is wrong, what it holds and what was expected.
     """
     path = folder / contract.MANIFEST_FILE
-    if not folder.is_dir():
-        raise BundleError(f"no bundle at {folder}", expected="a folder written by pad-export")
-    if not path.is_file():
-        raise BundleError(f"{folder} has no {contract.MANIFEST_FILE}", expected="a folder written by pad-export")
     try:
+        if not folder.is_dir():
+            raise BundleError(f"no bundle at {folder}", expected="a folder written by pad-export")
+        if not path.is_file():
+            raise BundleError(f"{folder} has no {contract.MANIFEST_FILE}", expected="a folder written by pad-export")
         data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}", hint="check the path and its rights") from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}", hint=_HINT) from None
     if not isinstance(data, dict) or data.get("format") != contract.FORMAT:
@@ -163,13 +167,16 @@ def describe_file(path: Path) -> FileInfo:
 def _check_files(folder: Path, manifest: Manifest, *, largest_hashed: int | None) -> None:
     for name, info in manifest.files.items():
         path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{path} is missing", hint=_HINT)
-        size = path.stat().st_size
-        if size != info.size:
-            raise BundleError(f"{path} has {size} bytes", expected=f"{info.size}", hint=_HINT)
-        if (largest_hashed is None or size <= largest_hashed) and describe_file(path).sha256 != info.sha256:
-            raise BundleError(f"{path} was altered: its SHA-256 is not the manifest's", hint=_HINT)
+        try:
+            if not path.is_file():
+                raise BundleError(f"{path} is missing", hint=_HINT)
+            size = path.stat().st_size
+            if size != info.size:
+                raise BundleError(f"{path} has {size} bytes", expected=f"{info.size}", hint=_HINT)
+            if (largest_hashed is None or size <= largest_hashed) and describe_file(path).sha256 != info.sha256:
+                raise BundleError(f"{path} was altered: its SHA-256 is not the manifest's", hint=_HINT)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror}", hint=_HINT) from None
 
 
 def _check_references(manifest: Manifest) -> None:
@@ -180,12 +187,29 @@ def _check_references(manifest: Manifest) -> None:
     trunks = {trunk.name for trunk in manifest.trunks}
     if len(trunks) != len(manifest.trunks):
         raise BundleError(f"{at}: two trunks have one name", hint=_HINT)
+    for trunk in manifest.trunks:
+        sizes = (trunk.hidden_size, trunk.num_layers, trunk.num_heads, trunk.num_kv_heads, trunk.head_dim)
+        if min(sizes) < 1:
+            raise BundleError(
+                f"{at}: trunk '{trunk.name}' has a size of {min(sizes)}", expected="at least 1", hint=_HINT
+            )
+        for site, widths in trunk.lora_sites.items():
+            if site not in contract.LORA_SITES or len(widths) != 2:
+                raise BundleError(
+                    f"{at}: trunk '{trunk.name}' has the adapter site '{site}' {widths}",
+                    expected=f"[in, out] at {', '.join(contract.LORA_SITES)}",
+                    hint=_HINT,
+                )
     if not manifest.persrms:
         raise BundleError(f"{at}: persrms is empty", expected="at least one reward", hint=_HINT)
     for persrm in manifest.persrms:
         for name in filter(None, (persrm.trunk, persrm.reference_trunk)):
             if name not in trunks:
-                raise BundleError(f"{at}: PersRM '{persrm.name}' runs on trunk '{name}'", expected=f"one of {trunks}")
+                raise BundleError(
+                    f"{at}: PersRM '{persrm.name}' runs on trunk '{name}'",
+                    expected=f"one of {', '.join(sorted(trunks))}",
+                    hint=_HINT,
+                )
         if not persrm.features or len(persrm.features) != len(persrm.default_weights):
             raise BundleError(f"{at}: PersRM '{persrm.name}' needs as many default_weights as features", hint=_HINT)
     for name, count in (("max_length", 2), ("max_batch", 1), ("max_top_k", 1), ("vocab_size", 1)):
@@ -224,7 +248,9 @@ def _parse(value: Any, kind: Any, at: str) -> Any:
         return {key: _parse(item, arguments[1], f"{at}.{key}") for key, item in value.items()}
     if origin is types.UnionType:
         return None if value is None else _parse(value, arguments[0], at)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:  # JSON has NaN, Infinity, and integers of any size
+            raise _wrong(at, value, "a finite number")
         return float(value)
     if type(value) is not kind:
         raise _wrong(
@@ -247,5 +273,5 @@ def _parse_dataclass(value: Any, kind: type[_T], at: str) -> _T:
 
 
 def _wrong(at: str, value: Any, expected: str) -> BundleError:
-    shown = json.dumps(value)
+    shown = reprlib.repr(value) if isinstance(value, dict | list) else json.dumps(value)  # nested or long as they like
     return BundleError(f"{at} is {shown if len(shown) <= 60 else shown[:57] + '...'}", expected=expected, hint=_HINT)

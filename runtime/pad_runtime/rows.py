@@ -4,8 +4,8 @@
     c[reward j] += beta * scale_j                      (x w_j where the PersRM has no feature head)
     c[reference of j] -= beta * scale_j * sum(w_j)     (the base row, or a row of the PersRM's frozen backbone)
 
-so that score(a) = z_base(a) + beta * sum_j scale_j * (w_j . phi_j(a)), with phi = log pi_persrm - log pi_reference, whose
-normalisers are constant over the candidates and drop out.
+so that score(a) = z_base(a) + beta * sum_j scale_j * (w_j . phi_j(a)), with phi = log pi_persrm - log pi_reference,
+whose normalisers are constant over the candidates and drop out.
 """
 
 from __future__ import annotations

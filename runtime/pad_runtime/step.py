@@ -129,7 +129,7 @@ class OrtStep:
             self._stale = False
         try:
             self._run(self._bind(prefill, self._turns[0]), self._options)
-        except RuntimeError as error:
+        except Exception as error:  # ONNX Runtime's own exceptions have no base of their own
             if "alloc" in str(error).lower():
                 raise OutOfMemoryError(
                     f"no memory to read prompts of {longest} tokens", hint="use shorter prompts or a smaller batch"
@@ -170,9 +170,8 @@ class OrtStep:
 
     def _reserve(self, request: StepRequest, length: int) -> None:
         """Make the KV cache and the alternating state, unless those of the last request serve."""
-        batch = len(request.sequences)
         needed = min(-(-length // _CAPACITY_BLOCK) * _CAPACITY_BLOCK, self._manifest.max_length)
-        widths = [batch * len(request.sequences[0][index]) for index, _, _ in self._trunks]
+        widths = [sum(len(sequence[index]) for sequence in request.sequences) for index, _, _ in self._trunks]
         current = [self._values[at + contract.past_key(0)].shape()[0] for _, _, at in self._trunks if self._values]
         if current == widths and self._capacity >= needed:
             return
@@ -189,8 +188,6 @@ class OrtStep:
                 turn[at + contract.SEQLENS_K] = self._provider.zeros((rows,), np.int32)
             self._put(at + contract.LAST_TOKEN, np.zeros((rows, 1), np.int64))
             self._put(at + contract.TOTAL_SEQUENCE_LENGTH, np.array(needed, np.int32))
-            sequence = np.repeat(np.arange(batch), rows // batch)
-            self._put(at + contract.ROW_SEQUENCE, sequence[:, None])
         for turn in self._turns:
             turn[contract.STEP] = self._provider.zeros((1,), np.int64)
         self._put(contract.MAX_POSITION, np.array([needed - 1], np.int32))
@@ -205,6 +202,9 @@ class OrtStep:
         self._put(contract.TEMPERATURE, np.full((batch, 1), request.temperature, np.float32))
         self._put(contract.TOP_P, np.full((batch, 1), top_p, np.float32))
         self._put(contract.NOISE, draw_noise(request))
+        for index, _, at in self._trunks:
+            owners = np.repeat(np.arange(batch), len(request.sequences[0][index]))
+            self._put(at + contract.ROW_SEQUENCE, owners[:, None])
         if contract.COEFFICIENTS in self._input_names:
             for name, array in self._bank.row_inputs(request.active, request.sequences).items():
                 self._put(name, array)
@@ -231,7 +231,7 @@ class OrtStep:
         """Set an input: in place where its buffer has that shape, so that the bindings stay good."""
         value = self._values.get(name)
         if value is not None and tuple(value.shape()) == array.shape:
-            value.update_inplace(np.ascontiguousarray(array))
+            value.update_inplace(array)
         else:
             self._values[name], self._stale = self._provider.upload(array), True
 

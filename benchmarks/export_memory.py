@@ -1,0 +1,83 @@
+"""Peak memory of pad-export over the size of its checkpoint, from the operating system's figure (budget: 2.5x).
+
+A bf16 checkpoint of Llama-3.2-1B's shape with random weights, exported by `pad-export` in a process of its own, with
+and without verification. Writes benchmarks/results/export_memory.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+RESULTS = Path(__file__).parent / "results" / "export_memory.json"
+SHAPE = {
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+}
+
+
+def make_checkpoint(folder: Path) -> int:
+    """Save random bf16 weights and a byte-level tokenizer; returns the weights' size in bytes."""
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, eos_token_id=0), dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="1GB")
+    tokenizer = Tokenizer(BPE(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def export(base: Path, output: Path, precision: str, *extra: str) -> int:
+    """Run pad-export and return its peak resident set in bytes."""
+    code = "import sys, resource; from pad_export.cli import main; code = main(sys.argv[1:]); \
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    command = [sys.executable, "-c", code, "--base", str(base), "-o", str(output), "--precision", precision]
+    done = subprocess.run([*command, "--quiet", *extra], check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1]) * 1024
+
+
+def main() -> None:
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch) / "base"
+        size = make_checkpoint(base)
+        for precision in ("fp16", "fp32"):
+            for extra in (("--no-verify",), ()):
+                peak = export(base, Path(scratch) / "bundle", precision, *extra)
+                rows.append(
+                    {
+                        "precision": precision,
+                        "verified": not extra,
+                        "peak_mib": peak >> 20,
+                        "times_checkpoint": round(peak / size, 2),
+                    }
+                )
+                print(rows[-1], flush=True)
+    record = {
+        "what": "pad-export of a random bf16 checkpoint of Llama-3.2-1B's shape",
+        "checkpoint_mib": size >> 20,
+        "versions": {name: version(name) for name in ("pad-rt", "onnxruntime", "torch", "transformers")},
+        "rows": rows,
+    }
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

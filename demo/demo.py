@@ -1,0 +1,76 @@
+"""One question, three replies: the base model, and the same model guided for two people. What `make demo` runs."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import textwrap
+import time
+from pathlib import Path
+
+from pad_export.export import export_bundle
+from smollm2 import DEMO_PERSRM, find_smollm2
+
+from pad_rt import GenerationConfig, GenerationResult, Generator
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLE = ROOT / "build" / "demo-bundle"
+QUESTION = "What do you think of rainy days?"
+PEOPLE = {
+    "no preference": None,
+    "Ada": "Be cheerful and positive.",
+    "Ben": "Be critical and negative.",
+}
+CONFIG = GenerationConfig(beta=2.0, max_new_tokens=80)
+
+
+def export() -> None:
+    """Base and PersRM into one bundle, with progress and verification."""
+    print(f"1. Exporting SmolLM2-135M-Instruct and the PersRM of {DEMO_PERSRM.relative_to(ROOT)} into one step graph")
+    started = time.perf_counter()
+    export_bundle(
+        find_smollm2(),
+        BUNDLE,
+        persrms=[DEMO_PERSRM],
+        topology="shared",  # the GGUF file is the model that the adapter names
+        report=lambda line: print(f"   {line}"),
+    )
+    print(f"   {BUNDLE.relative_to(ROOT)}: {time.perf_counter() - started:.0f} s\n")
+
+
+def reply_all() -> dict[str, GenerationResult]:
+    """The question, answered for everybody by one loaded bundle."""
+    generator = Generator.load(BUNDLE)
+    return {
+        name: generator.generate(QUESTION, preference=preference, config=CONFIG) for name, preference in PEOPLE.items()
+    }
+
+
+def side_by_side(results: dict[str, GenerationResult]) -> str:
+    """Replies in columns as wide as the terminal allows."""
+    width = max(24, (shutil.get_terminal_size((108, 24)).columns - 3 * (len(results) - 1)) // len(results))
+    columns = []
+    for name, result in results.items():
+        preference = PEOPLE[name]
+        head = [name, f'"{preference}"' if preference else "(the base alone)", "-" * width]
+        body = [line for part in result.text.splitlines() for line in textwrap.wrap(part, width) or [""]]
+        timing = result.timing
+        foot = ["", f"{timing.tokens_per_s:.1f} tokens/s, {timing.step_s * 1e3:.0f} ms a token"]
+        columns.append(head + body + foot)
+    rows = itertools.zip_longest(*columns, fillvalue="")
+    return "\n".join(" | ".join(cell.ljust(width) for cell in row).rstrip() for row in rows)
+
+
+def main() -> None:
+    """Export, reply, print."""
+    export()
+    print(f'2. "{QUESTION}"  (beta {CONFIG.beta:g}, top {CONFIG.top_k}, greedy, fp32, on this CPU)\n')
+    print(side_by_side(reply_all()))
+    bundle = BUNDLE.relative_to(ROOT)
+    print("\n3. Your turn:")
+    print(f'   .venv/bin/pad generate {bundle} "How was your day?" --preference "{PEOPLE["Ada"]}" --beta 2')
+    print(f"   .venv/bin/pad chat {bundle} --preference ...")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The command `pad-export`: checkpoints in, a verified bundle out."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from pad_runtime import contract
+from pad_runtime.command import run_command
+from pad_runtime.errors import PadError
+
+_EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `pad-export` with these arguments (None: the process's own) and give its exit code."""
+    options = _parser().parse_args(argv)
+    return run_command("pad-export", lambda: _export(options))
+
+
+def _export(options: argparse.Namespace) -> None:
+    report = _silent if options.quiet else _report
+    report("loading torch")
+    try:
+        from pad_export.export import export_bundle
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise PadError(f"{error.name} is not installed", hint="pip install 'pad-rt[export]'") from None
+    manifest = export_bundle(
+        options.base,
+        options.output,
+        persrms=options.persrm,
+        topology=options.topology,
+        reference=options.reference,
+        backbone=options.backbone,
+        precision=options.precision,
+        dialect=options.dialect,
+        max_length=options.max_length,
+        max_batch=options.max_batch,
+        max_top_k=options.max_top_k,
+        verify=options.verify,
+        quiet=options.quiet,
+        report=report,
+    )
+    size = sum(file.size for file in manifest.files.values()) / 2**20
+    print(f"wrote {options.output} ({size:,.1f} MiB)")
+    bundle = shlex.quote(str(options.output))
+    print(f"try: pad generate {bundle} 'How do I boil an egg?' --preference 'cheerful and concise'")
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pad-export",
+        description="Write a bundle that `pad generate` runs: a base model and its PersRMs in one step graph.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pad-export {version('pad-rt')}")
+    parser.add_argument(
+        "--base", metavar="DIR", type=Path, required=True, help="Hugging Face model folder, or a .gguf file"
+    )
+    parser.add_argument(
+        "--persrm",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="LoRA adapter folder (may be given several times) or one merged model; "
+        "without any, the base is contrasted with itself told the preference",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="BUNDLE", type=Path, required=True, help="folder to create, or bundle to replace"
+    )
+    parser.add_argument(
+        "--topology",
+        choices=("auto", "shared", "pair"),
+        default="auto",
+        help="shared: adapters run on the base's own weights; pair: the PersRM has weights of its own; "
+        "auto (default): shared where the adapters were trained on the given base",
+    )
+    parser.add_argument(
+        "--reference",
+        choices=("base", "backbone"),
+        default="base",
+        help="what the reward is measured against: base (default), or the PersRM's frozen backbone, a row more",
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="DIR",
+        type=Path,
+        help="model that the PersRMs were trained on, where it is not the base",
+    )
+    parser.add_argument("--precision", choices=contract.PRECISIONS, default="fp32", help="default fp32")
+    parser.add_argument(
+        "--dialect",
+        choices=contract.DIALECTS,
+        default="ort",
+        help="ort (default): ONNX Runtime's fused operators; standard: ONNX opset 24 alone",
+    )
+    parser.add_argument(
+        "--max-length",
+        metavar="N",
+        type=int,
+        help="most tokens of prompt and reply together (default: the model's own limit, at most 4096)",
+    )
+    parser.add_argument("--max-batch", metavar="N", type=int, default=8, help="most sequences at once (default 8)")
+    parser.add_argument(
+        "--max-top-k", metavar="K", type=int, default=128, help="most candidates for each token (default 128)"
+    )
+    parser.add_argument(
+        "--no-verify", dest="verify", action="store_false", help="do not compare the bundle with the torch models"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")
+    return parser

@@ -1,0 +1,175 @@
+"""The command `pad`: generate, chat and info."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pad_runtime.command import run_command
+from pad_runtime.errors import OptionError
+
+from pad_rt.config import GenerationConfig
+from pad_rt.generator import Generator
+from pad_rt.preference import Preference, parse_weight
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `pad` with these arguments (None: the process's own) and give its exit code."""
+    options = _parser().parse_args(argv)
+    return run_command("pad", lambda: options.run(options))
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+def _generate(options: argparse.Namespace) -> None:
+    config, preference = _read_config(options), _read_preference(options)
+    prompt = sys.stdin.read().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    generator = _load(options)
+    if options.json:
+        result = generator.generate(prompt, preference=preference, config=config)
+        record = {
+            "text": result.text,
+            "token_ids": result.token_ids,
+            "finish_reason": result.finish_reason,
+            "timing": asdict(result.timing),
+            "preference": None if preference is None else asdict(preference),
+            "config": asdict(config),
+        }
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    for piece in generator.stream(prompt, preference=preference, config=config):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from pad_rt.chat import Chat
+
+    config, preference = _read_config(options), _read_preference(options)
+    Chat(_load(options), config, preference).run()
+
+
+def _info(options: argparse.Namespace) -> None:
+    from pad_rt.info import BundleInfo
+
+    info = BundleInfo.read(options.bundle, check=options.check)
+    print(json.dumps(info.as_dict(), ensure_ascii=False) if options.json else info.as_text())
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+
+
+def _load(options: argparse.Namespace) -> Generator:
+    return Generator.load(options.bundle, device=options.device, num_threads=options.threads)
+
+
+def _read_config(options: argparse.Namespace) -> GenerationConfig:
+    """The options that were given over the defaults of `GenerationConfig`."""
+    names = GenerationConfig.__dataclass_fields__
+    given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
+    return GenerationConfig(**given)
+
+
+def _read_preference(options: argparse.Namespace) -> Preference | None:
+    weights: dict[str, float] = {}
+    for argument in options.weight:
+        name, weight = parse_weight(argument)
+        if name in weights:
+            raise OptionError(f"--weight {name} given twice", expected="one weight a feature")
+        weights[name] = weight
+    if options.preference is None and not weights:
+        return None
+    return Preference(text=options.preference, weights=weights)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pad", description="Personalized generation with a bundle that pad-export wrote.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"pad {version('pad-rt')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="reply to one prompt", allow_abbrev=False)
+    generate.set_defaults(run=_generate)
+    _add_bundle(generate)
+    generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from stdin")
+    _add_guidance(generate)
+    generate.add_argument("--json", action="store_true", help="print one JSON object at the end, no stream")
+
+    chat = commands.add_parser(
+        "chat", help="talk, one line a turn; /help lists what it understands", allow_abbrev=False
+    )
+    chat.set_defaults(run=_chat)
+    _add_bundle(chat)
+    _add_guidance(chat)
+
+    info = commands.add_parser("info", help="show what a bundle holds", allow_abbrev=False)
+    info.set_defaults(run=_info)
+    _add_bundle(info)
+    info.add_argument("--check", action="store_true", help="hash every file, the weights too")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder written by pad-export")
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    defaults = GenerationConfig()
+    guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
+    guidance.add_argument("--preference", metavar="TEXT", help='what the user likes, such as "cheerful and concise"')
+    guidance.add_argument(
+        "--weight", metavar="NAME=W", action="append", default=[], help="weight of a feature (pad info lists them)"
+    )
+    # An option that was not given leaves no trace, so that the defaults are those of GenerationConfig alone.
+    given: dict[str, Any] = {"default": argparse.SUPPRESS}
+    guidance.add_argument(
+        "--beta",
+        metavar="B",
+        type=float,
+        help=f"strength of the preference; 0 is the base alone (default {defaults.beta})",
+        **given,
+    )
+    guidance.add_argument(
+        "--top-k",
+        metavar="K",
+        type=int,
+        help=f"candidates that the base proposes for each token (default {defaults.top_k})",
+        **given,
+    )
+    guidance.add_argument(
+        "--base-sees-preference",
+        action="store_true",
+        help="put the preference into the base's prompt too, as the official PAD code does",
+        **given,
+    )
+    sampling = parser.add_argument_group("generation")
+    sampling.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        help=f"most tokens of the reply (default {defaults.max_new_tokens})",
+        **given,
+    )
+    sampling.add_argument(
+        "--temperature", metavar="T", type=float, help="0 takes the best token, above 0 samples (default 0)", **given
+    )
+    sampling.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help=f"sample from the likeliest candidates of this probability mass (default {defaults.top_p})",
+        **given,
+    )
+    sampling.add_argument("--seed", metavar="S", type=int, help=f"of the sampling (default {defaults.seed})", **given)
+    sampling.add_argument("--stop", metavar="TEXT", action="append", help="end the reply before this text", **given)
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", metavar="DEVICE", default="auto", help="auto or cpu (default auto)")
+    machine.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the physical cores)")

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("pad", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("pad")
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """A llama, a LoRA adapter of it, and the bundle of the two."""
+
+    base: Path
+    adapter: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Made once a session and shared: copy what a test changes."""
+    import tiny_models  # torch and transformers: only the tests that need them pay for them
+    from pad_export.export import export_bundle
+
+    root = tmp_path_factory.mktemp("tiny")
+    models = TinyModels(root / "llama", root / "cheerful", root / "bundle")
+    tiny_models.make_base(models.base, "llama", seed=1)
+    tiny_models.make_adapter(models.adapter, models.base, seed=2)
+    export_bundle(models.base, models.bundle, persrms=[models.adapter], max_batch=3, max_top_k=20, quiet=True)
+    return models
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny: TinyModels) -> Path:
+    """Folder of a shared bundle, llama with one adapter called 'cheerful'; copy it before changing it."""
+    return tiny.bundle

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from error_checks import refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pad_runtime.errors import BundleError
+from pad_runtime.manifest import (
+    FileInfo,
+    GraphInfo,
+    Manifest,
+    PersRMInfo,
+    TokenizerInfo,
+    TrunkInfo,
+    describe_file,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
+
+FILES = ("step.onnx", "base.onnx", "weights.bin", "tokenizer.json", "adapters/kind.safetensors")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest with a little of everything, over files of a few bytes. The tests change pad.json and nothing else."""
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "adapters").mkdir()
+    for name in FILES:
+        (folder / name).write_text(name)
+    write_manifest(folder, make_manifest(folder))
+    return folder
+
+
+def make_manifest(folder: Path) -> Manifest:
+    return Manifest(
+        format="pad-rt-bundle",
+        format_version=1,
+        versions={"onnx": "1"},
+        base="tiny",
+        topology="pair",
+        reference="backbone",
+        precision="fp32",
+        dialect="ort",
+        vocab_size=300,
+        max_length=64,
+        max_batch=2,
+        max_top_k=20,
+        eos_token_ids=[1, 2],
+        trunks=[
+            TrunkInfo("base", "llama", 84, 2, 6, 2, 16, {}, False),
+            TrunkInfo("reward", "llama", 84, 2, 6, 2, 16, {"qkv": [84, 160]}, False),
+        ],
+        persrms=[PersRMInfo("kind", "reward", FILES[4], None, ["kind"], [1.0], "reward", "{p} {x}")],
+        graphs={name: GraphInfo(f"{name}.onnx", ["input_ids"], ["next_ids"]) for name in ("step", "base")},
+        tokenizer=TokenizerInfo("tokenizer.json", None, None, "</s>"),
+        files={name: describe_file(folder / name) for name in FILES},
+    )
+
+
+@pytest.fixture
+def data(bundle: Path) -> Any:
+    """The manifest as JSON; pad.json is put right afterwards."""
+    yield json.loads((bundle / "pad.json").read_text())
+    write_manifest(bundle, make_manifest(bundle))
+
+
+def read(bundle: Path, data: Any) -> Manifest:
+    (bundle / "pad.json").write_text(json.dumps(data))
+    return read_manifest(bundle)
+
+
+def test_what_is_written_is_read(bundle: Path) -> None:
+    manifest = make_manifest(bundle)
+    assert read_manifest(bundle) == manifest
+    assert manifest.trunk_index("reward") == 1
+    verify_files(bundle, manifest)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with refused(BundleError, given=f"no bundle at {tmp_path / 'absent'}", expected="a folder written by pad-export"):
+        read_manifest(tmp_path / "absent")
+    with refused(BundleError, given=f"{tmp_path} has no pad.json", expected="a folder written by pad-export"):
+        read_manifest(tmp_path)
+    with refused(BundleError, given="cannot be read: File name too long", hint="check the path"):
+        read_manifest(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b"[" * 5000, b"1" * 5000, b'{"format": NaN'],
+    ids=["empty", "cut", "not UTF-8", "too deep", "too large a number", "cut NaN"],
+)
+def test_not_json(bundle: Path, data: Any, content: bytes) -> None:
+    (bundle / "pad.json").write_bytes(content)
+    with refused(BundleError, given=f"{bundle / 'pad.json'} is not JSON", hint="export it again"):
+        read_manifest(bundle)
+
+
+@pytest.mark.parametrize("content", [None, [], "pad-rt-bundle", {}, {"format": "other"}, {"format": ["pad-rt-bundle"]}])
+def test_another_programs_json(bundle: Path, data: Any, content: Any) -> None:
+    with refused(BundleError, given="is not a PAD-RT manifest", expected='"format": "pad-rt-bundle"'):
+        read(bundle, content)
+
+
+def test_another_version(bundle: Path, data: Any) -> None:
+    with refused(BundleError, given="format_version 2", expected="1", hint="install the version that wrote it"):
+        read(bundle, {**data, "format_version": 2})
+
+
+def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
+    with refused(BundleError, given="pad.json: unknown field 'colour'", hint="export it again"):
+        read(bundle, {**data, "colour": "red"})
+    del data["trunks"][1]["head_dim"]
+    with refused(BundleError, given="pad.json.trunks[1]: field 'head_dim' is missing", hint="export it again"):
+        read(bundle, data)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words", "expected"),
+    [
+        (["max_length"], "64", 'pad.json.max_length is "64"', "a whole number"),
+        (["max_length"], True, "pad.json.max_length is true", "a whole number"),
+        (["max_length"], 1, "max_length is 1", "at least 2"),
+        (["max_batch"], 0, "max_batch is 0", "at least 1"),
+        (["precision"], "int3", 'pad.json.precision is "int3"', "'fp32' or 'fp16'"),
+        (["base"], None, "pad.json.base is null", "text"),
+        (["files"], [], "pad.json.files is []", "an object"),
+        (["files", "step.onnx", "size"], 1.5, "pad.json.files.step.onnx.size is 1.5", "a whole number"),
+        (["trunks"], {}, "pad.json.trunks is {}", "a list"),
+        (["trunks", 0, "name"], "first", "the first trunk is not 'base'", ""),
+        (["trunks", 1, "name"], "base", "two trunks have one name", ""),
+        (["trunks", 1, "num_layers"], 0, "trunk 'reward' has a size of 0", "at least 1"),
+        (["trunks", 1, "lora_sites"], {"qkv": [84]}, "adapter site 'qkv' [84]", "[in, out]"),
+        (["trunks", 1, "lora_sites"], {"norm": [84, 84]}, "adapter site 'norm'", "qkv, o, gate_up, down"),
+        (["persrms"], [], "persrms is empty", "at least one reward"),
+        (["persrms", 0, "trunk"], "other", "'kind' runs on trunk 'other'", "one of base, reward"),
+        (["persrms", 0, "default_weights"], [], "as many default_weights as features", ""),
+        (["persrms", 0, "default_weights"], [float("nan")], "default_weights[0] is NaN", "a finite number"),
+        (["persrms", 0, "default_weights"], [10**400], "default_weights[0] is 1000", "a finite number"),
+        (["persrms", 0, "adapter"], "other.safetensors", "'other.safetensors' is used and not listed", ""),
+        (["graphs"], {}, "no graph 'step'", ""),
+        (["files", "../outside"], {"size": 1, "sha256": ""}, "'../outside' lies outside the bundle", ""),
+        (["files", "/etc/passwd"], {"size": 1, "sha256": ""}, "'/etc/passwd' lies outside the bundle", ""),
+        (["files", "absent"], {"size": 1, "sha256": ""}, "absent is missing", ""),
+        (["files", "x" * 300], {"size": 1, "sha256": ""}, "cannot be read: File name too long", ""),
+        (["files", "step.onnx", "size"], 8, "step.onnx has 9 bytes", "8"),
+        (["files", "step.onnx", "sha256"], "0" * 64, "step.onnx was altered", ""),
+    ],
+)
+def test_wrong_values(bundle: Path, data: Any, path: list[Any], value: Any, words: str, expected: str) -> None:
+    parent = data
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    with refused(BundleError, given=words, expected=expected):
+        read(bundle, data)
+
+
+def test_only_verify_files_hashes_large_files(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pad_runtime.manifest._SMALL_FILE", 10)
+    manifest = make_manifest(bundle)
+    altered = {**manifest.files, "weights.bin": FileInfo(manifest.files["weights.bin"].size, "0" * 64)}
+    data = json.loads((bundle / "pad.json").read_text())
+    data["files"]["weights.bin"]["sha256"] = "0" * 64
+    try:
+        assert read(bundle, data).files == altered
+        with refused(BundleError, given="weights.bin was altered", hint="copy it again"):
+            verify_files(bundle, read_manifest(bundle))
+    finally:
+        write_manifest(bundle, manifest)
+
+
+# -- any change anywhere --------------------------------------------------------------------------------------------
+
+names = st.sampled_from(["base", "reward", "step.onnx", "qkv", "files", "..", "", ".", "a\0b", "\ud800", "x" * 300])
+leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([0, 1, -1, 2**63, 10**400]),
+    st.floats(),
+    st.text(max_size=8),
+    names,
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(names, st.text(max_size=4)), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def containers(value: Any) -> list[Any]:
+    """Every list and object in a JSON value, itself included."""
+    if not isinstance(value, dict | list) or not value:
+        return []
+    children = value.values() if isinstance(value, dict) else value
+    return [value, *(found for child in children for found in containers(child))]
+
+
+@settings(max_examples=400)
+@given(choices=st.data())
+def test_any_change_gives_a_manifest_or_a_bundle_error(bundle: Path, choices: st.DataObject) -> None:
+    manifest = make_manifest(bundle)
+    write_manifest(bundle, manifest)
+    data = json.loads((bundle / "pad.json").read_text())
+    for _ in range(choices.draw(st.integers(1, 3))):
+        place = choices.draw(st.sampled_from(containers(data)))
+        key = choices.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+        change = choices.draw(st.sampled_from(["drop", "replace", "insert", "copy"]))
+        if change == "drop":
+            del place[key]
+        elif change == "replace":
+            place[key] = choices.draw(values)
+        else:
+            added = copy.deepcopy(place[key]) if change == "copy" else choices.draw(values)
+            if isinstance(place, dict):
+                place[choices.draw(names)] = added
+            else:
+                place.insert(key, added)
+        if not containers(data):
+            break
+    started = time.process_time()
+    try:
+        assert isinstance(read(bundle, data), Manifest)
+    except BundleError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 2000
+    assert time.process_time() - started < 1
+    write_manifest(bundle, manifest)
+
+
+@settings(max_examples=200)
+@given(start=st.integers(0), length=st.integers(0, 40), replacement=st.binary(max_size=8))
+def test_any_damage_gives_a_manifest_or_a_bundle_error(
+    bundle: Path, start: int, length: int, replacement: bytes
+) -> None:
+    manifest = make_manifest(bundle)
+    write_manifest(bundle, manifest)
+    text = (bundle / "pad.json").read_bytes()
+    at = start % len(text)
+    (bundle / "pad.json").write_bytes(text[:at] + replacement + text[at + length :])
+    try:
+        assert isinstance(read_manifest(bundle), Manifest)
+    except BundleError as error:
+        assert "\n" not in str(error)
+    write_manifest(bundle, manifest)
