@@ -62,7 +62,7 @@ class Chat:
         }
 
     def run(self) -> None:
-        """Take lines until Ctrl-D, the end of a piped stdin, or /quit; one that fails is reported, and the chat goes on."""
+        """Take lines until stdin ends (Ctrl-D) or /quit; one that fails is reported, and the chat goes on."""
         interactive = sys.stdin.isatty()
         if interactive:
             with contextlib.suppress(ImportError):
@@ -152,11 +152,9 @@ class Chat:
 
     def _guidance(self) -> str:
         """What the next reply is guided by, in words."""
-        if self._preference() is None:
-            return "no preference"
         parts = [f'preference "{self._text}"'] if self._text else []
         parts += [f"{name} {weight:g}" for name, weight in self._weights.items()]
-        return f"{', '.join(parts)}, beta {self._config.beta:g}"
+        return f"{', '.join(parts) or 'no preference'}, beta {self._config.beta:g}"
 
 
 def _note(text: str) -> None:

@@ -153,10 +153,6 @@ class Generator:
                         waiting.discard(index)
                 if not waiting:
                     return
-        for index in sorted(waiting):
-            piece = run.replies[index].flush()
-            if piece:
-                yield index, piece
 
     def _token_ids(self, run: _Run) -> collections.abc.Generator[Sequence[int], None, None]:
         """Token ids: one a sequence and step, as a view that the next step overwrites."""
@@ -220,9 +216,9 @@ class Generator:
         active = tuple(sorted({reward.persrm for _, rewards in planned for reward in rewards}))
         if trace and not active:
             raise OptionError("trace without a preference", hint="the base alone weighs nothing: leave trace out")
-        longest = max(len(ids) for base, rewards in planned for ids in (base, *(reward.prompt for reward in rewards)))
-        room = manifest.max_length - longest
-        if room < 1:
+        lengths = [max(len(base), *(len(reward.prompt) for reward in rewards), 0) for base, rewards in planned]
+        longest = max(lengths)
+        if longest >= manifest.max_length:
             raise PromptError(
                 f"a prompt of {longest} tokens",
                 expected=f"at most {manifest.max_length - 1}: the bundle's max_length, less a token of reply",
@@ -230,10 +226,11 @@ class Generator:
             )
         sequences = [plan_rows(manifest, base, rewards, config.beta) for base, rewards in planned]
         _check_strengths(sequences)
+        limits = [min(config.max_new_tokens, manifest.max_length - length) for length in lengths]
         request = StepRequest(
             sequences=pad_rows(sequences),
             active=active,
-            max_new_tokens=min(config.max_new_tokens, room),
+            max_new_tokens=max(limits),
             top_k=config.top_k,
             temperature=min(config.temperature, _MAX_STRENGTH),  # any hotter, and all candidates are as likely
             top_p=config.top_p,
@@ -241,7 +238,7 @@ class Generator:
             trace=trace,
         )
         eos = frozenset(manifest.eos_token_ids)
-        replies = [_Reply(eos, self._tokenizer.stream_decoder(), StopStrings(config.stop)) for _ in prompts]
+        replies = [_Reply(eos, limit, self._tokenizer.stream_decoder(), StopStrings(config.stop)) for limit in limits]
         return _Run(request, bool(active), replies, started)
 
     def _plan(
@@ -302,6 +299,7 @@ class _Reply:
     """One sequence on its way to text."""
 
     eos: frozenset[int]
+    max_new_tokens: int
     decoder: StreamDecoder
     stop: StopStrings
     token_ids: list[int] = field(default_factory=list)
@@ -318,6 +316,9 @@ class _Reply:
         piece, stopped = self.stop.push(self.decoder.push(token_id))
         if stopped:
             self.ended, self.finish_reason = True, "stop"
+        elif len(self.token_ids) == self.max_new_tokens:
+            self.ended = True
+            return piece + self.flush()
         return piece
 
     def flush(self) -> str:

@@ -81,7 +81,8 @@ class BundleInfo:
         manifest = self.manifest
         chat = "template" if manifest.tokenizer.chat_template else "no template: prompts are raw text"
         lines = [
-            _line("bundle", f"{self.folder} ({_size(self.size)}{', every file whole' if self.checked else ''})"),
+            _line("bundle", str(self.folder)),
+            _line("size", f"{_size(self.size)}, {'every file whole' if self.checked else 'not checked (--check)'}"),
             _line("base", manifest.base),
             *(_line("" if i else "weights", _describe_trunk(trunk)) for i, trunk in enumerate(manifest.trunks)),
             _line("topology", f"{manifest.topology}: {_TOPOLOGIES[manifest.topology]}"),

@@ -1,22 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+if TYPE_CHECKING:
+    from tiny_models import TinyModels
+
 hypothesis.settings.register_profile("pad", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("pad")
-
-
-@dataclass(frozen=True)
-class TinyModels:
-    """A llama, a LoRA adapter of it, and the bundle of the two."""
-
-    base: Path
-    adapter: Path
-    bundle: Path
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +20,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     from pad_export.export import export_bundle
 
     root = tmp_path_factory.mktemp("tiny")
-    models = TinyModels(root / "llama", root / "cheerful", root / "bundle")
+    models = tiny_models.TinyModels(root / "llama", root / "cheerful", root / "bundle")
     tiny_models.make_base(models.base, "llama", seed=1)
     tiny_models.make_adapter(models.adapter, models.base, seed=2)
     export_bundle(models.base, models.bundle, persrms=[models.adapter], max_batch=3, max_top_k=20, quiet=True)

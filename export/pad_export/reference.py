@@ -37,21 +37,23 @@ class RowModel:
 
     @torch.no_grad()
     def forward(self, ids: Sequence[int], weights: Sequence[float]) -> RowOutput:
-        """Run all of `ids` at once; `weights` mix a head's features: logits = lm_head(sum_i w_i (W_i h + b_i))."""
+        """Run all of `ids` at once; `weights` mix a head's features: logits = sum_i w_i cap(lm_head(W_i h + b_i))."""
         output = self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=True)
         hidden = output.last_hidden_state[0]  # [s, hidden]
+        logits = self._logits(hidden)
         if self._head is not None:
             phi = [
-                weight * torch.nn.functional.linear(hidden, matrix, bias)
+                weight * self._logits(torch.nn.functional.linear(hidden, matrix, bias))
                 for weight, matrix, bias in zip(weights, self._head.weight, self._head.bias, strict=True)
             ]
-            hidden = torch.stack(phi).sum(0)
-        logits = self._model.lm_head(hidden)
-        cap = getattr(self._model.config, "final_logit_softcapping", None)
-        if cap:
-            logits = torch.tanh(logits / cap) * cap
+            logits = torch.stack(phi).sum(0)
         cache = [(layer.keys[0], layer.values[0]) for layer in output.past_key_values.layers]
         return RowOutput(logits, cache)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._model.lm_head(hidden)
+        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
 
 
 class TrunkModel:

@@ -30,7 +30,9 @@ def staged(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
-        raise OptionError(f"-o {output} cannot be written: {error.strerror}", hint="choose another folder") from None
+        raise OptionError(
+            f"-o {output} cannot be written: {error.filename}: {error.strerror}", hint="choose another folder"
+        ) from None
     try:
         yield folder
         folder.chmod(0o755)

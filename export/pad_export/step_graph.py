@@ -93,18 +93,33 @@ class _StepBuilder:
         return g.op("Squeeze", mixed, axis1, name="mix/scores", output=contract.SCORES)
 
     def _reward_logits(self, hidden: str, candidates: str, trunk: Trunk) -> str:
-        """Logits of the k candidates only, [batch, rows, k]: gathers k rows of the lm_head, never the vocabulary."""
+        """Logits of the k candidates only, [batch, rows, k]: gathers k rows of the lm_head, never the vocabulary.
+
+        Features mix before the lm_head, which is linear; where the family caps its logits, after the cap, which is not.
+        """
         g, at = self.graph, trunk.prefix
+        phi = weights = ""
         if trunk.has_features:
-            hidden = self._features(hidden, trunk)
+            phi, weights = self._features(hidden, trunk)
+            if trunk.spec.logit_softcap:
+                flat = g.constant([0, -1, trunk.spec.hidden_size], np.int64)
+                hidden = g.op("Reshape", phi, flat, name=f"{at}features/flat")  # [batch, rows x (1 + P), hidden]
+            else:
+                hidden = self._mix_features(phi, weights, trunk)
         rows = g.op("Gather", self._head(trunk), candidates, name=f"{at}reward/head_rows")  # [batch, k, hidden]
         columns = g.op("Transpose", hidden, name=f"{at}reward/columns", perm=[0, 2, 1])  # [batch, hidden, rows]
         logits = g.op("MatMul", rows, columns, name=f"{at}reward/dots")
         logits = g.op("Transpose", logits, name=f"{at}reward/logits", perm=[0, 2, 1])
-        return self._to_float(self._softcap(logits, trunk, f"{at}reward"), f"{at}reward")
+        logits = self._softcap(logits, trunk, f"{at}reward")
+        if trunk.has_features and trunk.spec.logit_softcap:
+            shape = g.op("Shape", phi, name=f"{at}features/shape", start=0, end=3)
+            shape = g.op("Concat", shape, g.constant([-1], np.int64), name=f"{at}features/split", axis=0)
+            logits = g.op("Reshape", logits, shape, name=f"{at}features/logits")  # [batch, rows, 1 + P, k]
+            logits = self._mix_features(logits, weights, trunk)
+        return self._to_float(logits, f"{at}reward")
 
-    def _features(self, hidden: str, trunk: Trunk) -> str:
-        """w_0 h + sum_i w_i (W_i h + b_i) for each reward row: the lm_head is linear, so features mix before it."""
+    def _features(self, hidden: str, trunk: Trunk) -> tuple[str, str]:
+        """h and every W_i h + b_i of each reward row [batch, rows, 1 + P, hidden], and their weights [.., 1, 1 + P]."""
         g, at, spec = self.graph, trunk.prefix, trunk.spec
         float_type = FLOAT_TYPES[self.precision]
         features, rows = f"{at}features", f"{at}reward_rows"
@@ -117,9 +132,13 @@ class _StepBuilder:
         phi = g.op("Add", phi, biases, name=f"{at}features/biases")
         phi = g.op("Concat", plain, phi, name=f"{at}features/all", axis=1)  # [batch, 1 + P, rows, hidden]
         phi = g.op("Transpose", phi, name=f"{at}features/by_row", perm=[0, 2, 1, 3])
-        weighed = g.op("Unsqueeze", weights, axis2, name=f"{at}features/weights")  # [batch, rows, 1, 1 + P]
-        mixed = g.op("MatMul", weighed, phi, name=f"{at}features/mix")  # [batch, rows, 1, hidden]
-        return g.op("Squeeze", mixed, axis2, name=f"{at}features/out")
+        return phi, g.op("Unsqueeze", weights, axis2, name=f"{at}features/weights")
+
+    def _mix_features(self, values: str, weights: str, trunk: Trunk) -> str:
+        """sum_i w_i v_i over the features: [batch, rows, 1 + P, n] -> [batch, rows, n]."""
+        g, at = self.graph, trunk.prefix
+        mixed = g.op("MatMul", weights, values, name=f"{at}features/mix")  # [batch, rows, 1, n]
+        return g.op("Squeeze", mixed, g.constant([2], np.int64), name=f"{at}features/out")
 
     # -- the choice ---------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ PersRMs at once are their columns side by side; another PersRM is another set of
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,20 @@ class AdapterBank:
         self._folder, self._manifest, self._provider = folder, manifest, provider
         self._files: dict[str, dict[str, Array]] = {}
         self._sets: OrderedDict[tuple[int, ...], dict[str, ort.OrtValue]] = OrderedDict()
+        self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
         self.float_type = _FLOATS[manifest.precision]
 
     def inputs(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
         """LoRA factors and feature heads of the active PersRMs (indices, ascending), by graph input name."""
-        if active in self._sets:
+        with self._lock:
+            if active not in self._sets:
+                self._sets[active] = self._make_inputs(active)
             self._sets.move_to_end(active)
+            if len(self._sets) > _KEPT_SETS:
+                self._sets.popitem(last=False)
             return self._sets[active]
+
+    def _make_inputs(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
         values: dict[str, ort.OrtValue] = {}
         for trunk in self._manifest.trunks:
             at = contract.trunk_prefix(trunk.name)
@@ -53,9 +61,6 @@ class AdapterBank:
                 heads = self._heads(trunk, active)
                 values[at + contract.FEATURE_HEADS] = self._upload([head["heads"] for head in heads], 0)
                 values[at + contract.FEATURE_BIASES] = self._upload([head["biases"] for head in heads], 0)
-        self._sets[active] = values
-        if len(self._sets) > _KEPT_SETS:
-            self._sets.popitem(last=False)
         return values
 
     def row_inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, Array]:

@@ -80,7 +80,7 @@ class Provider:
             OutOfMemoryError: the weights do not fit.
         """
         options = self._ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, and told once
         # Spinning workers fight with each other and with the rest of a busy small machine for its few cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.disable_prepacking", "0" if self._prepack else "1")

@@ -334,3 +334,29 @@ def test_a_head_of_any_even_size_goes_the_standard_way(tmp_path: Path) -> None:
         decoded = decode(base, prompt, [Reward(persrm, reward_prompt)], beta=BETA, top_k=TOP_K, num_tokens=16)
         assert trace_difference(result.trace, decoded) < tolerance()
         assert list(result.token_ids) == decoded.token_ids
+
+
+LORA_KINDS: dict[str, dict[str, Any]] = {
+    "rank-stabilised": {"use_rslora": True},
+    "ranks by module": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 7}, "alpha_pattern": {"o_proj": 3}},
+    "one layer": {"layers_to_transform": [1], "target_modules": ["q_proj", "o_proj", "down_proj"]},
+    "one site": {"target_modules": ["gate_proj"]},
+    "half of a packed matrix": {"target_modules": ["k_proj", "up_proj"]},
+}
+
+
+@pytest.mark.parametrize("kind", LORA_KINDS)
+@pytest.mark.parametrize("topology", ["shared", "pair"])
+def test_adapters_of_every_kind(families: Any, tmp_path: Path, kind: str, topology: str) -> None:
+    family = families("llama3-untied")
+    tiny_models.make_adapter(tmp_path / "adapter", family.folder / "base", seed=41, **LORA_KINDS[kind])
+    options = {"topology": topology, "reference": "base"}
+    tiny_bundles.export(tmp_path / "bundle", family.folder / "base", [tmp_path / "adapter"], **options)
+    persrm = TorchModel(family.folder / "base", adapter=tmp_path / "adapter")
+    results = run(tiny_bundles.load(tmp_path / "bundle"), NUM_CONTROL_TOKENS)
+    for sequence, result in enumerate(results):
+        forced = {"forced": result.token_ids, "num_tokens": NUM_CONTROL_TOKENS}
+        assert trace_difference(result.trace, family.decode("base", sequence, persrm=persrm, **forced)) < tolerance()
+        for wrong in (family.base, family.persrm):
+            decoded = family.decode("base", sequence, persrm=wrong, **forced)
+            assert trace_difference(result.trace, decoded) > 10 * tolerance()

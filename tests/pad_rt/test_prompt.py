@@ -101,6 +101,15 @@ def test_ids_beyond_the_vocabulary(tokenizer: Tokenizer, chat: PromptEncoder) ->
     assert padded.encode(EncodedPrompt([size])) == [size]
 
 
+def test_a_token_that_only_the_tokenizer_has(tokenizer: Tokenizer) -> None:
+    smaller = PromptEncoder(tokenizer, None, vocab_size=tokenizer.vocab_size - 1)
+    assert smaller.encode("hi") == tokenizer.encode("hi", add_special_tokens=True)
+    with pytest.raises(
+        PromptError, match=r"with the token 'plain-added'; expected .* end at \d+; leave that token out"
+    ):
+        smaller.encode("plain-added")
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [

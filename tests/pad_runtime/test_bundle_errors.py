@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from error_checks import edit_manifest, refused
+from error_checks import check_line, edit_manifest, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pad_runtime.bundle import Bundle
@@ -236,7 +236,7 @@ def test_a_prompt_at_and_over_max_length(generator: Generator) -> None:
     assert len(result.token_ids) == 1
     with refused(PromptError, given=f"a prompt of {longest} tokens", expected=f"{longest - 1}", hint="--max-length"):
         generator.generate(EncodedPrompt([3] * longest))
-    with refused(PromptError, given="a prompt of 400 tokens", expected=f"max_length {longest}", hint="shorten it"):
+    with refused(PromptError, given="a prompt of 400 tokens", expected=f"{longest - 1}", hint="shorten it"):
         generator.generate(EncodedPrompt([3], [3] * 400), preference="short")
 
 
@@ -282,41 +282,45 @@ def test_trace_without_a_preference(generator: Generator) -> None:
 
 # -- any arguments --------------------------------------------------------------------------------------------------
 
-ids = st.lists(st.integers(-1, 500), max_size=6)
-texts = st.one_of(st.text(max_size=12), st.sampled_from(["hi", "{p}", "<s>", "</s>", "\ud800", "x" * 300]))
-messages = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": texts}), max_size=3
-)
-junk = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=4), st.lists(texts, max_size=2))
-numbers = st.one_of(st.floats(), st.integers(-2, 2), st.none(), st.text(max_size=2))
-prompts = st.one_of(texts, messages, st.tuples(ids, st.one_of(st.none(), ids)), junk)
-preferences = st.one_of(
-    texts,
+
+def mostly(right: st.SearchStrategy[Any], *others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """What works, so that generation is reached, and one time in ten anything else."""
+    return st.integers(0, 9).flatmap(lambda number: st.one_of(*others) if number == 9 else right)
+
+
+words = st.text(st.characters(exclude_categories=["Cs", "Z", "Cc"]), min_size=1, max_size=12)
+texts = mostly(words, st.sampled_from(["", " ", "{p}", "<s>", "</s>", "\ud800", "x" * 300]))
+ids = mostly(st.lists(st.integers(0, 300), min_size=1, max_size=6), st.lists(st.integers(-1, 500), max_size=3))
+turn = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": texts})
+messages = st.builds(lambda turns, last: [*turns, {"role": "user", "content": last}], st.lists(turn, max_size=2), texts)
+junk = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.binary(max_size=4), st.lists(turn), texts)
+numbers = mostly(st.floats(-10, 10), st.floats(), st.none(), words)
+features = st.dictionaries(mostly(st.just("cheerful"), words), numbers, min_size=1)
+prompts = mostly(st.one_of(texts, messages, st.tuples(ids, ids)), junk, st.tuples(ids, st.none()), st.lists(junk))
+preferences = mostly(
+    st.one_of(texts, st.tuples(texts, features), st.lists(st.tuples(texts, numbers), min_size=1, max_size=3)),
+    st.tuples(st.none(), features),
     junk,
-    st.tuples(st.one_of(st.none(), texts), st.dictionaries(st.sampled_from(["cheerful", "sad"]), numbers, max_size=2)),
-    st.lists(st.tuples(texts, numbers), max_size=3),
+)
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "beta": numbers,
+        "top_k": mostly(st.integers(1, 20), st.integers()),
+        "temperature": mostly(st.floats(0, 10), st.floats(0), numbers),
+        "top_p": mostly(st.floats(0.01, 1), numbers),
+        "seed": mostly(st.integers(0, 2**63 - 1), st.integers()),
+        "stop": mostly(st.lists(words, max_size=2), texts, junk),
+        "base_sees_preference": st.booleans(),
+    },
 )
 
 
 @settings(max_examples=300)
-@given(prompt=prompts, preference=preferences, trace=st.booleans(), data=st.data())
+@given(prompt=prompts, preference=preferences, trace=st.booleans(), options=options)
 def test_any_arguments_give_a_reply_or_a_pad_error(
-    generator: Generator, prompt: Any, preference: Any, trace: bool, data: st.DataObject
+    generator: Generator, prompt: Any, preference: Any, trace: bool, options: dict[str, Any]
 ) -> None:
-    options = data.draw(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "beta": numbers,
-                "top_k": st.integers(-1, 25),
-                "temperature": numbers,
-                "top_p": numbers,
-                "seed": st.integers(-1, 2**63),
-                "stop": st.one_of(texts, st.lists(texts, max_size=2), junk),
-                "base_sees_preference": st.booleans(),
-            },
-        )
-    )
     try:
         if isinstance(prompt, tuple):
             prompt = EncodedPrompt(*prompt)
@@ -325,8 +329,7 @@ def test_any_arguments_give_a_reply_or_a_pad_error(
         config = GenerationConfig.from_mapping({"max_new_tokens": 2, **options})
         result = generator.generate(prompt, preference=preference, config=config, trace=trace)
     except PadError as error:
-        assert "\n" not in str(error)
-        assert str(error).isprintable() or not str(error).isascii()
+        check_line(error)
         return
     assert len(result.token_ids) <= 2
     assert all(0 <= token_id < generator.manifest.vocab_size for token_id in result.token_ids)

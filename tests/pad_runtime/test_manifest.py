@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from error_checks import refused
+from error_checks import check_line, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pad_runtime.errors import BundleError
@@ -206,7 +206,7 @@ def containers(value: Any) -> list[Any]:
     return [value, *(found for child in children for found in containers(child))]
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(choices=st.data())
 def test_any_change_gives_a_manifest_or_a_bundle_error(bundle: Path, choices: st.DataObject) -> None:
     manifest = make_manifest(bundle)
@@ -232,13 +232,12 @@ def test_any_change_gives_a_manifest_or_a_bundle_error(bundle: Path, choices: st
     try:
         assert isinstance(read(bundle, data), Manifest)
     except BundleError as error:
-        assert "\n" not in str(error)
-        assert len(str(error)) < 2000
+        check_line(error)
     assert time.process_time() - started < 1
     write_manifest(bundle, manifest)
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(start=st.integers(0), length=st.integers(0, 40), replacement=st.binary(max_size=8))
 def test_any_damage_gives_a_manifest_or_a_bundle_error(
     bundle: Path, start: int, length: int, replacement: bytes
@@ -251,5 +250,5 @@ def test_any_damage_gives_a_manifest_or_a_bundle_error(
     try:
         assert isinstance(read_manifest(bundle), Manifest)
     except BundleError as error:
-        assert "\n" not in str(error)
+        check_line(error)
     write_manifest(bundle, manifest)

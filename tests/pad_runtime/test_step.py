@@ -27,6 +27,11 @@ from pad_rt import EncodedPrompt, GenerationConfig, Generator
 
 PROMPTS = (((5, 17, 300, 41, 8), (9, 8, 7, 6, 5, 4, 200)), ((20, 21, 22), (250,)), ((3,), (4, 99, 98, 97)))
 NUM_STEPS = 50
+KINDS: dict[str, dict[str, Any]] = {
+    "shared": {"topology": "shared"},
+    "pair": {"topology": "pair"},
+    "standard": {"topology": "shared", "dialect": "standard"},
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Models:
     base: TorchModel
     persrm: TorchModel
 
-    def bundle(self, topology: str) -> Path:
-        return self.folder / topology
+    def bundle(self, kind: str) -> Path:
+        return self.folder / kind
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +50,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("step")
     tiny_models.make_base(folder / "base", "llama", seed=5)
     tiny_models.make_adapter(folder / "cheerful", folder / "base", seed=6)
-    for topology in ("shared", "pair"):
-        tiny_bundles.export(
-            folder / topology, folder / "base", [folder / "cheerful"], topology=topology, max_top_k=1000
-        )
+    for kind, options in KINDS.items():
+        tiny_bundles.export(folder / kind, folder / "base", [folder / "cheerful"], max_top_k=1000, **options)
     return Models(folder, TorchModel(folder / "base"), TorchModel(folder / "base", adapter=folder / "cheerful"))
 
 
-@pytest.fixture(scope="module", params=["shared", "pair"])
+@pytest.fixture(scope="module", params=KINDS)
 def generator(models: Models, request: pytest.FixtureRequest) -> Generator:
     return tiny_bundles.load(models.bundle(request.param))
 
@@ -433,9 +436,11 @@ MAX_PEAK = 1024  # bytes that ONNX Runtime's Python call and the detector hold f
 MAX_GROWTH = 256
 
 
-def test_a_step_only_runs_the_graph(generator: Generator) -> None:
-    step = new_step(generator)
-    step.prefill(make_request(generator, 0, 1, max_new_tokens=4 * NUM_STEPS))
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_step_only_runs_the_graph(generator: Generator, guided: bool) -> None:
+    step = new_step(generator) if guided else generator._bundle.base_step()
+    preference = "x" if guided else None
+    step.prefill(make_request(generator, 0, 1, preference=preference, max_new_tokens=4 * NUM_STEPS))
     before, view = addresses(step), step.next_ids
     watched = watch(step)
     assert watched.forbidden == []

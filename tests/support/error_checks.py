@@ -24,7 +24,13 @@ def refused(kind: type[PadError], *, given: str, expected: str = "", hint: str =
     assert expected in error.expected
     assert hint in error.hint
     assert error.expected or error.hint
-    assert "\n" not in str(error)
+    check_line(error)
+
+
+def check_line(error: PadError) -> None:
+    """One line, and short enough to read, whatever was given."""
+    assert len(str(error).splitlines()) == 1
+    assert len(str(error)) < 2000
 
 
 def error_line(stderr: str, command: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ _SIZES = {
     "head_dim": 16,
     "max_position_embeddings": 256,
 }
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Folders of a base, an adapter of it, and the bundle of the two."""
+
+    base: Path
+    adapter: Path
+    bundle: Path
 
 
 def make_base(

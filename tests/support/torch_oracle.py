@@ -121,15 +121,15 @@ def decode(
         rows, references = [z_base[candidates]], []
         for reward in rewards:
             context = [*reward.prompt, *ids]
-            persrm = reward.model.logits(context)
+            persrm = reward.model.logits(context)[:, : len(z_base)]  # another model's head may be padded further
             if reward.reference is None:
                 z_reference = z_base
             else:
-                z_reference = reward.reference.logits(context)[0]
+                z_reference = reward.reference.logits(context)[0, : len(z_base)]
                 references.append(z_reference[candidates])
             log_reference = torch.log_softmax(z_reference.double(), -1)
             for weight, feature in zip(reward.weights, persrm, strict=True):
-                log_ratio = torch.log_softmax(feature.double()[: len(z_base)], -1) - log_reference
+                log_ratio = torch.log_softmax(feature.double(), -1) - log_reference
                 score = score + beta * reward.scale * weight * log_ratio
             if len(reward.weights) == 1 and reward.model._heads is None:
                 rows.append(persrm[0, candidates])  # without a head the weight is in the coefficient

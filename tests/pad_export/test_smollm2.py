@@ -1,0 +1,103 @@
+"""The real model, SmolLM2-135M-Instruct in fp32 with the demo's PersRM, against transformers and PEFT.
+
+Greedy tokens are checked in one forward pass: if at every position the arg max of torch's own scores, given the tokens so
+far, is the token that was chosen, then torch's greedy decoding is the same sequence, by induction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pad_export.export import export_bundle
+from peft import PeftModel
+from smollm2 import DEMO_PERSRM, find_smollm2
+from transformers import AutoModelForCausalLM
+
+from pad_rt import GenerationConfig, Generator
+
+NUM_TOKENS = 64
+PREFERENCE = "Be cheerful and positive."
+PROMPTS = (
+    "How do I boil an egg?",
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain photosynthesis to a child.",
+    "Give me three tips for better sleep.",
+    "Translate 'good morning' into Spanish and use it in a sentence.",
+    "What is 17 times 23? Show your work.",
+    "Why is the sky blue? Answer in two sentences — no more.",
+    "List the planets of the solar system.",
+    "Hello! \N{WAVING HAND SIGN} Who are you?",
+)
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    folder: Path = tmp_path_factory.mktemp("smollm2") / "bundle"
+    export_bundle(find_smollm2(), folder, persrms=[DEMO_PERSRM], topology="shared", verify=False, quiet=True)
+    return Generator.load(folder)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Any]:
+    """The same weights by transformers' own reader."""
+    path = find_smollm2()
+    yield AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def logits_after(model: Any, prompt: list[int], token_ids: tuple[int, ...]) -> torch.Tensor:
+    """Logits that chose each of the tokens: [tokens, vocab]."""
+    logits = model(input_ids=torch.tensor([[*prompt, *token_ids]])).logits[0]
+    return logits[len(prompt) - 1 : len(prompt) - 1 + len(token_ids)]
+
+
+def test_beta_zero_is_transformers_greedy(generator: Generator, model: Any) -> None:
+    config = GenerationConfig(beta=0.0, max_new_tokens=NUM_TOKENS)
+    for prompt in PROMPTS:
+        ids = generator._encoder.encode(prompt)
+        guided = generator.generate(prompt, preference=PREFERENCE, config=config)
+        plain = generator.generate(prompt, config=config)
+        expected = tuple(logits_after(model, ids, guided.token_ids).argmax(-1).tolist())
+        assert guided.token_ids == plain.token_ids == expected, prompt
+        if guided.finish_reason == "stop":
+            end = logits_after(model, [*ids, *guided.token_ids], (0,)).argmax(-1)
+            assert end.item() in generator.manifest.eos_token_ids
+        else:
+            assert len(guided.token_ids) == NUM_TOKENS
+
+
+def test_one_prompt_by_transformers_generate(generator: Generator, model: Any) -> None:
+    ids = generator._encoder.encode(PROMPTS[2])
+    output = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=NUM_TOKENS
+    )
+    ours = generator.generate(PROMPTS[2], config=GenerationConfig(max_new_tokens=NUM_TOKENS)).token_ids
+    assert tuple(output[0, len(ids) :].tolist())[: len(ours)] == ours
+
+
+def test_guided_tokens_are_the_papers_formula(generator: Generator, model: Any) -> None:
+    beta, top_k = 2.0, 10
+    config = GenerationConfig(beta=beta, top_k=top_k, max_new_tokens=NUM_TOKENS)
+    template = generator.manifest.persrms[0].prompt_template
+    runs = []
+    for prompt in PROMPTS[:3]:
+        base_ids = generator._encoder.encode(prompt)
+        reward_ids = generator._encoder.encode_with_preference(prompt, PREFERENCE, template)
+        chosen = generator.generate(prompt, preference=PREFERENCE, config=config).token_ids
+        runs.append((base_ids, reward_ids, chosen, logits_after(model, base_ids, chosen)))
+    persrm = PeftModel.from_pretrained(model, DEMO_PERSRM)
+    for base_ids, reward_ids, chosen, base_logits in runs:
+        reward_logits = logits_after(persrm, reward_ids, chosen)
+        best, candidates = base_logits.topk(top_k)
+        phi = reward_logits.gather(1, candidates).log_softmax(-1) - best.log_softmax(-1)
+        scores = best + beta * phi
+        expected = candidates.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
+        assert chosen == tuple(expected.tolist())
+        wrong = candidates.gather(1, (best - beta * phi).argmax(-1, keepdim=True))[:, 0]
+        assert chosen != tuple(wrong.tolist())
+    persrm.unload()
