@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pad_runtime.bundle import Bundle
 from pad_runtime.command import run_command
 from pad_runtime.errors import OptionError
 
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 def _generate(options: argparse.Namespace) -> None:
     config, preference = _read_config(options), _read_preference(options)
     prompt = sys.stdin.read().rstrip("\r\n") if options.prompt == "-" else options.prompt
-    generator = _load(options)
+    generator = _open(options, preference)
     if options.json:
         result = generator.generate(prompt, preference=preference, config=config)
         record = {
@@ -52,7 +53,7 @@ def _chat(options: argparse.Namespace) -> None:
     from pad_rt.chat import Chat
 
     config, preference = _read_config(options), _read_preference(options)
-    Chat(_load(options), config, preference).run()
+    Chat(_open(options, preference), config, preference).run()
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -65,8 +66,11 @@ def _info(options: argparse.Namespace) -> None:
 # -- options --------------------------------------------------------------------------------------------------------
 
 
-def _load(options: argparse.Namespace) -> Generator:
-    return Generator.load(options.bundle, device=options.device, num_threads=options.threads)
+def _open(options: argparse.Namespace, preference: Preference | None) -> Generator:
+    """Open only the graph that will run."""
+    generator = Generator(Bundle(options.bundle, device=options.device, num_threads=options.threads))
+    generator.open(guided=preference is not None)
+    return generator
 
 
 def _read_config(options: argparse.Namespace) -> GenerationConfig:

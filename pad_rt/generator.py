@@ -11,21 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pad_runtime.bundle import Bundle
-from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
+from pad_runtime.errors import BundleError, OptionError, PromptError
 from pad_runtime.manifest import Manifest
-from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
+from pad_runtime.rows import pad_rows
 from pad_runtime.step import Step, StepRequest, StepTrace
 
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.config import GenerationConfig
-from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
-from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
-from pad_rt.result import FinishReason, GenerationResult, Timing
+from pad_rt.preference import PreferenceLike
+from pad_rt.prompt import Prompt, PromptEncoder
+from pad_rt.reply import Reply
+from pad_rt.result import GenerationResult, Timing
+from pad_rt.rewards import MAX_STRENGTH, RowPlanner
 from pad_rt.stopping import StopStrings
-from pad_rt.stream_decoder import StreamDecoder
 from pad_rt.tokenizer import Tokenizer
-
-_MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, float32 still holds it
 
 
 class Generator:
@@ -44,7 +43,8 @@ class Generator:
         template = None
         if manifest.tokenizer.chat_template:
             template = ChatTemplate(_read_text(bundle.folder / manifest.tokenizer.chat_template), **special)
-        self._encoder = PromptEncoder(self._tokenizer, template, vocab_size=manifest.vocab_size)
+        encoder = PromptEncoder(self._tokenizer, template, vocab_size=manifest.vocab_size)
+        self._planner = RowPlanner(manifest, encoder)
         self._idle: dict[bool, list[Step]] = {True: [], False: []}  # by whether the step is guided
 
     @classmethod
@@ -61,8 +61,13 @@ class Generator:
             DeviceError: the device is unknown or not available here.
         """
         generator = cls(Bundle(Path(bundle), device=device, num_threads=num_threads))
-        generator._idle[True].append(generator._bundle.guided_step())
+        generator.open(guided=True)
         return generator
+
+    def open(self, *, guided: bool) -> None:
+        """Open the guided graph, or the base's own, ahead of its first use."""
+        with self._step(guided):
+            pass
 
     @property
     def manifest(self) -> Manifest:
@@ -210,13 +215,14 @@ class Generator:
                 expected=f"at most {manifest.max_top_k}",
                 hint="export with a larger --max-top-k" if manifest.max_top_k < manifest.vocab_size else "",
             )
-        planned = [
-            self._plan(prompt, preference, config) for prompt, preference in zip(prompts, preferences, strict=True)
+        sequences = [
+            self._planner.plan(prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference)
+            for prompt, preference in zip(prompts, preferences, strict=True)
         ]
-        active = tuple(sorted({reward.persrm for _, rewards in planned for reward in rewards}))
-        if trace and not active:
+        guided = any(sum(map(len, rows)) > 1 for rows in sequences)
+        if trace and not guided:
             raise OptionError("trace without a preference", hint="the base alone weighs nothing: leave trace out")
-        lengths = [max(len(base), *(len(reward.prompt) for reward in rewards), 0) for base, rewards in planned]
+        lengths = [max(len(row.prompt) for trunk in rows for row in trunk) for rows in sequences]
         longest = max(lengths)
         if longest >= manifest.max_length:
             raise PromptError(
@@ -224,110 +230,19 @@ class Generator:
                 expected=f"at most {manifest.max_length - 1}: the bundle's max_length, less a token of reply",
                 hint="shorten it, or export with a larger --max-length",
             )
-        sequences = [plan_rows(manifest, base, rewards, config.beta) for base, rewards in planned]
-        _check_strengths(sequences)
         limits = [min(config.max_new_tokens, manifest.max_length - length) for length in lengths]
         request = StepRequest(
             sequences=pad_rows(sequences),
-            active=active,
             max_new_tokens=max(limits),
             top_k=config.top_k,
-            temperature=min(config.temperature, _MAX_STRENGTH),  # any hotter, and all candidates are as likely
+            temperature=min(config.temperature, MAX_STRENGTH),  # any hotter, and all candidates are as likely
             top_p=config.top_p,
             seeds=tuple(config.seed + index for index in range(len(prompts))),
             trace=trace,
         )
         eos = frozenset(manifest.eos_token_ids)
-        replies = [_Reply(eos, limit, self._tokenizer.stream_decoder(), StopStrings(config.stop)) for limit in limits]
-        return _Run(request, bool(active), replies, started)
-
-    def _plan(
-        self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig
-    ) -> tuple[tuple[int, ...], list[Reward]]:
-        """Base prompt and rewards of one sequence."""
-        pairs = normalize_preferences(preference)
-        if isinstance(prompt, EncodedPrompt) and prompt.reward is not None and not pairs:
-            pairs = ((Preference(weights=self._default_weights(0)), 1.0),)  # the ids carry the preference
-        rewards = [
-            Reward(persrm, weights, scale, self._reward_prompt(prompt, wish, persrm))
-            for wish, scale in pairs
-            for persrm, weights in self._weights(wish).items()
-        ]
-        texts = [wish.text for wish, _ in pairs if wish.text]
-        if config.base_sees_preference and texts and not isinstance(prompt, EncodedPrompt):
-            template = self.manifest.persrms[rewards[0].persrm].prompt_template
-            return tuple(self._encoder.encode_with_preference(prompt, "; ".join(texts), template)), rewards
-        return tuple(self._encoder.encode(prompt)), rewards
-
-    def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:
-        """Preference weights by PersRM: features find theirs; words alone go to the first, by its own weights."""
-        persrms = self.manifest.persrms
-        if not preference.weights:
-            return {0: tuple(persrms[0].default_weights)}
-        known = {feature: index for index, persrm in enumerate(persrms) for feature in persrm.features}
-        for feature in preference.weights:
-            if feature not in known:
-                raise PreferenceError(
-                    f"unknown feature '{feature}'", expected=f"one of {', '.join(known)}, the features of this bundle"
-                )
-        return {
-            index: tuple(preference.weights.get(feature, 0.0) for feature in persrms[index].features)
-            for index in sorted({known[feature] for feature in preference.weights})
-        }
-
-    def _default_weights(self, persrm: int) -> dict[str, float]:
-        info = self.manifest.persrms[persrm]
-        return dict(zip(info.features, info.default_weights, strict=True))
-
-    def _reward_prompt(self, prompt: Prompt, preference: Preference, persrm: int) -> tuple[int, ...]:
-        """What a reward row reads: the PersRM's template with the preference's words, or the plain prompt."""
-        info = self.manifest.persrms[persrm]
-        if isinstance(prompt, EncodedPrompt) or preference.text:
-            text = preference.text or "given as token ids"
-            return tuple(self._encoder.encode_with_preference(prompt, text, info.prompt_template))
-        if info.adapter is None and info.head is None and info.trunk == self.manifest.trunks[0].name:
-            raise PreferenceError(
-                "a preference without text for a bundle without a PersRM",
-                expected="words",
-                hint="this bundle contrasts the base with and without them",
-            )
-        return tuple(self._encoder.encode(prompt))
-
-
-@dataclass
-class _Reply:
-    """One sequence on its way to text."""
-
-    eos: frozenset[int]
-    max_new_tokens: int
-    decoder: StreamDecoder
-    stop: StopStrings
-    token_ids: list[int] = field(default_factory=list)
-    trace: list[StepTrace] = field(default_factory=list)
-    finish_reason: FinishReason = "length"
-    ended: bool = False
-
-    def push(self, token_id: int) -> str:
-        """Take one id and return the text it settles."""
-        if token_id in self.eos:
-            self.ended, self.finish_reason = True, "stop"
-            return self.flush()
-        self.token_ids.append(token_id)
-        piece, stopped = self.stop.push(self.decoder.push(token_id))
-        if stopped:
-            self.ended, self.finish_reason = True, "stop"
-        elif len(self.token_ids) == self.max_new_tokens:
-            self.ended = True
-            return piece + self.flush()
-        return piece
-
-    def flush(self) -> str:
-        """Text still held back at the end: it may complete a stop string."""
-        piece, stopped = self.stop.push(self.decoder.flush())
-        if stopped:
-            self.ended, self.finish_reason = True, "stop"
-            return piece
-        return piece + self.stop.flush()
+        replies = [Reply(eos, limit, self._tokenizer.stream_decoder(), StopStrings(config.stop)) for limit in limits]
+        return _Run(request, guided, replies, started)
 
 
 @dataclass
@@ -336,7 +251,7 @@ class _Run:
 
     request: StepRequest
     guided: bool
-    replies: list[_Reply]
+    replies: list[Reply]
     started: float
     prefill_s: float = 0.0
     first_token_s: float = 0.0
@@ -357,18 +272,6 @@ class _Run:
             step_s=statistics.median(self.step_times) if self.step_times else 0.0,
             tokens_per_s=num_tokens / (self.prefill_s + sum(self.step_times)),
             bytes_to_host_per_token=self.num_bytes // len(self.replies),
-        )
-
-
-def _check_strengths(sequences: list[list[list[Row]]]) -> None:
-    """The mix is computed in float32: what lies beyond would make every score infinite."""
-    rows = [row for trunks in sequences for trunk in trunks for row in trunk]
-    largest = max(abs(value) for row in rows for value in (row.coefficient, *row.weights))
-    if not largest <= _MAX_STRENGTH:
-        raise PreferenceError(
-            f"a preference of strength {largest:g}",
-            expected=f"at most {_MAX_STRENGTH:g}",
-            hint="it is the product of beta and the weights: lower them",
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TypeAlias
 
-from pad_runtime.errors import BundleError, PreferenceError, PromptError
+from pad_runtime.errors import BundleError, PromptError
 
 from pad_rt.chat_template import ChatTemplate, Message
 from pad_rt.tokenizer import Tokenizer
@@ -72,21 +72,18 @@ class PromptEncoder:
             return self._check_range(prompt.base)
         return self._encode_turns(_check_turns(prompt))
 
-    def encode_with_preference(self, prompt: Prompt, text: str, template: str) -> list[int]:
+    def encode_reward(self, prompt: Prompt, text: str | None, template: str) -> list[int]:
         """Ids of a reward row: the last user turn's content x becomes the template filled with it and the preference.
 
         Args:
             prompt: as for `encode`; of an `EncodedPrompt`, the reward ids are taken as they are.
-            text: the preference p in words.
-            template: the PersRM's prompt text, with {p} and {x} where the two belong.
+            text: the preference p in words; None leaves the turn as it is where the template has a place for p.
+            template: the PersRM's prompt text, with {x} and, unless it knows no words, {p} where the two belong.
 
         Raises:
             PromptError: as `encode`, and for an `EncodedPrompt` without reward ids.
-            PreferenceError: the preference text is empty.
-            BundleError: the template lacks {p} or {x}.
+            BundleError: the template lacks {x}, or {p} for a text.
         """
-        if not isinstance(text, str) or not text.strip():
-            raise PreferenceError(f"preference text {reprlib.repr(text)}", expected="words")
         if isinstance(prompt, EncodedPrompt):
             if prompt.reward is None:
                 raise PromptError(
@@ -96,10 +93,15 @@ class PromptEncoder:
                 )
             return self._check_range(prompt.reward)
         turns = _check_turns(prompt)
+        if text is None and "{p}" in template:
+            return self._encode_turns(turns)
+        values = {"{x}": turns if isinstance(turns, str) else turns[-1]["content"]}
+        if text is not None:
+            values["{p}"] = text
+        filled = _fill(template, values)
         if isinstance(turns, str):
-            return self._encode_turns(_fill(template, p=text, x=turns))
-        content = _fill(template, p=text, x=turns[-1]["content"])
-        return self._encode_turns([*turns[:-1], {"role": "user", "content": content}])
+            return self._encode_turns(filled)
+        return self._encode_turns([*turns[:-1], {"role": "user", "content": filled}])
 
     def _encode_turns(self, turns: str | list[Message]) -> list[int]:
         if self._chat_template is not None:
@@ -194,13 +196,12 @@ def _check_ids(ids: object, *, name: str) -> tuple[int, ...]:
     return tuple(checked)
 
 
-def _fill(template: str, *, p: str, x: str) -> str:
-    """Both values in one pass over the template, so that braces in them stay what they are."""
-    values = {"{p}": p, "{x}": x}
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    """All values in one pass over the template, so that braces in them stay what they are."""
     if not values.keys() <= set(_PLACEHOLDER.findall(template)):
         raise BundleError(
             f"PersRM prompt template {reprlib.repr(template)}",
-            expected="one with {p} and {x}",
+            expected=f"one with {' and '.join(sorted(values))}",
             hint="correct the template and export the bundle again",
         )
     return _PLACEHOLDER.sub(lambda found: values[found[0]], template)

@@ -69,7 +69,6 @@ def request(bundle: Bundle, guided: bool, steps: int, top_k: int) -> StepRequest
     rewards = [Reward(0, tuple(bundle.manifest.persrms[0].default_weights), 1.0, reward)] if guided else []
     return StepRequest(
         sequences=[plan_rows(bundle.manifest, prompt, rewards, 1.0)],
-        active=(0,) if guided else (),
         max_new_tokens=steps + 1,
         top_k=top_k,
         temperature=0.0,

@@ -131,7 +131,6 @@ def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run
     step: OrtStep = bundle.guided_step() if guided else bundle.base_step()
     request = StepRequest(
         sequences=sequences,
-        active=tuple(range(len(manifest.persrms))) if guided else (),
         max_new_tokens=NUM_STEPS + 1,
         top_k=min(manifest.max_top_k, 10),
         temperature=0.0,

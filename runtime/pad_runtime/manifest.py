@@ -56,6 +56,11 @@ class PersRMInfo:
     reference_trunk: str | None
     prompt_template: str
 
+    @property
+    def takes_text(self) -> bool:
+        """Whether its prompt has a place for a preference in words."""
+        return "{p}" in self.prompt_template
+
 
 @dataclass(frozen=True)
 class GraphInfo:

@@ -36,7 +36,6 @@ class StepRequest:
 
     Attributes:
         sequences: rows of each sequence by trunk, equally many in each sequence (`rows.pad_rows`).
-        active: indices of the PersRMs in use, ascending.
         max_new_tokens: tokens the KV cache must have room for beyond the prompts.
         top_k: candidates.
         temperature: 0 is greedy.
@@ -46,13 +45,18 @@ class StepRequest:
     """
 
     sequences: list[list[list[Row]]]
-    active: tuple[int, ...]
     max_new_tokens: int
     top_k: int
     temperature: float
     top_p: float
     seeds: tuple[int, ...]
     trace: bool = False
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Indices of the PersRMs that any row wears, ascending."""
+        rows = (row for sequence in self.sequences for trunk in sequence for row in trunk)
+        return tuple(sorted({row.persrm for row in rows if row.persrm is not None}))
 
 
 @dataclass(frozen=True)
@@ -206,9 +210,10 @@ class OrtStep:
             owners = np.repeat(np.arange(batch), len(request.sequences[0][index]))
             self._put(at + contract.ROW_SEQUENCE, owners[:, None])
         if contract.COEFFICIENTS in self._input_names:
-            for name, array in self._bank.row_inputs(request.active, request.sequences).items():
+            active = request.active
+            for name, array in self._bank.row_inputs(active, request.sequences).items():
                 self._put(name, array)
-            for name, value in self._bank.inputs(request.active).items():
+            for name, value in self._bank.inputs(active).items():
                 self._stale |= self._values.get(name) is not value
                 self._values[name] = value
         if len(self.next_ids) != batch:

@@ -1,12 +1,11 @@
 """The real model, SmolLM2-135M-Instruct in fp32 with the demo's PersRM, against transformers and PEFT.
 
-Greedy tokens are checked in one forward pass: if at every position the arg max of torch's own scores, given the tokens so
-far, is the token that was chosen, then torch's greedy decoding is the same sequence, by induction.
+Greedy tokens are checked in one forward pass: if at every position the arg max of torch's own scores, given the tokens
+so far, is the token that was chosen, then torch's greedy decoding is the same sequence, by induction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,10 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Any]:
+def model() -> Any:
     """The same weights by transformers' own reader."""
     path = find_smollm2()
-    yield AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
@@ -59,7 +58,7 @@ def logits_after(model: Any, prompt: list[int], token_ids: tuple[int, ...]) -> t
 def test_beta_zero_is_transformers_greedy(generator: Generator, model: Any) -> None:
     config = GenerationConfig(beta=0.0, max_new_tokens=NUM_TOKENS)
     for prompt in PROMPTS:
-        ids = generator._encoder.encode(prompt)
+        ids = generator._planner._encoder.encode(prompt)
         guided = generator.generate(prompt, preference=PREFERENCE, config=config)
         plain = generator.generate(prompt, config=config)
         expected = tuple(logits_after(model, ids, guided.token_ids).argmax(-1).tolist())
@@ -72,7 +71,7 @@ def test_beta_zero_is_transformers_greedy(generator: Generator, model: Any) -> N
 
 
 def test_one_prompt_by_transformers_generate(generator: Generator, model: Any) -> None:
-    ids = generator._encoder.encode(PROMPTS[2])
+    ids = generator._planner._encoder.encode(PROMPTS[2])
     output = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=NUM_TOKENS
     )
@@ -86,12 +85,12 @@ def test_guided_tokens_are_the_papers_formula(generator: Generator, model: Any) 
     template = generator.manifest.persrms[0].prompt_template
     runs = []
     for prompt in PROMPTS[:3]:
-        base_ids = generator._encoder.encode(prompt)
-        reward_ids = generator._encoder.encode_with_preference(prompt, PREFERENCE, template)
+        base_ids = generator._planner._encoder.encode(prompt)
+        reward_ids = generator._planner._encoder.encode_reward(prompt, PREFERENCE, template)
         chosen = generator.generate(prompt, preference=PREFERENCE, config=config).token_ids
-        runs.append((base_ids, reward_ids, chosen, logits_after(model, base_ids, chosen)))
+        runs.append((reward_ids, chosen, logits_after(model, base_ids, chosen)))
     persrm = PeftModel.from_pretrained(model, DEMO_PERSRM)
-    for base_ids, reward_ids, chosen, base_logits in runs:
+    for reward_ids, chosen, base_logits in runs:
         reward_logits = logits_after(persrm, reward_ids, chosen)
         best, candidates = base_logits.topk(top_k)
         phi = reward_logits.gather(1, candidates).log_softmax(-1) - best.log_softmax(-1)

@@ -179,7 +179,7 @@ def test_a_bug_keeps_its_traceback(tiny_bundle: Path, monkeypatch: pytest.Monkey
     def fail(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Generator, "load", fail)
+    monkeypatch.setattr(Generator, "open", fail)
     with pytest.raises(ZeroDivisionError):
         main(["generate", str(tiny_bundle), "hi"])
 
@@ -198,7 +198,7 @@ def test_onnxruntime_adds_no_lines_of_its_own(bundle: Path, capfd: pytest.Captur
     assert main(["generate", str(bundle), "hi"]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert f"ONNX Runtime cannot open {bundle / 'step.onnx'}" in error_line(err, "pad")
+    assert f"ONNX Runtime cannot open {bundle / 'base.onnx'}" in error_line(err, "pad")
     assert err.count("\n") == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pad_runtime.errors import BundleError, PreferenceError, PromptError
+from pad_runtime.errors import BundleError, PromptError
 
 from pad_rt.chat_template import ChatTemplate, Message
 from pad_rt.prompt import EncodedPrompt, PromptEncoder
@@ -54,29 +54,29 @@ def test_a_chat_keeps_its_turns(tokenizer: Tokenizer, chat: PromptEncoder) -> No
     assert (
         written(tokenizer, chat.encode(messages)) == "<s><|system|><|user|>hi<|assistant|>yes?<|user|>hi<|assistant|>"
     )
-    reward = chat.encode_with_preference(messages, "short", "{p}/{x}")
+    reward = chat.encode_reward(messages, "short", "{p}/{x}")
     assert written(tokenizer, reward) == "<s><|system|><|user|>hi<|assistant|>yes?<|user|>short/hi<|assistant|>"
     assert messages[-1] == {"role": "user", "content": "hi"}
 
 
 def test_without_a_chat_template(tokenizer: Tokenizer, raw: PromptEncoder) -> None:
     assert written(tokenizer, raw.encode("hi")) == "<s>hi"
-    assert written(tokenizer, raw.encode_with_preference("hi", "short", "{p}/{x}")) == "<s>short/hi"
+    assert written(tokenizer, raw.encode_reward("hi", "short", "{p}/{x}")) == "<s>short/hi"
     with pytest.raises(PromptError, match=r"without a chat template; expected a string; write the chat"):
         raw.encode([USER_HI])
     with pytest.raises(PromptError, match="without a chat template"):
-        raw.encode_with_preference([USER_HI], "short", PERSRM)
+        raw.encode_reward([USER_HI], "short", PERSRM)
 
 
 def test_encoded_prompts_pass_through(chat: PromptEncoder) -> None:
     prompt = EncodedPrompt([1, 2], np.array([3, 4]))  # type: ignore[arg-type]
     assert prompt == EncodedPrompt(base=(1, 2), reward=[3, 4])
     assert chat.encode(prompt) == [1, 2]
-    reward = chat.encode_with_preference(prompt, "short", PERSRM)
+    reward = chat.encode_reward(prompt, "short", PERSRM)
     assert reward == [3, 4]
     assert type(reward[0]) is int
     with pytest.raises(PromptError, match=r"no reward ids; expected EncodedPrompt\(base=\.\.\., reward=\.\.\.\)"):
-        chat.encode_with_preference(EncodedPrompt([1]), "short", PERSRM)
+        chat.encode_reward(EncodedPrompt([1]), "short", PERSRM)
     with pytest.raises(dataclasses.FrozenInstanceError):
         prompt.base = [2]  # type: ignore[misc]
 
@@ -140,7 +140,7 @@ def test_refuses_in_words(chat: PromptEncoder, prompt: Any, words: str) -> None:
         chat.encode(prompt)
     assert "\n" not in str(caught.value)
     with pytest.raises(PromptError, match=words):
-        chat.encode_with_preference(prompt, "short", PERSRM)
+        chat.encode_reward(prompt, "short", PERSRM)
 
 
 @pytest.mark.parametrize(
@@ -159,24 +159,24 @@ def test_the_persrm_template_is_filled_as_it_stands(
         "[Guidelines] Your task is to generate response by considering the following principle. "
         "[Principles] " + p + " [Instruction] " + x
     )
-    assert written(tokenizer, raw.encode_with_preference(x, p, PERSRM)) == f"<s>{filled}"
-    assert chat.encode_with_preference(x, p, PERSRM) == chat.encode(filled)
+    assert written(tokenizer, raw.encode_reward(x, p, PERSRM)) == f"<s>{filled}"
+    assert chat.encode_reward(x, p, PERSRM) == chat.encode(filled)
 
 
 def test_other_braces_in_the_template_stay(tokenizer: Tokenizer, raw: PromptEncoder) -> None:
-    assert written(tokenizer, raw.encode_with_preference("X", "P", '{"a": {x}, {p}, {q}}')) == '<s>{"a": X, P, {q}}'
+    assert written(tokenizer, raw.encode_reward("X", "P", '{"a": {x}, {p}, {q}}')) == '<s>{"a": X, P, {q}}'
 
 
 @pytest.mark.parametrize("template", ["", "{p}", "{x}", "{ p } {x}"])
 def test_an_incomplete_template_is_a_bundle_error(raw: PromptEncoder, template: str) -> None:
     with pytest.raises(BundleError, match=r"expected one with \{p\} and \{x\}"):
-        raw.encode_with_preference("x", "p", template)
+        raw.encode_reward("x", "p", template)
 
 
-@pytest.mark.parametrize("text", ["", " ", None, 3])
-def test_an_empty_preference_text(raw: PromptEncoder, text: Any) -> None:
-    with pytest.raises(PreferenceError):
-        raw.encode_with_preference("x", text, PERSRM)
+def test_without_words_the_turn_stays_or_fills_a_template_that_knows_none(raw: PromptEncoder) -> None:
+    assert raw.encode_reward("hi", None, PERSRM) == raw.encode("hi")
+    assert raw.encode_reward("hi", None, "Q: {x}") == raw.encode("Q: hi")
+    assert raw.encode_reward("hi", None, "Q: {x}") != raw.encode("hi")
 
 
 roles = st.sampled_from(["system", "user", "assistant"])
@@ -198,8 +198,8 @@ def test_any_value_gives_ids_or_a_prompt_error(chat: PromptEncoder, raw: PromptE
         try:
             ids = encoder.encode(prompt)
         except PromptError:
-            with pytest.raises((PromptError, PreferenceError)):
-                encoder.encode_with_preference(prompt, text, PERSRM)
+            with pytest.raises(PromptError):
+                encoder.encode_reward(prompt, text, PERSRM)
         else:
             assert ids
             assert all(type(token_id) is int and token_id >= 0 for token_id in ids)

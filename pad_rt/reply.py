@@ -1,0 +1,52 @@
+"""One sequence on its way from token ids to text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pad_runtime.step import StepTrace
+
+from pad_rt.result import FinishReason
+from pad_rt.stopping import StopStrings
+from pad_rt.stream_decoder import StreamDecoder
+
+
+@dataclass
+class Reply:
+    """A reply that grows: it ends at an end-of-turn id, a stop string, or its token limit.
+
+    Attributes:
+        eos: ids that end the turn; they are no part of the reply.
+        max_new_tokens: the limit of this sequence, which may be lower than its batch's.
+    """
+
+    eos: frozenset[int]
+    max_new_tokens: int
+    decoder: StreamDecoder
+    stop: StopStrings
+    token_ids: list[int] = field(default_factory=list)
+    trace: list[StepTrace] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+    ended: bool = False
+
+    def push(self, token_id: int) -> str:
+        """Take one id and return the text it settles."""
+        if token_id in self.eos:
+            self.ended, self.finish_reason = True, "stop"
+            return self.flush()
+        self.token_ids.append(token_id)
+        piece, stopped = self.stop.push(self.decoder.push(token_id))
+        if stopped:
+            self.ended, self.finish_reason = True, "stop"
+        elif len(self.token_ids) == self.max_new_tokens:
+            self.ended = True
+            return piece + self.flush()
+        return piece
+
+    def flush(self) -> str:
+        """Text still held back at the end: it may complete a stop string."""
+        piece, stopped = self.stop.push(self.decoder.flush())
+        if stopped:
+            self.ended, self.finish_reason = True, "stop"
+            return piece
+        return piece + self.stop.flush()
