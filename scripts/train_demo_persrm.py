@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--gamma", type=float, default=3.0, help="how strongly the starts colour the sampled replies")
     parser.add_argument("--beta", type=float, default=0.1, help="scale of the log-ratio in the loss")
     parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--steps", type=int, default=155, help="at most so many batches of --batch examples")
+    parser.add_argument("--steps", type=int, default=148, help="at most so many batches of --batch examples")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -251,9 +251,9 @@ def _resolve(source: PersRM, base: Checkpoint) -> Path | None:
     if name and name.rstrip("/").split("/")[-1].lower() in {own.split("/")[-1].lower() for own in own_names}:
         return None
     raise AdapterError(
-        f"{_adapter(source).path} says it was trained on '{name}'",
+        f"{_adapter(source).path} " + (f"was trained on '{name}'" if name else "does not say what it was trained on"),
         expected=f"the base {base.path}",
-        hint="if that is the same model, pass --topology shared; if not, pass --backbone DIR with the model it names",
+        hint="if that is the same model, pass --topology shared; if not, pass --backbone DIR with the model it was trained on",
     )
 
 

@@ -18,7 +18,7 @@ from torch_oracle import Decoded, Reward, TorchModel, cache_difference, decode, 
 from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator
 
 BETA, TOP_K, NUM_TOKENS = 1.25, 7, 64
-NUM_CONTROL_TOKENS = 16
+NUM_CONTROL_TOKENS = 8
 WINDOW = 6  # shorter than one prompt and than every sequence
 LLAMA3_ROPE = {
     "rope_type": "llama3",
