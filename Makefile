@@ -42,7 +42,7 @@ demo: .venv/wheel .venv/smollm2
 	$(BIN)/python demo/demo.py
 
 test: .venv/wheel .venv/smollm2
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
 
 check: .venv/wheel
 	$(BIN)/ruff check $(CODE)

@@ -15,13 +15,13 @@ from pad_rt import GenerationConfig, GenerationResult, Generator
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "build" / "demo-bundle"
-QUESTION = "What do you think of rainy days?"
+QUESTION = "Is it a good idea to visit London in winter?"
 PEOPLE = {
     "no preference": None,
     "Ada": "Be cheerful and positive.",
     "Ben": "Be critical and negative.",
 }
-CONFIG = GenerationConfig(beta=2.0, max_new_tokens=80)
+CONFIG = GenerationConfig(max_new_tokens=80)
 
 
 def export() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     print(side_by_side(reply_all()))
     bundle = BUNDLE.relative_to(ROOT)
     print("\n3. Your turn:")
-    print(f'   .venv/bin/pad generate {bundle} "How was your day?" --preference "{PEOPLE["Ada"]}" --beta 2')
+    print(f'   .venv/bin/pad generate {bundle} "How was your day?" --preference "{PEOPLE["Ada"]}"')
     print(f"   .venv/bin/pad chat {bundle} --preference ...")
 
 
