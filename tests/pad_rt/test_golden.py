@@ -39,8 +39,9 @@ def test_tokens_and_text_are_the_stored_ones(bundle: Path, case: golden.Case) ->
 @pytest.mark.parametrize("case", golden.read(), ids=lambda case: case.name)
 def test_other_weights_give_other_tokens(bundle: Path, case: golden.Case) -> None:
     """The control: what is stored hangs on the preference, and on the base where there is none."""
-    weights = {"brief": 0.7} if case.weights is None else {name: -weight for name, weight in case.weights.items()}
-    assert golden.run(bundle, dataclasses.replace(case, weights=weights)).token_ids != case.token_ids
+    weights = case.preference["weights"] if case.preference else {"brief": -0.7}
+    other = {"text": "be kind", "weights": {name: -weight for name, weight in weights.items()}}
+    assert golden.run(bundle, dataclasses.replace(case, preference=other)).token_ids != case.token_ids
 
 
 @pytest.mark.parametrize(
@@ -49,8 +50,8 @@ def test_other_weights_give_other_tokens(bundle: Path, case: golden.Case) -> Non
 def test_the_stored_tokens_are_torch_s(bundle: Path, folder: Path, case: golden.Case) -> None:
     base, persrm = folder / "base", folder / "persrm"
     rewards = []
-    if case.weights is not None:
-        weights = tuple(case.weights.get(feature, 0.0) for feature in ("kind", "brief"))
+    if case.preference is not None:
+        weights = tuple(case.preference["weights"].get(feature, 0.0) for feature in ("kind", "brief"))
         prompt = tiny_bundles.encode_turn(bundle, f"[be kind] {case.prompt}")
         rewards.append(Reward(TorchModel(base, adapter=persrm, head=persrm), prompt, weights))
     prompt = tiny_bundles.encode_turn(bundle, case.prompt)

@@ -41,18 +41,22 @@ class Case:
 
     name: str
     prompt: str
-    weights: dict[str, float] | None
+    preference: dict[str, Any] | None
     config: dict[str, Any]
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
 
 
+def _kind(**weights: float) -> dict[str, Any]:
+    return {"text": "be kind", "weights": weights}
+
+
 GREEDY = {"beta": 1.25, "top_k": 8, "max_new_tokens": 72}
 CASES = (
-    Case("guided", "How do I boil an egg?", {"kind": 1.0, "brief": -0.5}, GREEDY),
-    Case("guided the other way", "How do I boil an egg?", {"kind": -0.5, "brief": 1.0}, GREEDY),
+    Case("guided", "How do I boil an egg?", _kind(kind=1.0, brief=-0.5), GREEDY),
+    Case("guided the other way", "How do I boil an egg?", _kind(kind=-0.5, brief=1.0), GREEDY),
     Case("base", "How do I boil an egg?", None, GREEDY),
-    Case("sampled", "the cook", {"kind": 1.0}, {**GREEDY, "temperature": 1.5, "top_p": 0.9, "seed": 7}),
+    Case("sampled", "the cook", _kind(kind=1.0), {**GREEDY, "temperature": 1.5, "top_p": 0.9, "seed": 7}),
 )
 
 
@@ -70,10 +74,10 @@ def export(folder: Path, *, dialect: Any = "ort") -> Path:
 def run(bundle: Path, case: Case) -> Case:
     """The case with the tokens and the text that this bundle gives."""
     generator: Generator = tiny_bundles.load(bundle)
-    preference = None if case.weights is None else Preference(text="be kind", weights=case.weights)
+    preference = None if case.preference is None else Preference(**case.preference)
     config = GenerationConfig(**case.config)
     result = generator.generate(case.prompt, preference=preference, config=config)
-    return Case(case.name, case.prompt, case.weights, case.config, list(result.token_ids), result.text)
+    return Case(case.name, case.prompt, case.preference, case.config, list(result.token_ids), result.text)
 
 
 def write(cases: list[Case]) -> None:
