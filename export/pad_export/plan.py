@@ -253,7 +253,7 @@ def _resolve(source: PersRM, base: Checkpoint) -> Path | None:
     raise AdapterError(
         f"{_adapter(source).path} " + (f"was trained on '{name}'" if name else "does not say what it was trained on"),
         expected=f"the base {base.path}",
-        hint="if that is the same model, pass --topology shared; if not, pass --backbone DIR with the model it was trained on",
+        hint="if that is the same model, pass --topology shared; if not, pass --backbone DIR with the one it was trained on",
     )
 
 

@@ -1,4 +1,8 @@
-"""The torch side of every comparison: transformers and PEFT run the rows of a plan, one forward pass a row."""
+"""The torch side of every comparison: transformers and PEFT run the rows of a plan.
+
+Weights are streamed: a module's are read from the checkpoint when it runs and dropped when it is done, so that a model
+larger than memory can be compared. Rows of one kind therefore run together, one pass for all of them.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +21,26 @@ from pad_export.plan import Plan
 
 
 @dataclass(frozen=True)
+class RowInput:
+    """What one row reads: its token ids, how many of the last positions to score, and its features' weights."""
+
+    ids: tuple[int, ...]
+    num_scored: int
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class RowOutput:
     """One row's forward pass, float32.
 
     Attributes:
-        logits: [s, vocab], after the feature head where the row has one.
-        cache: key and value of each layer, [kv_heads, n, head_dim]; n < s where a sliding window dropped the oldest.
+        logits: [num_scored, vocab], after the feature head where the row has one.
+        cache: of each layer the first position that is kept (a sliding window drops the oldest), and key and value from
+            there on, [kv_heads, n, head_dim].
     """
 
     logits: torch.Tensor
-    cache: list[tuple[torch.Tensor, torch.Tensor]]
+    cache: list[tuple[int, torch.Tensor, torch.Tensor]]
 
 
 class RowModel:
@@ -36,19 +50,40 @@ class RowModel:
         self._model, self._head = model, head
 
     @torch.no_grad()
-    def forward(self, ids: Sequence[int], weights: Sequence[float]) -> RowOutput:
-        """Run all of `ids` at once; `weights` mix a head's features: logits = sum_i w_i cap(lm_head(W_i h + b_i))."""
-        output = self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=True)
-        hidden = output.last_hidden_state[0]  # [s, hidden]
-        logits = self._logits(hidden)
-        if self._head is not None:
-            phi = [
-                weight * self._logits(torch.nn.functional.linear(hidden, matrix, bias))
-                for weight, matrix, bias in zip(weights, self._head.weight, self._head.bias, strict=True)
-            ]
-            logits = torch.stack(phi).sum(0)
-        cache = [(layer.keys[0], layer.values[0]) for layer in output.past_key_values.layers]
-        return RowOutput(logits, cache)
+    def forward(self, rows: Sequence[RowInput]) -> list[RowOutput]:
+        """Run rows of any lengths, right-padded: attention is causal, so what follows a row changes nothing in it."""
+        longest = max(len(row.ids) for row in rows)
+        padded = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows])
+        output = self._model.model(input_ids=padded, use_cache=True)
+        hidden = [
+            output.last_hidden_state[index, len(row.ids) - row.num_scored : len(row.ids)]
+            for index, row in enumerate(rows)
+        ]  # each [num_scored, hidden]
+        sizes = [row.num_scored for row in rows]
+        logits: tuple[torch.Tensor, ...]
+        if self._head is None:
+            logits = torch.split(self._logits(torch.cat(hidden)), sizes)
+        else:
+            logits = tuple(self._features(hidden, rows))
+        return [
+            RowOutput(
+                row_logits, [_kept(layer, index, len(row.ids), longest) for layer in output.past_key_values.layers]
+            )
+            for index, (row, row_logits) in enumerate(zip(rows, logits, strict=True))
+        ]
+
+    def _features(self, hidden: list[torch.Tensor], rows: Sequence[RowInput]) -> list[torch.Tensor]:
+        """sum_i w_i cap(lm_head(W_i h + b_i)), each row by its own weights."""
+        assert self._head is not None
+        sizes = [len(part) for part in hidden]
+        phi = [
+            torch.split(self._logits(torch.nn.functional.linear(torch.cat(hidden), matrix, bias)), sizes)
+            for matrix, bias in zip(self._head.weight, self._head.bias, strict=True)
+        ]
+        return [
+            torch.stack([weight * feature[index] for weight, feature in zip(row.weights, phi, strict=True)]).sum(0)
+            for index, row in enumerate(rows)
+        ]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model.lm_head(hidden)
@@ -57,7 +92,7 @@ class RowModel:
 
 
 class TrunkModel:
-    """A trunk's torch model, loaded once, for all kinds of rows that run on it."""
+    """A trunk's torch model, for all kinds of rows that run on it."""
 
     def __init__(self, plan: Plan, trunk: int) -> None:
         self._plan = plan
@@ -80,32 +115,49 @@ class TrunkModel:
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """A checkpoint as a transformers model in float32, on the CPU."""
+    """A checkpoint as a transformers model in float32 on the CPU, its weights read only while they are in use.
+
+    Raises:
+        CheckpointError: transformers' model has a parameter that the checkpoint lacks.
+    """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.initialization import no_init_weights
 
-    if checkpoint.path.is_file():
-        return _load_gguf(checkpoint)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"transformers cannot load {checkpoint.path} to verify against: {error}") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    return model.eval()
-
-
-def _load_gguf(checkpoint: Checkpoint) -> Any:
-    """A GGUF checkpoint by our own reader: transformers' loses head_dim, biases and Llama 3's rotary scaling."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
+    with no_init_weights():  # memory that is never written is never taken
         model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
-    state = {name: checkpoint.tensor(name).float() for name in checkpoint.names}
-    model.load_state_dict(state, assign=True, strict=False)
-    model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(checkpoint.config)  # a table that is computed, not stored
+    for path, module in model.named_modules():
+        names = {parameter: f"{path}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)}
+        if names:
+            _stream(module, checkpoint, names)
     return model.eval()
+
+
+def _stream(module: torch.nn.Module, checkpoint: Checkpoint, names: dict[str, str]) -> None:
+    """Have a module read its parameters before it runs and drop them after; `names` are theirs in the checkpoint."""
+    sources = {}
+    for parameter, name in names.items():
+        source = "model.embed_tokens.weight" if name == "lm_head.weight" and checkpoint.tied else name
+        if source not in checkpoint.names:
+            raise CheckpointError(
+                f"{checkpoint.path} has no tensor {source}", expected=f"a {checkpoint.model_type} model"
+            )
+        sources[getattr(module, parameter)] = source
+
+    def read(*_: Any) -> None:
+        for parameter, source in sources.items():
+            parameter.data = checkpoint.tensor(source).float()
+
+    def drop(*_: Any) -> None:
+        for parameter in sources:
+            parameter.data = torch.zeros(1).expand(parameter.shape)  # the shape that PEFT looks at, and no memory
+
+    module.register_forward_pre_hook(read)
+    module.register_forward_hook(drop)
+    drop()
+
+
+def _kept(layer: Any, row: int, length: int, longest: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """What the cache of one layer keeps of a row that is `length` of `longest` tokens long."""
+    first = longest - layer.keys.shape[2]
+    end = max(0, length - first)
+    return first, layer.keys[row, :, :end], layer.values[row, :, :end]

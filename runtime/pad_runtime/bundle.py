@@ -22,13 +22,13 @@ class Bundle:
     """A bundle on one device. Sessions are shared by any number of steps; each step has its own KV cache."""
 
     def __init__(
-        self, folder: Path, *, device: str = "auto", num_threads: int | None = None, prepack: bool = True
+        self, folder: Path, *, device: str = "auto", num_threads: int | None = None, low_memory: bool = False
     ) -> None:
         """Read and check the manifest; the graphs are opened when the first step asks for them.
 
         Args:
             folder: the bundle.
-            device, num_threads, prepack: see `Provider`.
+            device, num_threads, low_memory: see `Provider`.
 
         Raises:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
@@ -36,7 +36,7 @@ class Bundle:
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.provider = Provider(device, num_threads=num_threads, prepack=prepack)
+        self.provider = Provider(device, num_threads=num_threads, low_memory=low_memory)
         self._bank = AdapterBank(folder, self.manifest, self.provider)
 
     def verify(self) -> None:

@@ -33,13 +33,14 @@ DEVICES = ("auto", *_PROVIDERS)
 class Provider:
     """Creates sessions and buffers on one device."""
 
-    def __init__(self, device: str = "auto", *, num_threads: int | None = None, prepack: bool = True) -> None:
+    def __init__(self, device: str = "auto", *, num_threads: int | None = None, low_memory: bool = False) -> None:
         """Pick a device.
 
         Args:
             device: one of `DEVICES`; "auto" takes the first that is available.
             num_threads: threads inside one operator on a CPU; None takes ONNX Runtime's default, the physical cores.
-            prepack: let ONNX Runtime copy the weights into the layout of its kernels: faster steps, twice the memory.
+            low_memory: run on the weights as they lie mapped in their file: no copy in the layout of ONNX Runtime's
+                kernels, no fp16 weights unfolded to fp32. Half the memory, and slower steps.
 
         Raises:
             DeviceError: the device is unknown or not available here.
@@ -65,7 +66,7 @@ class Provider:
         self.device = wanted[0]
         self._entry = _PROVIDERS[self.device]
         self.num_threads = num_threads
-        self._prepack = prepack
+        self._low_memory = low_memory
 
     @property
     def version(self) -> str:
@@ -83,12 +84,15 @@ class Provider:
         options.log_severity_level = 4  # what fails is raised, and told once
         # Spinning workers fight with each other and with the rest of a busy small machine for its few cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.disable_prepacking", "0" if self._prepack else "1")
+        options.add_session_config_entry("session.disable_prepacking", "1" if self._low_memory else "0")
         options.inter_op_num_threads = 1
         if self.num_threads is not None:
             options.intra_op_num_threads = self.num_threads
+        skipped = ["ConstantFolding"] if self._low_memory else []
         try:
-            return self._ort.InferenceSession(str(graph), options, providers=[self._entry.execution_provider])
+            return self._ort.InferenceSession(
+                str(graph), options, providers=[self._entry.execution_provider], disabled_optimizers=skipped
+            )
         except MemoryError:
             raise OutOfMemoryError(f"no memory for {graph}", hint=_FREE_MEMORY) from None
         except Exception as error:
