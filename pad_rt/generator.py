@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections.abc
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pad_runtime.bundle import Bundle
-from pad_runtime.errors import BundleError, OptionError, PromptError
+from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
 from pad_runtime.manifest import Manifest
 from pad_runtime.rows import pad_rows
 from pad_runtime.step import Step, StepRequest, StepTrace
@@ -25,6 +26,8 @@ from pad_rt.result import GenerationResult, Timing
 from pad_rt.rewards import MAX_STRENGTH, RowPlanner
 from pad_rt.stopping import StopStrings
 from pad_rt.tokenizer import Tokenizer
+
+_MAX_IDLE = 2  # steps kept with their KV caches for later calls; calls that overlap make more
 
 
 class Generator:
@@ -79,7 +82,7 @@ class Generator:
         prompt: Prompt,
         *,
         preference: PreferenceLike = None,
-        config: GenerationConfig | None = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
         trace: bool = False,
     ) -> GenerationResult:
         """Reply to one prompt.
@@ -88,7 +91,7 @@ class Generator:
             prompt: a string (one user turn), a list of chat messages, or an `EncodedPrompt`.
             preference: None runs the base alone at the base's own cost; text, a `Preference`, or a list of
                 (preference, weight) pairs guide it.
-            config: beta, top_k and the rest; None takes the paper's defaults.
+            config: beta, top_k and the rest, as a `GenerationConfig` or a mapping; None takes the paper's defaults.
             trace: also return every step's candidates, row logits and scores.
 
         Raises:
@@ -102,7 +105,7 @@ class Generator:
         prompts: Sequence[Prompt],
         *,
         preferences: Sequence[PreferenceLike] | None = None,
-        config: GenerationConfig | None = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
         trace: bool = False,
     ) -> list[GenerationResult]:
         """Reply to several prompts at once, each with its own preference; sequence i samples from seed + i.
@@ -111,16 +114,24 @@ class Generator:
             OptionError: more prompts than the bundle's max_batch, or not one preference a prompt.
             PromptError, PreferenceError, OutOfMemoryError: as `generate`.
         """
-        if isinstance(prompts, str):
-            raise PromptError("a single string for generate_batch", expected="a list of prompts", hint="use generate")
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            kind = type(prompts).__name__
+            raise PromptError(f"a {kind} for generate_batch", expected="a list of prompts", hint="use generate for one")
         if preferences is None:
             preferences = [None] * len(prompts)
-        if isinstance(preferences, str) or len(preferences) != len(prompts):
+        if isinstance(preferences, str) or not isinstance(preferences, Sequence):
+            kind = type(preferences).__name__
+            raise PreferenceError(f"preferences of type {kind}", expected="a list with one for each prompt")
+        if len(preferences) != len(prompts):
             raise OptionError(f"{len(preferences)} preferences for {len(prompts)} prompts", expected="one for each")
         return self._run(list(prompts), list(preferences), config, trace) if prompts else []
 
     def stream(
-        self, prompt: Prompt, *, preference: PreferenceLike = None, config: GenerationConfig | None = None
+        self,
+        prompt: Prompt,
+        *,
+        preference: PreferenceLike = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
     ) -> Iterator[str]:
         """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there."""
         run = self._prepare([prompt], [preference], config, trace=False)
@@ -129,7 +140,11 @@ class Generator:
     # -- the three loops ----------------------------------------------------------------------------------------------
 
     def _run(
-        self, prompts: list[Prompt], preferences: list[PreferenceLike], config: GenerationConfig | None, trace: bool
+        self,
+        prompts: list[Prompt],
+        preferences: list[PreferenceLike],
+        config: GenerationConfig | Mapping[str, Any] | None,
+        trace: bool,
     ) -> list[GenerationResult]:
         """Text: the pieces of every reply, joined."""
         run = self._prepare(prompts, preferences, config, trace=trace)
@@ -188,9 +203,11 @@ class Generator:
         try:
             yield step
         except GeneratorExit:  # the reader has had enough
-            idle.append(step)
+            if len(idle) < _MAX_IDLE:
+                idle.append(step)
             raise
-        idle.append(step)  # not after an error: its buffers may be half-written
+        if len(idle) < _MAX_IDLE:  # and not after an error: its buffers may be half-written
+            idle.append(step)
 
     # -- from text to rows --------------------------------------------------------------------------------------------
 
@@ -198,13 +215,13 @@ class Generator:
         self,
         prompts: list[Prompt],
         preferences: list[PreferenceLike],
-        config: GenerationConfig | None,
+        config: GenerationConfig | Mapping[str, Any] | None,
         *,
         trace: bool,
     ) -> _Run:
         """Check everything and turn prompts and preferences into rows."""
         started = time.perf_counter()
-        config, manifest = config or GenerationConfig(), self.manifest
+        config, manifest = _make_config(config), self.manifest
         if len(prompts) > manifest.max_batch:
             raise OptionError(
                 f"{len(prompts)} prompts at once", expected=f"at most {manifest.max_batch}, the bundle's max_batch"
@@ -280,6 +297,16 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}", hint="export the bundle again") from None
+
+
+def _make_config(config: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:
+    if config is None:
+        return GenerationConfig()
+    if isinstance(config, Mapping):
+        return GenerationConfig.from_mapping(config)
+    if not isinstance(config, GenerationConfig):
+        raise OptionError(f"a config of type {type(config).__name__}", expected="a GenerationConfig or a mapping")
+    return config
 
 
 def _trace_of(trace: StepTrace, sequence: int) -> StepTrace:

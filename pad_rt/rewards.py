@@ -12,6 +12,7 @@ from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
 
 MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, float32 still holds it
+_MAX_WEIGHT = {"fp32": MAX_STRENGTH, "fp16": 100.0}  # a feature head mixes hidden states in the bundle's precision
 
 
 class RowPlanner:
@@ -45,14 +46,15 @@ class RowPlanner:
         else:
             base = self._encoder.encode(prompt)
         rows = plan_rows(self._manifest, tuple(base), rewards, beta)
-        _check_strengths(rows)
+        _check_strengths(rows, _MAX_WEIGHT[self._manifest.precision])
         return rows
 
     def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:
-        """Preference weights by PersRM: features find theirs; words alone go to the first, by its own weights."""
+        """Preference weights by PersRM: features find theirs; words alone go to the first that reads words."""
         persrms = self._manifest.persrms
         if not preference.weights:
-            return {0: tuple(persrms[0].default_weights)}
+            reader = next((index for index, persrm in enumerate(persrms) if persrm.takes_text), 0)
+            return {reader: tuple(persrms[reader].default_weights)}
         known = {feature: index for index, persrm in enumerate(persrms) for feature in persrm.features}
         for feature in preference.weights:
             if feature not in known:
@@ -86,13 +88,13 @@ class RowPlanner:
         return tuple(self._encoder.encode_reward(prompt, preference.text, info.prompt_template))
 
 
-def _check_strengths(trunks: Sequence[list[Row]]) -> None:
-    """The mix is computed in float32: what lies beyond would make every score infinite."""
+def _check_strengths(trunks: Sequence[list[Row]], max_weight: float) -> None:
+    """What lies beyond would make scores infinite."""
     rows = [row for trunk in trunks for row in trunk]
-    largest = max(abs(value) for row in rows for value in (row.coefficient, *row.weights))
-    if not largest <= MAX_STRENGTH:
-        raise PreferenceError(
-            f"a preference of strength {largest:g}",
-            expected=f"at most {MAX_STRENGTH:g}",
-            hint="it is the product of beta and the weights: lower them",
-        )
+    for values, limit, hint in (
+        ([row.coefficient for row in rows], MAX_STRENGTH, "it is the product of beta and the weights: lower them"),
+        ([weight for row in rows for weight in row.weights], max_weight, "lower the weights and raise beta instead"),
+    ):
+        largest = max(map(abs, values), default=0.0)
+        if not largest <= limit:
+            raise PreferenceError(f"a preference of strength {largest:g}", expected=f"at most {limit:g}", hint=hint)

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import TensorProto
 from pad_runtime import contract
 
-from pad_export.graph import FLOAT_TYPES, MICROSOFT, NUMPY_FLOATS, Graph
+from pad_export.graph import MICROSOFT, NUMPY_FLOATS, Graph
 from pad_export.spec import DecoderSpec
 
 
@@ -81,18 +81,18 @@ class Dialect(ABC):
             return self.silu(x, name)
         return self.graph.op("Gelu", x, name=name, approximate="tanh")
 
-    def split_heads(self, qkv: str, norms: tuple[str, str] | None, name: str) -> tuple[str, str, str]:
-        """Unpack qkv into q, k, v, each [R, s, heads, head_dim], with q and k normed where the family norms them."""
-        g, spec = self.graph, self.spec
-        sizes = g.constant(spec.qkv_sizes, np.int64)
-        parts = g.ops("Split", qkv, sizes, name=f"{name}/split", outputs=[f"{name}/{p}" for p in "qkv"], axis=-1)
-        q, k, v = (
-            g.op("Reshape", part, g.constant([0, 0, -1, spec.head_dim], np.int64), name=f"{name}/{p}_heads")
-            for part, p in zip(parts, "qkv", strict=True)
+    def split(self, qkv: str, name: str) -> list[str]:
+        """Unpack qkv into q, k and v, each [R, s, its heads x head_dim]."""
+        sizes = self.graph.constant(self.spec.qkv_sizes, np.int64)
+        outputs = [f"{name}/{part}" for part in "qkv"]
+        return list(self.graph.ops("Split", qkv, sizes, name=f"{name}/split", outputs=outputs, axis=-1))
+
+    def heads(self, x: str, norm: str, name: str) -> str:
+        """[R, s, heads x head_dim] -> [R, s, heads, head_dim], each head normed by `norm` where that is not empty."""
+        x = self.graph.op(
+            "Reshape", x, self.graph.constant([0, 0, -1, self.spec.head_dim], np.int64), name=f"{name}_heads"
         )
-        if norms:
-            q, k = self.norm(q, norms[0], f"{name}/q_norm"), self.norm(k, norms[1], f"{name}/k_norm")
-        return q, k, v
+        return self.norm(x, norm, f"{name}_norm") if norm else x
 
 
 class OrtDialect(Dialect):
@@ -138,10 +138,11 @@ class OrtDialect(Dialect):
         layer_spec = spec.layers[layer]
         inputs = (qkv, "", "")
         if norms:
-            q, k, v = self.split_heads(qkv, norms, name)
+            q, k, v = self.split(qkv, name)
             flat = g.constant([0, 0, -1], np.int64)
-            q, k, v = (
-                g.op("Reshape", part, flat, name=f"{name}/{p}_flat") for part, p in ((q, "q"), (k, "k"), (v, "v"))
+            q, k = (
+                g.op("Reshape", self.heads(part, norm, f"{name}/{p}"), flat, name=f"{name}/{p}_flat")
+                for part, norm, p in zip((q, k), norms, "qk", strict=True)
             )
             inputs = (q, k, v)
         attributes: dict[str, Any] = {
@@ -235,8 +236,8 @@ class StandardDialect(Dialect):
         """RotaryEmbedding on q and k, TensorScatter into the cache, Attention over all slots under the mask."""
         g, spec = self.graph, self.spec
         q, k, v = (
-            g.op("Transpose", part, name=f"{name}/{p}_rows", perm=[0, 2, 1, 3])
-            for part, p in zip(self.split_heads(qkv, norms, name), "qkv", strict=True)
+            g.op("Transpose", self.heads(part, norm, f"{name}/{p}"), name=f"{name}/{p}_rows", perm=[0, 2, 1, 3])
+            for part, norm, p in zip(self.split(qkv, name), (*(norms or ("", "")), ""), "qkv", strict=True)
         )  # [R, heads, s, head_dim]
         cos, sin = trunk.rope_tables[spec.layers[layer].rope]
         q, k = (
@@ -270,5 +271,3 @@ class StandardDialect(Dialect):
 
 
 DIALECTS: dict[str, type[Dialect]] = {"ort": OrtDialect, "standard": StandardDialect}
-
-__all__ = ["DIALECTS", "FLOAT_TYPES", "Dialect", "LayerCache", "OrtDialect", "StandardDialect", "TrunkInputs"]

@@ -79,6 +79,8 @@ def export_bundle(
     max_length, max_top_k = _check_limits(plan, max_length, max_batch, max_top_k)
     with staged(output) as folder:
         report(_summary(plan, precision, dialect))
+        for note in plan.notes:
+            report(f"note: {note}")
         graphs = _write_graphs(folder, plan, precision, dialect, max_length, quiet)
         for info, source in zip(plan.persrms, plan.sources, strict=False):
             if info.adapter and source.adapter:
@@ -90,7 +92,7 @@ def export_bundle(
             format=contract.FORMAT,
             format_version=contract.FORMAT_VERSION,
             versions={name: version(name) for name in _PACKAGES},
-            base=plan.base.checkpoint.path.name,
+            base=plan.base.checkpoint.path.resolve().name,
             topology=plan.topology,
             reference=plan.reference,
             precision=precision,
@@ -106,8 +108,8 @@ def export_bundle(
             tokenizer=TokenizerInfo(
                 file="tokenizer.json",
                 chat_template="chat_template.jinja" if tokenizer.chat_template else None,
-                bos_token=tokenizer.bos_token,
-                eos_token=tokenizer.eos_token,
+                bos_token=None if tokenizer.bos_id is None else tokenizer.bos_token,
+                eos_token=None if tokenizer.eos_id is None else tokenizer.eos_token,
             ),
             files=_describe_files(folder),
         )

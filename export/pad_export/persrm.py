@@ -75,10 +75,11 @@ def read_persrm(folder: Path) -> PersRM:
         AdapterError: an adapter, head or setting that cannot be used.
         CheckpointError: a merged checkpoint that cannot be opened.
     """
-    settings = _read_settings(folder)
+    beside = folder.parent if folder.is_file() else folder
+    settings = _read_settings(beside)
     name = settings.get("name", folder.stem if folder.is_file() else folder.resolve().name)
     _check_name(folder, "name", name)
-    head = _read_head(folder)
+    head = _read_head(beside)
     features = _read_features(folder, settings, name, 1 if head is None else len(head.weight))
     adapter, checkpoint = None, None
     if (folder / CONFIG_NAME).is_file():

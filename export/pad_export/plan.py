@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,13 +24,18 @@ CONTRAST = "contrast"  # the reward of a bundle with no PersRM: the base itself,
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write. `persrms[i]` describes `sources[i]`; the contrast preset has a description and no source."""
+    """What to write.
+
+    `persrms[i]` describes `sources[i]`; the contrast preset has a description and no source. `notes` are what was taken
+    for granted and the user should know.
+    """
 
     topology: Topology
     reference: Reference
     trunks: tuple[Trunk, ...]
     persrms: tuple[PersRMInfo, ...]
     sources: tuple[PersRM, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def base(self) -> Trunk:
@@ -70,10 +75,12 @@ def make_plan(
         return _merged_pair(base_trunk, sources, topology, reference, backbone)
     backbone_path = _find_backbone(base_checkpoint, sources, topology, backbone)
     if backbone_path is None and topology != "pair":
-        return _shared(base_trunk, sources, reference)
+        return replace(_shared(base_trunk, sources, reference), notes=_same_base_notes(base_checkpoint, sources))
     if topology == "shared":
         raise OptionError(f"topology shared with --backbone {backbone}", expected="the base itself as the backbone")
-    return _adapter_pair(base_trunk, sources, reference, open_checkpoint(backbone_path or base))
+    checkpoint = open_checkpoint(backbone_path or base)
+    notes = _template_notes(base_checkpoint, checkpoint)
+    return replace(_adapter_pair(base_trunk, sources, reference, checkpoint), notes=notes)
 
 
 def _contrast(base: Trunk, topology: str, reference: Reference, backbone: Path | None) -> Plan:
@@ -128,7 +135,6 @@ def _merged_pair(
             hint="pass --topology pair or auto",
         )
     _check_vocabulary(base, source.checkpoint)
-    check_head_fits(source.head, source.checkpoint, path=source.checkpoint.path)
     reward = Trunk(REWARD_TRUNK, source.checkpoint, _spec(source.checkpoint), has_features=source.head is not None)
     trunks = [base, reward]
     if reference == "backbone":
@@ -144,7 +150,8 @@ def _merged_pair(
     elif backbone is not None:
         raise OptionError("--backbone with a merged checkpoint", expected="--reference backbone beside it")
     info = _describe(source, REWARD_TRUNK, REFERENCE_TRUNK if reference == "backbone" else None, adapter=False)
-    return Plan("pair", reference, tuple(trunks), (info,), sources)
+    notes = _template_notes(base.checkpoint, source.checkpoint)
+    return Plan("pair", reference, tuple(trunks), (info,), sources, notes)
 
 
 # -- pieces ---------------------------------------------------------------------------------------------------------
@@ -253,8 +260,22 @@ def _resolve(source: PersRM, base: Checkpoint) -> Path | None:
     raise AdapterError(
         f"{_adapter(source).path} " + (f"was trained on '{name}'" if name else "does not say what it was trained on"),
         expected=f"the base {base.path}",
-        hint="if that is the same model, pass --topology shared; if not, pass --backbone DIR with the one it was trained on",
+        hint="pass --topology shared if that is the same model, or --backbone DIR with the one it was trained on",
     )
+
+
+def _same_base_notes(base: Checkpoint, sources: tuple[PersRM, ...]) -> tuple[str, ...]:
+    """An adapter holds no weights of its base: that the given base is the one it names is taken on trust."""
+    names = {_adapter(source).base_name or "an unnamed model" for source in sources}
+    elsewhere = sorted(name for name in names if not _same_file(Path(name), base.path))
+    return tuple(f"taking {base.path} for '{name}', which a PersRM was trained on" for name in elsewhere)
+
+
+def _template_notes(base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
+    """Both models read prompts in the base's chat template."""
+    if base.tokenizer.info.chat_template == other.tokenizer.info.chat_template:
+        return ()
+    return (f"{other.path} has another chat template than the base; its rows are given the base's",)
 
 
 def _same_file(one: Path, other: Path) -> bool:

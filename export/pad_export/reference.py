@@ -1,19 +1,24 @@
 """The torch side of every comparison: transformers and PEFT run the rows of a plan.
 
-Weights are streamed: a module's are read from the checkpoint when it runs and dropped when it is done, so that a model
-larger than memory can be compared. Rows of one kind therefore run together, one pass for all of them.
+Weights are streamed: a module's are read when it runs and dropped when it is done, so that a model larger than memory
+can be compared. Rows of one kind therefore run together, one pass for all of them. A folder is read by safetensors
+under transformers' own parameter names, past our reader, which is part of what is verified; a GGUF file by our reader,
+because transformers reads those with losses (head_dim, biases, Llama 3's rotary scaling).
 """
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from pad_runtime.errors import CheckpointError
+from safetensors import safe_open
 
 from pad_export.checkpoint import Checkpoint
 from pad_export.persrm import FeatureHead
@@ -125,35 +130,80 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
     with no_init_weights():  # memory that is never written is never taken
         model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
+    source = _GgufSource(checkpoint) if checkpoint.path.is_file() else _FolderSource(checkpoint.path)
     for path, module in model.named_modules():
-        names = {parameter: f"{path}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)}
+        names = {parameter: f"{path}.{name}" for name, parameter in module.named_parameters(recurse=False)}
         if names:
-            _stream(module, checkpoint, names)
+            _stream(module, names, source)
     return model.eval()
 
 
-def _stream(module: torch.nn.Module, checkpoint: Checkpoint, names: dict[str, str]) -> None:
-    """Have a module read its parameters before it runs and drop them after; `names` are theirs in the checkpoint."""
-    sources = {}
-    for parameter, name in names.items():
-        source = "model.embed_tokens.weight" if name == "lm_head.weight" and checkpoint.tied else name
-        if source not in checkpoint.names:
-            raise CheckpointError(
-                f"{checkpoint.path} has no tensor {source}", expected=f"a {checkpoint.model_type} model"
-            )
-        sources[getattr(module, parameter)] = source
+class _FolderSource:
+    """Tensors of a Hugging Face folder, by the name of a parameter."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        for path in _weight_files(folder):
+            with safe_open(path, framework="pt") as file:
+                self._files.update(dict.fromkeys(file.keys(), path))
+
+    def __call__(self, parameter: str) -> torch.Tensor | None:
+        inner = parameter.removeprefix("model.")
+        wrapped = f"language_model.{parameter}", f"model.language_model.{inner}"  # text models out of larger ones
+        for name in (parameter, inner, *wrapped):
+            if name in self._files:
+                with safe_open(self._files[name], framework="pt") as file:
+                    tensor: torch.Tensor = file.get_tensor(name)
+                return tensor
+        return None
+
+
+class _GgufSource:
+    """Tensors of a GGUF file, by the name of a parameter."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __call__(self, parameter: str) -> torch.Tensor | None:
+        return self._checkpoint.tensor(parameter) if parameter in self._checkpoint.names else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+
+
+def _stream(
+    module: torch.nn.Module, names: dict[torch.nn.Parameter, str], source: Callable[[str], torch.Tensor | None]
+) -> None:
+    """Have a module read its parameters before it runs and drop them after."""
 
     def read(*_: Any) -> None:
-        for parameter, source in sources.items():
-            parameter.data = checkpoint.tensor(source).float()
+        for parameter, name in names.items():
+            parameter.data = _find(name, parameter.shape, source).float()
 
     def drop(*_: Any) -> None:
-        for parameter in sources:
+        for parameter in names:
             parameter.data = torch.zeros(1).expand(parameter.shape)  # the shape that PEFT looks at, and no memory
 
     module.register_forward_pre_hook(read)
     module.register_forward_hook(drop)
     drop()
+
+
+def _find(name: str, shape: torch.Size, source: Callable[[str], torch.Tensor | None]) -> torch.Tensor:
+    """A parameter's value: a head that is not stored is the embedding's, and a bias that is not stored is zero."""
+    tensor = source(name)
+    if tensor is None and name == "lm_head.weight":
+        tensor = source("model.embed_tokens.weight")
+    if tensor is None and name.endswith(".bias"):
+        tensor = torch.zeros(shape)
+    if tensor is None:
+        raise CheckpointError(f"the checkpoint has no tensor {name}", expected="every parameter of transformers' model")
+    return tensor
 
 
 def _kept(layer: Any, row: int, length: int, longest: int) -> tuple[int, torch.Tensor, torch.Tensor]:

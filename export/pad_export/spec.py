@@ -139,7 +139,7 @@ def _layers(config: Any, head_dim: int) -> tuple[tuple[LayerSpec, ...], tuple[Ro
     parameters = config.rope_parameters
     per_kind = "rope_type" not in parameters
     rope_kinds = sorted(set(kinds)) if per_kind else ["full_attention"]
-    ropes = tuple(_rope(config, head_dim, parameters[kind] if per_kind else parameters) for kind in rope_kinds)
+    ropes = tuple(_rope(config, head_dim, kind if per_kind else None) for kind in rope_kinds)
     layers = []
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
@@ -152,8 +152,9 @@ def _layers(config: Any, head_dim: int) -> tuple[tuple[LayerSpec, ...], tuple[Ro
     return tuple(layers), ropes
 
 
-def _rope(config: Any, head_dim: int, parameters: dict[str, Any]) -> Rope:
+def _rope(config: Any, head_dim: int, layer_kind: str | None) -> Rope:
     """Inverse frequencies by transformers' own formulas, for the kinds whose table does not depend on the prompt."""
+    parameters = config.rope_parameters if layer_kind is None else config.rope_parameters[layer_kind]
     kind = parameters["rope_type"]
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise CheckpointError("a rotary embedding over part of the head", expected="one over the whole head")
@@ -162,8 +163,5 @@ def _rope(config: Any, head_dim: int, parameters: dict[str, Any]) -> Rope:
         return Rope(tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()), 1.0)
     if kind not in ("linear", "llama3", "yarn"):
         raise CheckpointError(f"rope_type '{kind}'", expected="default, linear, llama3 or yarn")
-    if len(config.rope_parameters) != len(parameters):  # Gemma 3 scales one kind of layer, always linearly
-        base = _rope(config, head_dim, {**parameters, "rope_type": "default"})
-        return Rope(tuple(f / parameters["factor"] for f in base.inv_freq), 1.0)
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config, device="cpu")
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config, device="cpu", layer_type=layer_kind)
     return Rope(tuple(inv_freq.tolist()), float(scaling))

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from pad_runtime import contract
 
 from pad_export.dialect import DIALECTS
-from pad_export.graph import FLOAT_TYPES, Graph
+from pad_export.graph import FLOAT_TYPES, NUMPY_FLOATS, Graph
 from pad_export.trunk import Trunk, emit_trunk, head_weight
 from pad_export.weights import WeightsFile
 
@@ -196,7 +196,7 @@ class _StepBuilder:
         cap = trunk.spec.logit_softcap
         if not cap:
             return logits
-        g, dtype = self.graph, np.float32 if self.precision == "fp32" else np.float16
+        g, dtype = self.graph, NUMPY_FLOATS[self.precision]
         scaled = g.op("Div", logits, g.constant(cap, dtype), name=f"{name}/softcap/scaled")
         return g.op(
             "Mul", g.op("Tanh", scaled, name=f"{name}/softcap/tanh"), g.constant(cap, dtype), name=f"{name}/softcap"

@@ -100,7 +100,7 @@ def _check_graphs(folder: Path, plan: Plan) -> list[str]:
 def _run_graph(folder: Path, plan: Plan, guided: bool) -> list[_Run]:
     """Every batch that the bundle's limits allow, on one graph, whose weights leave memory at the end."""
     bundle = Bundle(folder, low_memory=True)  # export's peak memory is a promise
-    room = bundle.manifest.max_length - NUM_STEPS - 1
+    room = max(1, bundle.manifest.max_length - NUM_STEPS - 1)
     batches = [
         tuple((min(base, room), min(reward, room)) for base, reward in lengths)
         for lengths in _BATCHES
@@ -129,9 +129,11 @@ def _sequences(bundle: Bundle, plan: Plan, lengths: tuple[tuple[int, int], ...],
 def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run:
     manifest = bundle.manifest
     step: OrtStep = bundle.guided_step() if guided else bundle.base_step()
+    longest = max(len(row.prompt) for rows in sequences for trunk in rows for row in trunk)
+    num_tokens = min(NUM_STEPS + 1, manifest.max_length - longest)
     request = StepRequest(
         sequences=sequences,
-        max_new_tokens=NUM_STEPS + 1,
+        max_new_tokens=num_tokens,
         top_k=min(manifest.max_top_k, 10),
         temperature=0.0,
         top_p=1.0,
@@ -139,7 +141,7 @@ def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run
         trace=guided,
     )
     run = _Run(sequences)
-    for index in range(NUM_STEPS + 1):
+    for index in range(num_tokens):
         ids = step.step() if index else step.prefill(request)
         run.tokens.append(list(ids))
         if guided:

@@ -14,7 +14,6 @@ _ALIGNMENT = 4096  # a page: ONNX Runtime maps external tensors into memory only
 _ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
-    torch.bfloat16: TensorProto.BFLOAT16,
 }
 
 
@@ -62,7 +61,3 @@ class WeightsFile:
     def __getitem__(self, name: str) -> onnx.TensorProto:
         """The external tensor of that name."""
         return self._tensors[name]
-
-    def __contains__(self, name: str) -> bool:
-        """Whether a tensor of that name was written."""
-        return name in self._tensors

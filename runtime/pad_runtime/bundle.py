@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pad_runtime import contract
 from pad_runtime.adapters import AdapterBank
 from pad_runtime.errors import BundleError
-from pad_runtime.manifest import GraphInfo, read_manifest, verify_files
+from pad_runtime.manifest import GraphInfo, read_manifest
 from pad_runtime.providers import Provider
 from pad_runtime.signature import find_mismatches
 from pad_runtime.step import OrtStep
@@ -38,10 +38,6 @@ class Bundle:
         self.manifest = read_manifest(folder)
         self.provider = Provider(device, num_threads=num_threads, low_memory=low_memory)
         self._bank = AdapterBank(folder, self.manifest, self.provider)
-
-    def verify(self) -> None:
-        """Hash every file, the weights too; see `read_manifest` for what loading checks by itself."""
-        verify_files(self.folder, self.manifest)
 
     def guided_step(self) -> OrtStep:
         """A step over all rows of a request."""

@@ -51,8 +51,8 @@ class Provider:
             raise DeviceError("onnxruntime is not installed", hint=_INSTALL) from None
         if device not in DEVICES:
             raise DeviceError(f"device '{device}'", expected=f"one of {', '.join(DEVICES)}")
-        if num_threads is not None and num_threads < 1:
-            raise DeviceError(f"num_threads {num_threads}", expected="at least 1")
+        if num_threads is not None and not (isinstance(num_threads, int) and num_threads >= 1):
+            raise DeviceError(f"num_threads {num_threads!r}", expected="a whole number, at least 1")
         self._ort: Any = onnxruntime
         built_in = onnxruntime.get_available_providers()
         available = [name for name, entry in _PROVIDERS.items() if entry.execution_provider in built_in]
@@ -67,11 +67,6 @@ class Provider:
         self._entry = _PROVIDERS[self.device]
         self.num_threads = num_threads
         self._low_memory = low_memory
-
-    @property
-    def version(self) -> str:
-        """Version of ONNX Runtime."""
-        return str(self._ort.__version__)
 
     def session(self, graph: Path) -> ort.InferenceSession:
         """Open a graph.
@@ -122,8 +117,9 @@ class Provider:
 
     def host_ids(self, count: int) -> tuple[ort.OrtValue, Sequence[int]]:
         """A host buffer of int64 ids for an output to land in, and a view that reads it with no NumPy and no copy."""
-        value = self._ort.OrtValue.ortvalue_from_numpy(np.zeros(count, np.int64), "cpu", 0)
-        view = (ctypes.c_int64 * count).from_address(value.data_ptr())
+        array = np.zeros(count, np.int64)
+        value = self._ort.OrtValue.ortvalue_from_numpy(array, "cpu", 0)  # the array's own memory, which the view keeps
+        view = (ctypes.c_int64 * count).from_buffer(array.data)
         return value, cast(Sequence[int], view)
 
     def run_options(self) -> ort.RunOptions:

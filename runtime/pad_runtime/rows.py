@@ -43,24 +43,33 @@ class Row:
     weights: tuple[float, ...]
 
 
+_RowKey = tuple[int, tuple[int, ...], int | None, tuple[float, ...]]  # trunk, prompt, PersRM, weights
+
+
 def plan_rows(manifest: Manifest, prompt: tuple[int, ...], rewards: Sequence[Reward], beta: float) -> list[list[Row]]:
-    """Rows of one sequence, by trunk: the base row first, then the rewards, then their references."""
-    base_coefficient = 1.0
-    reward_rows: list[list[Row]] = [[] for _ in manifest.trunks]
-    reference_rows: list[list[Row]] = [[] for _ in manifest.trunks]
+    """Rows of one sequence, by trunk: the base row first, then the rewards, then their references.
+
+    Rows that would compute the same are one row, whose coefficient is their sum.
+    """
+    base: _RowKey = (0, prompt, None, ())
+    own, references = {base: 1.0}, dict[_RowKey, float]()
     for reward in rewards:
         persrm = manifest.persrms[reward.persrm]
         strength = beta * reward.scale
         total = strength * sum(reward.weights)
-        own = strength if persrm.head else total
-        reward_rows[manifest.trunk_index(persrm.trunk)].append(Row(reward.prompt, own, reward.persrm, reward.weights))
-        if persrm.reference_trunk is None:
-            base_coefficient -= total
-        else:
-            row = Row(reward.prompt, -total, None, ())
-            reference_rows[manifest.trunk_index(persrm.reference_trunk)].append(row)
-    rows = [[*own, *reference] for own, reference in zip(reward_rows, reference_rows, strict=True)]
-    rows[0].insert(0, Row(prompt, base_coefficient, None, ()))
+        weights, coefficient = (reward.weights, strength) if persrm.head else ((), total)
+        trunk = manifest.trunk_index(persrm.trunk)
+        plain = trunk == 0 and persrm.adapter is None and persrm.head is None  # the contrast: the base itself
+        key: _RowKey = (trunk, reward.prompt, None if plain else reward.persrm, weights)
+        own[key] = own.get(key, 0.0) + coefficient
+        reference: _RowKey = base
+        if persrm.reference_trunk is not None:
+            reference = (manifest.trunk_index(persrm.reference_trunk), reward.prompt, None, ())
+        side = own if reference in own else references
+        side[reference] = side.get(reference, 0.0) - total
+    rows: list[list[Row]] = [[] for _ in manifest.trunks]
+    for (trunk, ids, wearer, weights), coefficient in (*own.items(), *references.items()):
+        rows[trunk].append(Row(ids, coefficient, wearer, weights))
     return rows
 
 

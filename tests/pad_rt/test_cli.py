@@ -141,7 +141,7 @@ def test_a_prompt_from_stdin(
         (["hi", "--weight", "sad=1"], "unknown feature 'sad'; expected one of cheerful"),
         (["hi", "--weight", "a=1", "--weight", "a=2"], "--weight a given twice; expected one weight a feature"),
         (["hi", "--device", "cuda"], "device 'cuda'; expected one of auto, cpu"),
-        (["hi", "--threads", "0"], "num_threads 0; expected at least 1"),
+        (["hi", "--threads", "0"], "num_threads 0; expected a whole number, at least 1"),
         (["x" * 300], "tokens; expected at most 255"),
         (["a\udcffb"], "lone surrogate"),
     ],

@@ -247,7 +247,7 @@ def test_limits_of_the_bundle(generator: Generator) -> None:
         generator.generate_batch(["hi"] * 4)
     with refused(OptionError, given="1 preferences for 2 prompts", expected="one for each"):
         generator.generate_batch(["hi"] * 2, preferences=["short"])
-    with refused(PromptError, given="a single string", hint="use generate"):
+    with refused(PromptError, given="a str for generate_batch", hint="use generate"):
         generator.generate_batch("hi")
 
 

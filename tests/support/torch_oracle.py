@@ -87,7 +87,8 @@ class Decoded:
     Attributes:
         token_ids: one a step.
         candidates: [k] ids a step, best base logit first.
-        row_logits: [rows, k] a step: the base, the rewards (features mixed), then the references that are not the base.
+        row_logits: [rows, k] a step: the base, the rewards (features mixed), then the references that are
+            not the base, each once.
         scores: [k] a step, up to a constant.
         margin: least distance between the first and second score, and between the last candidate and the first
             token left out, over all steps: how far from a tie the tokens are.
@@ -119,6 +120,7 @@ def decode(
         candidates = best.indices[:top_k]
         score = z_base.double()
         rows, references = [z_base[candidates]], []
+        seen = {(id(base), tuple(prompt))}  # what reads the same with the same weights is one row
         for reward in rewards:
             context = [*reward.prompt, *ids]
             persrm = reward.model.logits(context)[:, : len(z_base)]  # another model's head may be padded further
@@ -126,7 +128,10 @@ def decode(
                 z_reference = z_base
             else:
                 z_reference = reward.reference.logits(context)[0, : len(z_base)]
-                references.append(z_reference[candidates])
+                key = (id(reward.reference), tuple(reward.prompt))
+                if key not in seen:
+                    references.append(z_reference[candidates])
+                seen.add(key)
             log_reference = torch.log_softmax(z_reference.double(), -1)
             for weight, feature in zip(reward.weights, persrm, strict=True):
                 log_ratio = torch.log_softmax(feature.double(), -1) - log_reference
