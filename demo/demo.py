@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 from pad_export.export import export_bundle
-from smollm2 import DEMO_PERSRM, find_smollm2
-
 from pad_rt import GenerationConfig, GenerationResult, Generator
+from smollm2 import DEMO_PERSRM, find_smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "build" / "demo-bundle"

@@ -4,13 +4,12 @@ from pad_rt import Generator
 Generator.load("bundle").generate("How do I boil an egg?", preference="cheerful and concise").text
 """
 
-from pad_runtime.errors import PadError
-
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference
 from pad_rt.prompt import EncodedPrompt
 from pad_rt.result import GenerationResult, Timing
+from pad_runtime.errors import PadError
 
 __all__ = [
     "EncodedPrompt",

@@ -7,13 +7,12 @@ import sys
 from dataclasses import replace
 from typing import TypeAlias
 
-from pad_runtime.command import show_error
-from pad_runtime.errors import OptionError, PadError, PreferenceError, PromptError
-
 from pad_rt.chat_template import Message
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference, parse_weight
+from pad_runtime.command import show_error
+from pad_runtime.errors import OptionError, PadError, PreferenceError, PromptError
 
 Weights: TypeAlias = dict[str, float]
 

@@ -10,13 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pad_runtime.bundle import Bundle
-from pad_runtime.command import run_command
-from pad_runtime.errors import OptionError
-
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference, parse_weight
+from pad_runtime.bundle import Bundle
+from pad_runtime.command import run_command
+from pad_runtime.errors import OptionError
 
 
 def main(argv: list[str] | None = None) -> int:

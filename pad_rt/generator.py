@@ -11,12 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pad_runtime.bundle import Bundle
-from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
-from pad_runtime.manifest import Manifest
-from pad_runtime.rows import pad_rows
-from pad_runtime.step import Step, StepRequest, StepTrace
-
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.config import GenerationConfig
 from pad_rt.preference import PreferenceLike
@@ -26,6 +20,11 @@ from pad_rt.result import GenerationResult, Timing
 from pad_rt.rewards import MAX_STRENGTH, RowPlanner
 from pad_rt.stopping import StopStrings
 from pad_rt.tokenizer import Tokenizer
+from pad_runtime.bundle import Bundle
+from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
+from pad_runtime.manifest import Manifest
+from pad_runtime.rows import pad_rows
+from pad_runtime.step import Step, StepRequest, StepTrace
 
 _MAX_IDLE = 2  # steps kept with their KV caches for later calls; calls that overlap make more
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TypeAlias
 
-from pad_runtime.errors import BundleError, PromptError
-
 from pad_rt.chat_template import ChatTemplate, Message
 from pad_rt.tokenizer import Tokenizer
+from pad_runtime.errors import BundleError, PromptError
 
 _ROLES = ("system", "user", "assistant")
 _PLACEHOLDER = re.compile(r"\{[px]\}")

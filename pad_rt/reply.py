@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pad_runtime.step import StepTrace
-
 from pad_rt.result import FinishReason
 from pad_rt.stopping import StopStrings
 from pad_rt.stream_decoder import StreamDecoder
+from pad_runtime.step import StepTrace
 
 
 @dataclass

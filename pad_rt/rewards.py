@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
+from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
 from pad_runtime.errors import PreferenceError
 from pad_runtime.manifest import Manifest
 from pad_runtime.rows import Reward, Row, plan_rows
-
-from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
-from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
 
 MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, float32 still holds it
 _MAX_WEIGHT = {"fp32": MAX_STRENGTH, "fp16": 100.0}  # a feature head mixes hidden states in the bundle's precision

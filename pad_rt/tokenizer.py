@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 import tokenizers
-from pad_runtime.errors import BundleError, PromptError
 
 from pad_rt.stream_decoder import StreamDecoder, TokenBytes
+from pad_runtime.errors import BundleError, PromptError
 
 
 class Tokenizer:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pad_runtime.errors import AdapterError
 from safetensors import SafetensorError
 
 from pad_export.checkpoint import Checkpoint, canonical_name
 from pad_export.safetensors_file import read_safetensors
+from pad_runtime.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

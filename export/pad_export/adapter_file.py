@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pad_runtime import contract
 from safetensors.torch import save_file
 
 from pad_export.adapter import LoraAdapter
 from pad_export.persrm import FeatureHead
 from pad_export.trunk import SITE_MODULES, TORCH_FLOATS, Trunk
+from pad_runtime import contract
 
 
 def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, precision: str) -> None:

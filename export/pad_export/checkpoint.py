@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pad_runtime.errors import CheckpointError
 from transformers import AutoConfig, PretrainedConfig
 
 from pad_export.checkpoint_tokenizer import (
@@ -20,6 +19,7 @@ from pad_export.checkpoint_tokenizer import (
 )
 from pad_export.gguf_file import GgufWeights, open_gguf
 from pad_export.safetensors_file import open_safetensors
+from pad_runtime.errors import CheckpointError
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"

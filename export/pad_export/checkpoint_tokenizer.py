@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pad_runtime.errors import CheckpointError
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -15,6 +14,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 from tokenizers.processors import TemplateProcessing
 
 from pad_export.gguf_vocabulary import GgufVocabulary
+from pad_runtime.errors import CheckpointError
 
 _SLOW_FILES = ("tokenizer.model", "vocab.json")
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto
-from pad_runtime import contract
 
 from pad_export.graph import MICROSOFT, NUMPY_FLOATS, Graph
 from pad_export.spec import DecoderSpec
+from pad_runtime import contract
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+from tqdm import tqdm
+
+from pad_export.adapter_file import write_adapter, write_head
+from pad_export.graph import Graph
+from pad_export.plan import Plan, make_plan
+from pad_export.staging import staged
+from pad_export.step_graph import build_base_graph, build_step_graph
+from pad_export.trunk import Trunk, write_weights
+from pad_export.verify import verify_bundle
+from pad_export.weights import WeightsFile
 from pad_runtime import contract
 from pad_runtime.errors import CheckpointError, OptionError
 from pad_runtime.manifest import (
@@ -20,16 +30,6 @@ from pad_runtime.manifest import (
     describe_file,
     write_manifest,
 )
-from tqdm import tqdm
-
-from pad_export.adapter_file import write_adapter, write_head
-from pad_export.graph import Graph
-from pad_export.plan import Plan, make_plan
-from pad_export.staging import staged
-from pad_export.step_graph import build_base_graph, build_step_graph
-from pad_export.trunk import Trunk, write_weights
-from pad_export.verify import verify_bundle
-from pad_export.weights import WeightsFile
 
 WEIGHTS_FILE = "weights.bin"
 DEFAULT_MAX_LENGTH = 4096  # or the model's own limit, where that is less: the rotary tables grow with it

@@ -11,9 +11,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
-from pad_runtime.errors import CheckpointError
 
 from pad_export.gguf_vocabulary import GgufVocabulary, read_vocabulary
+from pad_runtime.errors import CheckpointError
 
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pad_runtime.errors import AdapterError
 from safetensors import SafetensorError
 
 from pad_export.adapter import CONFIG_NAME, LoraAdapter, read_adapter
 from pad_export.checkpoint import Checkpoint, open_checkpoint
 from pad_export.safetensors_file import read_safetensors
+from pad_runtime.errors import AdapterError
 
 PROMPT_TEMPLATE = (
     "[Guidelines] Your task is to generate response by considering the following principle. "

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pad_runtime.errors import CheckpointError
 from safetensors import safe_open
 
 from pad_export.checkpoint import Checkpoint
 from pad_export.persrm import FeatureHead
 from pad_export.plan import Plan
+from pad_runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True)

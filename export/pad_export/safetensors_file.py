@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pad_runtime.errors import CheckpointError
 from safetensors import SafetensorError, safe_open
+
+from pad_runtime.errors import CheckpointError
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pad_runtime.errors import CheckpointError
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from pad_runtime.errors import CheckpointError
 
 Activation = Literal["silu", "gelu_tanh"]
 

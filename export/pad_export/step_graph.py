@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from onnx import TensorProto
-from pad_runtime import contract
 
 from pad_export.dialect import DIALECTS
 from pad_export.graph import FLOAT_TYPES, NUMPY_FLOATS, Graph
 from pad_export.trunk import Trunk, emit_trunk, head_weight
 from pad_export.weights import WeightsFile
+from pad_runtime import contract
 
 _FLOAT, _INT64, _INT32 = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.INT32)
 

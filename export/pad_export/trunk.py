@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from onnx import TensorProto
-from pad_runtime import contract
 
 from pad_export.adapter import LoraAdapter
 from pad_export.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from pad_export.dialect import Dialect, LayerCache, TrunkInputs
 from pad_export.graph import FLOAT_TYPES, NUMPY_FLOATS, Graph
 from pad_export.spec import DecoderSpec
 from pad_export.weights import WeightsFile
+from pad_runtime import contract
 
 TORCH_FLOATS = {"fp32": torch.float32, "fp16": torch.float16}
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import onnx
 import torch
+
+from pad_export.graph import FLOAT_TYPES
+from pad_export.plan import Plan
+from pad_export.reference import RowInput, RowModel, RowOutput, TrunkModel
+from pad_export.tolerance import TOLERANCE, difference
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import VerificationError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
 from pad_runtime.step import OrtStep, StepRequest, StepTrace
-
-from pad_export.graph import FLOAT_TYPES
-from pad_export.plan import Plan
-from pad_export.reference import RowInput, RowModel, RowOutput, TrunkModel
-from pad_export.tolerance import TOLERANCE, difference
 
 NUM_STEPS = 8
 _BETA = 1.3  # neither 0 nor 1: every row counts

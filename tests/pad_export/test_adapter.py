@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pad_export.adapter import LoraAdapter, check_fits, read_adapter
-from pad_export.checkpoint import open_checkpoint
-from pad_runtime.errors import AdapterError
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from pad_export.adapter import LoraAdapter, check_fits, read_adapter
+from pad_export.checkpoint import open_checkpoint
+from pad_runtime.errors import AdapterError
 
 # PEFT still asks for a property that transformers 5 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pad_export.checkpoint import canonical_name, open_checkpoint
-from pad_runtime.errors import CheckpointError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -15,6 +13,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerFast
+
+from pad_export.checkpoint import canonical_name, open_checkpoint
+from pad_runtime.errors import CheckpointError
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|end|>"]
 TEMPLATE = "{% for m in messages %}{{ m.content }}\r\n<|end|>{% endfor %}"

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
+
 import tiny_models
 from error_checks import error_line, refused, snapshot
 from pad_export import export
@@ -28,7 +30,6 @@ from pad_runtime.errors import (
     TokenizerMismatchError,
     VerificationError,
 )
-from safetensors.torch import load_file, save_file
 from tiny_models import TinyModels
 
 

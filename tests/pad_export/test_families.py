@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
 import tiny_bundles
 import tiny_models
-import torch
 from pad_export.tolerance import difference
-from torch_oracle import Decoded, Reward, TorchModel, cache_difference, decode, tolerance, trace_difference
-
 from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator
+from torch_oracle import Decoded, Reward, TorchModel, cache_difference, decode, tolerance, trace_difference
 
 BETA, TOP_K, NUM_TOKENS = 1.25, 7, 64
 NUM_CONTROL_TOKENS = 8

@@ -9,9 +9,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from pad_export.checkpoint import open_checkpoint
-from pad_export.gguf_file import ARCHITECTURES, open_gguf
-from pad_runtime.errors import CheckpointError
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +22,10 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from pad_export.checkpoint import open_checkpoint
+from pad_export.gguf_file import ARCHITECTURES, open_gguf
+from pad_runtime.errors import CheckpointError
 
 MODELS: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),

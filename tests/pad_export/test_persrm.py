@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pad_export.checkpoint import open_checkpoint
-from pad_export.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
-from pad_runtime.errors import AdapterError, CheckpointError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from pad_export.checkpoint import open_checkpoint
+from pad_export.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
+from pad_runtime.errors import AdapterError, CheckpointError
 
 # PEFT still asks for a property that transformers 5 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from pad_export.export import export_bundle
 from peft import PeftModel
-from smollm2 import DEMO_PERSRM, find_smollm2
 from transformers import AutoModelForCausalLM
 
+from pad_export.export import export_bundle
 from pad_rt import GenerationConfig, Generator
+from smollm2 import DEMO_PERSRM, find_smollm2
 
 NUM_TOKENS = 64
 PREFERENCE = "Be cheerful and positive."

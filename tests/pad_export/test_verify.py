@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-import tiny_models
 import torch
+from transformers import Gemma3TextConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+import tiny_models
 from pad_export import step_graph, trunk
 from pad_export.checkpoint import Checkpoint
 from pad_export.export import export_bundle
 from pad_export.spec import read_spec
 from pad_runtime.errors import VerificationError
-from transformers import Gemma3TextConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 
 def export(tiny: tiny_models.TinyModels, folder: Path, **options: Any) -> list[str]:

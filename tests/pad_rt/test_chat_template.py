@@ -7,11 +7,11 @@ from typing import Any
 
 import jinja2
 import pytest
-import tiny_tokenizers
-from pad_runtime.errors import BundleError, PromptError
 
+import tiny_tokenizers
 from pad_rt.chat_template import ChatTemplate, Message
 from pad_rt.tokenizer import Tokenizer
+from pad_runtime.errors import BundleError, PromptError
 
 LLAMA3 = """\
 {%- set ns = namespace(system="") %}

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from error_checks import edit_manifest, error_line
 
+from error_checks import edit_manifest, error_line
 from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.cli import main
 

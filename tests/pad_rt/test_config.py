@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pad_runtime.errors import OptionError
 
 from pad_rt.config import GenerationConfig
+from pad_runtime.errors import OptionError
 
 
 def test_defaults_are_the_papers() -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
 import tiny_bundles
 import tiny_models
-import torch
-from torch_oracle import Decoded, Reward, TorchModel, decode, tolerance, trace_difference
-
 from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator, PadError, Preference
+from torch_oracle import Decoded, Reward, TorchModel, decode, tolerance, trace_difference
 
 PROMPTS = ("How do I boil an egg?", "the cook", "東京 naïve", "a")
 TEMPLATE = "[{p}] {x}"  # of the tiny PersRMs; one keeps the paper's

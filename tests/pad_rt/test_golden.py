@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import golden
 import pytest
+
+import golden
 import tiny_bundles
 from torch_oracle import Reward, TorchModel, decode
 

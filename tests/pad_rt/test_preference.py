@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pad_runtime.errors import OptionError, PreferenceError
 
 from pad_rt.preference import Preference, normalize_preferences, parse_weight
+from pad_runtime.errors import OptionError, PreferenceError
 
 
 def test_forms() -> None:

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pad_runtime.errors import BundleError, PromptError
 
+import tiny_tokenizers
 from pad_rt.chat_template import ChatTemplate, Message
 from pad_rt.prompt import EncodedPrompt, PromptEncoder
 from pad_rt.tokenizer import Tokenizer
+from pad_runtime.errors import BundleError, PromptError
 
 CHAT = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
 PERSRM = (

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import tiny_tokenizers
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pad_runtime.errors import BundleError, PromptError
 
+import tiny_tokenizers
 from pad_rt.stream_decoder import StreamDecoder, TokenBytes
 from pad_rt.tokenizer import Tokenizer
+from pad_runtime.errors import BundleError, PromptError
 
 MAKERS = [tiny_tokenizers.byte_level, tiny_tokenizers.llama2, tiny_tokenizers.gemma, tiny_tokenizers.metaspace]
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from error_checks import check_line, edit_manifest, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from error_checks import check_line, edit_manifest, refused
+from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import (
     BundleError,
@@ -20,8 +22,6 @@ from pad_runtime.errors import (
     PreferenceError,
     PromptError,
 )
-
-from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
 
 FILES = (
     "adapters/cheerful.safetensors",

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from error_checks import check_line, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from error_checks import check_line, refused
 from pad_runtime.errors import BundleError
 from pad_runtime.manifest import (
     FileInfo,

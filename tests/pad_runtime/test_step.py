@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnxruntime.capi import onnxruntime_inference_collection as ort_python
+
 import tiny_bundles
 import tiny_models
-from onnxruntime.capi import onnxruntime_inference_collection as ort_python
+from pad_rt import EncodedPrompt, GenerationConfig, Generator
 from pad_runtime import contract
 from pad_runtime import step as step_module
 from pad_runtime.step import OrtStep, StepRequest
 from torch_oracle import Reward, TorchModel, decode, tolerance
-
-from pad_rt import EncodedPrompt, GenerationConfig, Generator
 
 PROMPTS = (((5, 17, 300, 41, 8), (9, 8, 7, 6, 5, 4, 200)), ((20, 21, 22), (250,)), ((3,), (4, 99, 98, 97)))
 NUM_STEPS = 50

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import tiny_bundles
 import tokenizers
 import torch
-from pad_export.export import export_bundle
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import tiny_bundles
+from pad_export.export import export_bundle
 from pad_rt import GenerationConfig, Generator, Preference
 
 FILE = Path(__file__).parents[1] / "golden" / "greedy.json"

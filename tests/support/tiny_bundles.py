@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from pad_export.export import export_bundle
 
+from pad_export.export import export_bundle
 from pad_rt import Generator
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import tiny_tokenizers
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+import tiny_tokenizers
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"

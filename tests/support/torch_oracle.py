@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from pad_export.tolerance import TOLERANCE, difference
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from pad_export.tolerance import TOLERANCE, difference
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 
