@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from pad_export.checkpoint import Checkpoint, canonical_name
+from pad_export.json_file import read_object
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
 
@@ -182,13 +182,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise AdapterError(f"{folder} has no {CONFIG_NAME}", expected="a PEFT LoRA folder", hint="check the path")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise AdapterError(f"{path} is not JSON ({error})", hint="save the adapter again with PEFT") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} holds no JSON object", hint="save the adapter again with PEFT")
-    return config
+    return read_object(path, AdapterError, hint="save the adapter again with PEFT")
 
 
 def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from pad_export.adapter import LoraAdapter
 from pad_export.persrm import FeatureHead
-from pad_export.trunk import SITE_MODULES, TORCH_FLOATS, Trunk
+from pad_export.trunk import SITE_MODULES, Trunk, torch_type
 from pad_runtime import contract
 
 
@@ -28,15 +28,15 @@ def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, precision: str
             missing = rank - a.shape[1]
             a_full = torch.nn.functional.pad(a, (0, missing))
             b_full = torch.nn.functional.pad(b, (0, 0, 0, missing))
-            tensors[contract.lora_a(layer, site)] = a_full.to(TORCH_FLOATS[precision]).contiguous()
-            tensors[contract.lora_b(layer, site)] = b_full.to(TORCH_FLOATS[precision]).contiguous()
+            tensors[contract.lora_a(layer, site)] = a_full.to(torch_type(precision)).contiguous()
+            tensors[contract.lora_b(layer, site)] = b_full.to(torch_type(precision)).contiguous()
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path)
 
 
 def write_head(path: Path, head: FeatureHead, precision: str) -> None:
     """Feature heads for `h @ head + bias`: heads [d, hidden, hidden] transposed, biases [d, 1, hidden]."""
-    dtype = TORCH_FLOATS[precision]
+    dtype = torch_type(precision)
     path.parent.mkdir(exist_ok=True)
     tensors = {
         "heads": head.weight.transpose(1, 2).to(dtype).contiguous(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from pad_export.checkpoint_tokenizer import (
     load_gguf_tokenizer,
 )
 from pad_export.gguf_file import GgufWeights, open_gguf
+from pad_export.json_file import read_object
 from pad_export.safetensors_file import open_safetensors
 from pad_runtime.errors import CheckpointError
 
@@ -193,7 +193,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         else:
             hint = "give the folder that the model was saved to"
         raise CheckpointError(f"{folder} has no config.json", expected="a Hugging Face model folder", hint=hint)
-    raw = _read_json(folder / "config.json")
+    raw = read_object(folder / "config.json", CheckpointError, hint="download it again")
     text = raw.get("text_config")
     nested = text if isinstance(text, dict) else {}
     if raw.get("quantization_config") or nested.get("quantization_config"):
@@ -211,7 +211,8 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} has no tokenizer", expected="tokenizer.json", hint="save the model's tokenizer into this folder"
         )
-    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    defaults = folder / "generation_config.json"
+    generation = read_object(defaults, CheckpointError, hint="download it again") if defaults.is_file() else {}
     eos = [
         *_token_ids(raw.get("eos_token_id", nested.get("eos_token_id"))),
         *_token_ids(generation.get("eos_token_id")),
@@ -239,16 +240,6 @@ def _load_config(folder: Path) -> Any:
             expected="a model type that transformers knows",
             hint="choose another checkpoint or update transformers",
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error})", hint="download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object", hint="download it again")
-    return value
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 from tokenizers.processors import TemplateProcessing
 
 from pad_export.gguf_vocabulary import GgufVocabulary
+from pad_export.json_file import read_object
 from pad_runtime.errors import CheckpointError
 
 _SLOW_FILES = ("tokenizer.model", "vocab.json")
@@ -213,10 +213,4 @@ def _token_text(value: Any) -> str | None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error})", hint="download it again") from error
-    return value if isinstance(value, dict) else {}
+    return read_object(path, CheckpointError, hint="download it again") if path.is_file() else {}

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="model that the PersRMs were trained on, where it is not the base",
     )
-    parser.add_argument("--precision", choices=contract.PRECISIONS, default="fp32", help="default fp32")
+    parser.add_argument("--precision", choices=tuple(contract.FLOAT_TYPES), default="fp32", help="default fp32")
     parser.add_argument(
         "--dialect",
         choices=contract.DIALECTS,

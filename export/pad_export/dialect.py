@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from pad_export.graph import MICROSOFT, NUMPY_FLOATS, Graph
+from pad_export.graph import MICROSOFT, Graph
 from pad_export.spec import DecoderSpec
 from pad_runtime import contract
 
@@ -208,7 +208,7 @@ class StandardDialect(Dialect):
                 oldest = g.op("Sub", queries, g.constant(window, np.int64), name=f"{at}mask/window{window}/before")
                 inside = g.op("Greater", keys, oldest, name=f"{at}mask/window{window}/inside")
                 visible = g.op("And", seen, inside, name=f"{at}mask/window{window}/seen")
-            dtype = NUMPY_FLOATS[self.precision]
+            dtype = np.dtype(contract.FLOAT_TYPES[self.precision])
             self._masks[window] = g.op(
                 "Where",
                 visible,

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+
+from pad_runtime import contract
 
 IR_VERSION = 11
 OPSET = 24
@@ -95,5 +97,6 @@ class Graph:
         return tuple(value.name for value in self._outputs)
 
 
-FLOAT_TYPES = {"fp32": int(TensorProto.FLOAT), "fp16": int(TensorProto.FLOAT16)}
-NUMPY_FLOATS: dict[str, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16}
+def element_type(precision: str) -> int:
+    """ONNX element type of a precision's weights, activations and KV cache."""
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(contract.FLOAT_TYPES[precision])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 
 from pad_export.adapter import CONFIG_NAME, LoraAdapter, read_adapter
 from pad_export.checkpoint import Checkpoint, open_checkpoint
+from pad_export.json_file import read_object
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
 
@@ -121,12 +121,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_NAME
     if not path.is_file():
         return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise AdapterError(f"{path} is not JSON ({error})", hint="correct it or remove it") from error
-    if not isinstance(settings, dict):
-        raise AdapterError(f"{path} holds no JSON object", hint="correct it or remove it")
+    settings = read_object(path, AdapterError, hint="correct it or remove it")
     unknown = sorted(settings.keys() - set(_SETTINGS))
     if unknown:
         raise AdapterError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pad_export.json_file import read_object
 from pad_runtime.errors import CheckpointError
 
 WEIGHTS_NAME = "model.safetensors"
@@ -93,11 +93,7 @@ def _open(path: Path) -> safe_open:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Return the shard of each tensor."""
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error})", hint="download the checkpoint again") from error
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    weight_map = read_object(path, CheckpointError, hint="download the checkpoint again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map", hint="download the checkpoint again")
     for shard in weight_map.values():

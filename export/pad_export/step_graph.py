@@ -12,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from pad_export.dialect import DIALECTS
-from pad_export.graph import FLOAT_TYPES, NUMPY_FLOATS, Graph
+from pad_export.graph import Graph, element_type
 from pad_export.trunk import Trunk, emit_trunk, head_weight
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
@@ -121,7 +121,7 @@ class _StepBuilder:
     def _features(self, hidden: str, trunk: Trunk) -> tuple[str, str]:
         """h and every W_i h + b_i of each reward row [batch, rows, 1 + P, hidden], and their weights [.., 1, 1 + P]."""
         g, at, spec = self.graph, trunk.prefix, trunk.spec
-        float_type = FLOAT_TYPES[self.precision]
+        float_type = element_type(self.precision)
         features, rows = f"{at}features", f"{at}reward_rows"
         heads = g.input(at + contract.FEATURE_HEADS, float_type, [features, spec.hidden_size, spec.hidden_size])
         biases = g.input(at + contract.FEATURE_BIASES, float_type, [features, 1, spec.hidden_size])
@@ -196,7 +196,7 @@ class _StepBuilder:
         cap = trunk.spec.logit_softcap
         if not cap:
             return logits
-        g, dtype = self.graph, NUMPY_FLOATS[self.precision]
+        g, dtype = self.graph, np.dtype(contract.FLOAT_TYPES[self.precision])
         scaled = g.op("Div", logits, g.constant(cap, dtype), name=f"{name}/softcap/scaled")
         return g.op(
             "Mul", g.op("Tanh", scaled, name=f"{name}/softcap/tanh"), g.constant(cap, dtype), name=f"{name}/softcap"

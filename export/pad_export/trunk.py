@@ -12,12 +12,10 @@ from onnx import TensorProto
 from pad_export.adapter import LoraAdapter
 from pad_export.checkpoint import Checkpoint
 from pad_export.dialect import Dialect, LayerCache, TrunkInputs
-from pad_export.graph import FLOAT_TYPES, NUMPY_FLOATS, Graph
+from pad_export.graph import Graph, element_type
 from pad_export.spec import DecoderSpec
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
-
-TORCH_FLOATS = {"fp32": torch.float32, "fp16": torch.float16}
 
 # site -> the checkpoint's linears that are packed into it, side by side
 SITE_MODULES = {
@@ -60,6 +58,12 @@ class Trunk:
         }[site]
 
 
+def torch_type(precision: str) -> torch.dtype:
+    """Torch's element type of a precision."""
+    dtype: torch.dtype = getattr(torch, contract.FLOAT_TYPES[precision])
+    return dtype
+
+
 # -- weights --------------------------------------------------------------------------------------------------------
 
 
@@ -67,7 +71,7 @@ def write_weights(
     trunk: Trunk, file: WeightsFile, *, precision: str, max_length: int, progress: Callable[[int], object]
 ) -> None:
     """Stream a trunk's weights to `file`, one packed tensor at a time; `progress(1)` is called after each layer."""
-    dtype = TORCH_FLOATS[precision]
+    dtype = torch_type(precision)
     for name, tensor in _tensors(trunk, max_length):
         file.write(f"{trunk.name}/{name}", tensor.to(dtype))
         if name.endswith(".down.weight"):
@@ -152,7 +156,7 @@ class _Emitter:
         self.graph, self.trunk, self.weights, self.dialect = graph, trunk, weights, dialect
         self.spec = trunk.spec
         self.rows = f"{trunk.prefix}rows"
-        self.float_type = FLOAT_TYPES[dialect.precision]
+        self.float_type = element_type(dialect.precision)
 
     def run(self) -> str:
         g, spec, at = self.graph, self.spec, self.trunk.prefix
@@ -172,7 +176,7 @@ class _Emitter:
         self.dialect.begin(inputs)
         x = g.op("Gather", self._weight("embed"), inputs.input_ids, name=f"{at}embed")  # [R, s, hidden]
         if spec.embedding_scale != 1.0:
-            scale = g.constant(spec.embedding_scale, NUMPY_FLOATS[self.dialect.precision])
+            scale = g.constant(spec.embedding_scale, np.dtype(contract.FLOAT_TYPES[self.dialect.precision]))
             x = g.op("Mul", x, scale, name=f"{at}embed/scale")
         delta = ""  # what the block before returned and the residual stream has not yet taken in
         for layer in range(spec.num_layers):

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from pad_export.graph import FLOAT_TYPES
+from pad_export.graph import element_type
 from pad_export.plan import Plan
 from pad_export.reference import RowInput, RowModel, RowOutput, TrunkModel
 from pad_export.tolerance import TOLERANCE, difference
@@ -89,7 +89,7 @@ def _check_graphs(folder: Path, plan: Plan) -> list[str]:
                         continue
                     sizes = [dim.dim_value for dim in kind.shape.dim]
                     expected = [0, trunk.spec.num_kv_heads, 0, trunk.spec.head_dim]
-                    if sizes != expected or kind.elem_type != FLOAT_TYPES[manifest.precision]:
+                    if sizes != expected or kind.elem_type != element_type(manifest.precision):
                         failures.append(f"{name}: {trunk.prefix}{tensor} is {sizes}, expected {expected}")
     return failures
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 _KEPT_SETS = 4  # device copies of adapter combinations kept for the next request
-_FLOATS: dict[str, npt.DTypeLike] = {"fp32": np.float32, "fp16": np.float16}
 Array = npt.NDArray[Any]
 
 
@@ -36,7 +35,7 @@ class AdapterBank:
         self._files: dict[str, dict[str, Array]] = {}
         self._sets: OrderedDict[tuple[int, ...], dict[str, ort.OrtValue]] = OrderedDict()
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
-        self.float_type = _FLOATS[manifest.precision]
+        self.float_type = np.dtype(contract.FLOAT_TYPES[manifest.precision])
 
     def inputs(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
         """LoRA factors and feature heads of the active PersRMs (indices, ascending), by graph input name."""

@@ -54,7 +54,10 @@ TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
 LORA_SITES = ("qkv", "o", "gate_up", "down")
 
 DIALECTS = ("ort", "standard")
-PRECISIONS = ("fp32", "fp16")
+FLOAT_TYPES = {
+    "fp32": "float32",
+    "fp16": "float16",
+}  # precision -> NumPy's and torch's name
 
 
 def trunk_prefix(trunk: str) -> str:

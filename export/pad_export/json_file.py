@@ -1,0 +1,24 @@
+"""Reading a JSON object that someone else wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pad_runtime.errors import PadError
+
+
+def read_object(path: Path, error: type[PadError], *, hint: str) -> dict[str, Any]:
+    """The object in a file that is there.
+
+    Raises:
+        error: the file cannot be read, is not JSON, or holds something else; `hint` says what to do.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as reason:
+        raise error(f"{path} is not JSON ({reason})", hint=hint) from reason
+    if not isinstance(value, dict):
+        raise error(f"{path} holds no JSON object", hint=hint)
+    return value
