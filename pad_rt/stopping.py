@@ -28,6 +28,8 @@ class StopStrings:
             The text that is safe to show (a suffix that may begin a stop string is held back), and whether a stop
             string is complete; from then on every push gives ("", True).
         """
+        if not self._stop:
+            return piece, False
         if self._has_stopped:
             return "", True
         text = self._held + piece

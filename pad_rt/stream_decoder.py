@@ -34,26 +34,28 @@ class TokenBytes:
         decoder_types = _decoder_types(backend)
         self._alphabet = _byte_level_alphabet() if "ByteLevel" in decoder_types else {}
         self._has_byte_tokens = "ByteFallback" in decoder_types
-        self._following: dict[int, bytes] = {}
+        self._following: dict[int, bytes | None] = {}
 
-    def skips(self, token_id: int) -> bool:
-        """Whether the token adds nothing wherever it stands: special, or an id the vocabulary does not have."""
-        return token_id in self._special_ids or self._backend.id_to_token(token_id) is None
-
-    def first(self, token_id: int) -> bytes:
+    def first(self, token_id: int) -> bytes | None:
         """The token's bytes at the start of a text, where SentencePiece decoders drop a leading space."""
+        following = self.following(token_id)
+        if following is None:
+            return None
         text = self._decode([token_id])
-        return self.following(token_id) if _REPLACEMENT in text else text.encode()
+        return following if _REPLACEMENT in text else text.encode()
 
-    def following(self, token_id: int) -> bytes:
-        """The token's bytes anywhere after the start of a text."""
-        known = self._following.get(token_id)
-        if known is None:
+    def following(self, token_id: int) -> bytes | None:
+        """The token's bytes anywhere after the start of a text; None for one that adds nothing wherever it stands."""
+        try:
+            return self._following[token_id]
+        except KeyError:
             known = self._following[token_id] = self._compute_following(token_id)
-        return known
+            return known
 
-    def _compute_following(self, token_id: int) -> bytes:
-        token = self._backend.id_to_token(token_id) or ""
+    def _compute_following(self, token_id: int) -> bytes | None:
+        token = self._backend.id_to_token(token_id)
+        if token is None or token_id in self._special_ids:  # not in the vocabulary, or not shown
+            return None
         if self._alphabet:
             # An added token such as "<tool call>" is not spelled in the alphabet: it stands for itself.
             if all(character in self._alphabet for character in token):
@@ -69,7 +71,8 @@ class TokenBytes:
     def _anchor(self) -> tuple[list[int], str]:
         """An ordinary token to stand before another one, so that the decoder does not take that for the start."""
         for token_id in range(self._backend.get_vocab_size()):
-            if self.skips(token_id) or _BYTE_TOKEN.fullmatch(self._backend.id_to_token(token_id) or ""):
+            token = self._backend.id_to_token(token_id)
+            if token is None or token_id in self._special_ids or _BYTE_TOKEN.fullmatch(token):
                 continue
             text = self._decode([token_id])
             if text.strip() and _REPLACEMENT not in text:
@@ -94,9 +97,9 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that became final with this token; "" while a character is incomplete."""
-        if self._token_bytes.skips(token_id):
-            return ""
         data = self._token_bytes.following(token_id) if self._has_begun else self._token_bytes.first(token_id)
+        if data is None:
+            return ""
         self._has_begun = True
         return self._utf8.decode(data)
 
