@@ -420,13 +420,17 @@ def watch(step: OrtStep, count: int = NUM_STEPS) -> Watched:
     tracemalloc.start()
     try:
         call()
-        start = tracemalloc.get_traced_memory()[0]
+        peaks, growths = [], []
         for _ in range(count):
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             call()
-            watched.peak = max(watched.peak, tracemalloc.get_traced_memory()[1] - before)
-        watched.growth = tracemalloc.get_traced_memory()[0] - start
+            after, peak = tracemalloc.get_traced_memory()
+            peaks.append(peak - before)
+            growths.append(after - before)
+        # The test runner's own threads allocate now and then; a step that allocates does so every time.
+        watched.peak = sorted(peaks)[-1 - NUM_STRAYS]
+        watched.growth = sum(sorted(growths)[:-NUM_STRAYS])
     finally:
         tracemalloc.stop()
     return watched
@@ -434,6 +438,7 @@ def watch(step: OrtStep, count: int = NUM_STEPS) -> Watched:
 
 MAX_PEAK = 1024  # bytes that ONNX Runtime's Python call and the detector hold for a moment
 MAX_GROWTH = 256
+NUM_STRAYS = 3  # steps of a run in which another thread may have allocated
 
 
 @pytest.mark.parametrize("guided", [True, False])
