@@ -200,7 +200,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{folder} is quantised (quantization_config in config.json)",
             expected="full-precision weights",
-            hint="export the original checkpoint, and quantise with --precision",
+            hint="export the original checkpoint",
         )
     full = _load_config(folder)
     config = full.get_text_config(decoder=True)

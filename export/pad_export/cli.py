@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from pad_runtime import contract
-from pad_runtime.command import run_command
+from pad_runtime.command import EXIT_TERMINATED, run_command
 from pad_runtime.errors import PadError
 
 _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
@@ -18,7 +19,12 @@ _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-r
 def main(argv: list[str] | None = None) -> int:
     """Run `pad-export` with these arguments (None: the process's own) and give its exit code."""
     options = _parser().parse_args(argv)
-    return run_command("pad-export", lambda: _export(options))
+    # A polite kill unwinds like Ctrl-C, so that the half-written bundle goes with the process.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
+    try:
+        return run_command("pad-export", lambda: _export(options))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _export(options: argparse.Namespace) -> None:

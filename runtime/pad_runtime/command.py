@@ -12,6 +12,7 @@ from pad_runtime.errors import PadError
 EXIT_ERROR = 2  # argparse's own code for a wrong option
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:

@@ -424,7 +424,8 @@ def test_a_bug_keeps_its_traceback(tiny: TinyModels, target: Path, monkeypatch: 
         main(["--base", str(tiny.base), "-o", str(target)])
 
 
-def test_ctrl_c_in_a_real_process(tiny: TinyModels, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_a_real_process(tiny: TinyModels, tmp_path: Path, signal_number: int, code: int) -> None:
     bundle = Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
     before = snapshot(tmp_path)
     arguments = ["--base", str(tiny.base), "--persrm", str(tiny.adapter), "-o", str(bundle)]
@@ -435,9 +436,9 @@ def test_ctrl_c_in_a_real_process(tiny: TinyModels, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".bundle.*.partial/weights.bin")) and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
     assert "Traceback" not in err
     assert snapshot(tmp_path) == before
