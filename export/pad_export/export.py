@@ -30,6 +30,7 @@ from pad_runtime.manifest import (
     describe_file,
     write_manifest,
 )
+from pad_runtime.providers import Provider
 
 WEIGHTS_FILE = "weights.bin"
 DEFAULT_MAX_LENGTH = 4096  # or the model's own limit, where that is less: the rotary tables grow with it
@@ -74,6 +75,8 @@ def export_bundle(
     Raises:
         PadError: any of its kinds; nothing was written.
     """
+    if verify:
+        Provider()  # a runtime that is missing is told before the work and not after it
     plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)
     _check_dialect(plan, dialect)
     max_length, max_top_k = _check_limits(plan, max_length, max_batch, max_top_k)

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from pad_export.checkpoint import Checkpoint
 from pad_export.persrm import FeatureHead
@@ -110,8 +113,6 @@ class TrunkModel:
         if source is None or source.adapter is None:
             yield RowModel(self._model, source.head if source else None)
             return
-        from peft import PeftModel
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers: nothing a user could mend
             wrapped = PeftModel.from_pretrained(self._model, source.adapter.path)
@@ -125,9 +126,6 @@ def load_model(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: transformers' model has a parameter that the checkpoint lacks.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.initialization import no_init_weights
-
     with no_init_weights():  # memory that is never written is never taken
         model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
     source = _GgufSource(checkpoint) if checkpoint.path.is_file() else _FolderSource(checkpoint.path)

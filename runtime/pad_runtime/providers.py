@@ -47,7 +47,7 @@ class Provider:
         """
         try:
             import onnxruntime
-        except ImportError:
+        except ModuleNotFoundError:
             raise DeviceError("onnxruntime is not installed", hint=_INSTALL) from None
         if device not in DEVICES:
             raise DeviceError(f"device '{device}'", expected=f"one of {', '.join(DEVICES)}")
