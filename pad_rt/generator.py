@@ -14,7 +14,7 @@ from typing import Any
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.config import GenerationConfig
 from pad_rt.preference import PreferenceLike
-from pad_rt.prompt import Prompt, PromptEncoder
+from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
 from pad_rt.reply import Reply
 from pad_rt.result import GenerationResult, Timing
 from pad_rt.rewards import MAX_STRENGTH, RowPlanner
@@ -235,9 +235,11 @@ class Generator:
             self._planner.plan(prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference)
             for prompt, preference in zip(prompts, preferences, strict=True)
         ]
-        guided = any(sum(map(len, rows)) > 1 for rows in sequences)
-        if trace and not guided:
+        asked = any(map(_asks_for_reward, prompts, preferences))
+        if trace and not asked:
             raise OptionError("trace without a preference", hint="the base alone weighs nothing: leave trace out")
+        # A preference that changes nothing, such as a contrast with the base's own prompt, leaves the base row alone.
+        guided = trace or any(sum(map(len, rows)) > 1 for rows in sequences)
         lengths = [max(len(row.prompt) for trunk in rows for row in trunk) for rows in sequences]
         longest = max(lengths)
         if longest >= manifest.max_length:
@@ -296,6 +298,10 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}", hint="export the bundle again") from None
+
+
+def _asks_for_reward(prompt: Prompt, preference: PreferenceLike) -> bool:
+    return preference is not None or (isinstance(prompt, EncodedPrompt) and prompt.reward is not None)
 
 
 def _make_config(config: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:

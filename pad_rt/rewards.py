@@ -38,10 +38,11 @@ class RowPlanner:
             for wish, scale in pairs
             for persrm, weights in self._weights(wish).items()
         ]
-        texts = [wish.text for wish, _ in pairs if wish.text]
-        if base_sees_preference and texts and not isinstance(prompt, EncodedPrompt):
-            template = self._manifest.persrms[rewards[0].persrm].prompt_template
-            base = self._encoder.encode_reward(prompt, "; ".join(texts), template)
+        worded = [wish for wish, _ in pairs if wish.text]
+        if base_sees_preference and worded and not isinstance(prompt, EncodedPrompt):
+            reader = next(iter(self._weights(worded[0])))  # reads words, or its reward's prompt would have been refused
+            template = self._manifest.persrms[reader].prompt_template
+            base = self._encoder.encode_reward(prompt, "; ".join(str(wish.text) for wish in worded), template)
         else:
             base = self._encoder.encode(prompt)
         rows = plan_rows(self._manifest, tuple(base), rewards, beta)
@@ -94,6 +95,6 @@ def _check_strengths(trunks: Sequence[list[Row]], max_weight: float) -> None:
         ([row.coefficient for row in rows], MAX_STRENGTH, "it is the product of beta and the weights: lower them"),
         ([weight for row in rows for weight in row.weights], max_weight, "lower the weights and raise beta instead"),
     ):
-        largest = max(map(abs, values), default=0.0)
-        if not largest <= limit:
-            raise PreferenceError(f"a preference of strength {largest:g}", expected=f"at most {limit:g}", hint=hint)
+        beyond = [value for value in values if not abs(value) <= limit]  # NaN too
+        if beyond:
+            raise PreferenceError(f"a preference of strength {beyond[0]:g}", expected=f"at most {limit:g}", hint=hint)

@@ -149,7 +149,7 @@ class _FolderSource:
     def __call__(self, parameter: str) -> torch.Tensor | None:
         inner = parameter.removeprefix("model.")
         wrapped = f"language_model.{parameter}", f"model.language_model.{inner}"  # text models out of larger ones
-        for name in (parameter, inner, *wrapped):
+        for name in (*wrapped, parameter, inner):
             if name in self._files:
                 with safe_open(self._files[name], framework="pt") as file:
                     tensor: torch.Tensor = file.get_tensor(name)
@@ -168,9 +168,9 @@ class _GgufSource:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "model.safetensors"]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():  # a model saved anew over a sharded one leaves the old index beside it
+        return [single]
     return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,15 @@ def test_biases_on_some_projections_only(tiny: tiny_models.TinyModels, tmp_path:
     safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
     lines: list[str] = []
     export_bundle(tmp_path / "base", tmp_path / "b", quiet=True, report=lines.append)
+    assert "verified" in lines[-1]
+
+
+def test_a_stale_index_beside_a_whole_file_is_not_read(tiny: tiny_models.TinyModels, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny.base, tmp_path / "llama"))
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    lines: list[str] = []
+    export_bundle(base, tmp_path / "b", quiet=True, report=lines.append)
     assert "verified" in lines[-1]
 
 

@@ -279,6 +279,10 @@ def test_without_a_persrm_the_base_is_contrasted_with_itself(models: Models, tmp
     assert list(result.token_ids) != decode(models.base, words, [], **options).token_ids  # control: prompted only
     with pytest.raises(PadError, match="words"):
         contrast.generate(PROMPTS[1], preference=Preference(weights={"contrast": 1.0}))
+    # Against the same words in its own prompt there is nothing to contrast, and still something to trace.
+    seen = contrast.generate(PROMPTS[1], preference="be kind", config=config(base_sees_preference=True), trace=True)
+    assert list(seen.token_ids) == decode(models.base, words, [], **options).token_ids
+    assert {step.row_logits.shape[0] for step in seen.trace} == {1}
 
 
 @pytest.mark.parametrize("topology", ["pair", "merged"])

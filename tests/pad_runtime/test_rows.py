@@ -86,6 +86,9 @@ def test_words_go_to_the_first_persrm_that_reads_words(tiny_bundle: Path) -> Non
     rows = plan("hi", weights, beta=1.0, base_sees_preference=False)
     assert rows[0][1].persrm == 0
     assert list(rows[0][1].prompt) == generator._planner._encoder.encode("Q: hi")
+    both = [(weights, 1.0), ("be kind", 1.0)]
+    rows = plan("hi", both, beta=1.0, base_sees_preference=True)
+    assert rows[0][0].prompt == plan("hi", "be kind", beta=1.0, base_sees_preference=False)[0][1].prompt
     with pytest.raises(PreferenceError, match="which was trained without; expected weights for"):
         plan("hi", Preference("be kind", {wordless.features[0]: 1.0}), beta=1.0, base_sees_preference=False)
 
@@ -108,3 +111,11 @@ def test_a_view_of_the_ids_outlives_its_step() -> None:
     scratch = [np.full(2, 77) for _ in range(1000)]
     assert list(view) == [13, 14]
     del scratch
+
+
+@pytest.mark.parametrize("scales", [(1e10, -1e10), (1e10, 1.0), (1.0, 1e10)])
+def test_strengths_that_float32_cannot_hold_are_refused(tiny_bundle: Path, scales: tuple[float, float]) -> None:
+    """Infinite, or NaN where two infinite rows meet, wherever they stand."""
+    generator = Generator.load(tiny_bundle)
+    with pytest.raises(PreferenceError, match=r"strength (inf|-inf|nan); expected at most"):
+        generator.generate("hi", preference=[("a", scales[0]), ("a", scales[1])], config={"beta": 1e300})
