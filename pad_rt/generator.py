@@ -199,14 +199,16 @@ class Generator:
             step = idle.pop()
         except IndexError:
             step = self._bundle.guided_step() if guided else self._bundle.base_step()
+        whole = False
         try:
             yield step
+            whole = True
         except GeneratorExit:  # the reader has had enough
-            if len(idle) < _MAX_IDLE:
-                idle.append(step)
+            whole = True
             raise
-        if len(idle) < _MAX_IDLE:  # and not after an error: its buffers may be half-written
-            idle.append(step)
+        finally:
+            if whole and len(idle) < _MAX_IDLE:  # after an error its buffers may be half-written
+                idle.append(step)
 
     # -- from text to rows --------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from pad_export.tolerance import TOLERANCE, difference
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import VerificationError
-from pad_runtime.manifest import read_manifest
+from pad_runtime.manifest import Manifest, read_manifest
 from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
 from pad_runtime.step import OrtStep, StepRequest, StepTrace
 
@@ -28,6 +28,8 @@ NUM_STEPS = 8
 _BETA = 1.3  # neither 0 nor 1: every row counts
 _BATCHES = (((5, 9),), ((7, 4), (3, 8)))  # (base, reward) prompt lengths of each sequence: one alone, two ragged
 _MAX_REPORTED = 12
+
+_Outputs = dict[tuple[int, int, int], RowOutput]  # by (sequence, trunk, row)
 
 
 @dataclass
@@ -49,29 +51,47 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
     Raises:
         VerificationError: every difference found.
     """
-    failures = _check_graphs(folder, plan)
-    worst = {"logits": 0.0, "KV": 0.0}
-    precision = read_manifest(folder).precision
-    if not failures:
+    manifest = read_manifest(folder)
+    findings = _Findings(TOLERANCE[manifest.precision], _check_graphs(folder, manifest, plan))
+    runs: list[_Run] = []
+    if not findings.failures:
         runs = [run for guided in (True, False) for run in _run_graph(folder, plan, guided)]
-        _compare(plan, runs, precision, failures, worst)
+        _compare(plan, runs, findings)
+    failures = findings.failures
     if failures:
         shown = "; ".join(failures[:_MAX_REPORTED])
         more = f"; and {len(failures) - _MAX_REPORTED} more" if len(failures) > _MAX_REPORTED else ""
         raise VerificationError(f"{len(failures)} differences from torch: {shown}{more}")
+    guided = [run for run in runs if run.traces]
     return (
-        f"verified against torch: {len(_BATCHES)} batches x {NUM_STEPS + 1} tokens, worst difference "
-        f"{worst['logits']:.1e} (logits), {worst['KV']:.1e} (KV), tolerance {TOLERANCE[precision]:.0e}"
+        f"verified against torch: {len(guided)} batches x {min(len(run.tokens) for run in guided)} tokens, worst "
+        f"difference {findings.worst['logits']:.1e} (logits), {findings.worst['KV']:.1e} (KV), "
+        f"tolerance {findings.tolerance:.0e}"
     )
+
+
+@dataclass
+class _Findings:
+    """What the comparisons found: every failure, and the worst difference of each kind."""
+
+    tolerance: float
+    failures: list[str]
+    worst: dict[str, float] = field(default_factory=lambda: {"logits": 0.0, "KV": 0.0})
+
+    def compare(self, kind: str, ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
+        """Note the difference of two tensors, as a failure where it is beyond the tolerance."""
+        gap = difference(ours, theirs)
+        self.worst[kind] = max(self.worst[kind], gap)
+        if gap > self.tolerance:
+            self.failures.append(f"{what} differ by {gap:.1e}")
 
 
 # -- the graphs themselves ------------------------------------------------------------------------------------------
 
 
-def _check_graphs(folder: Path, plan: Plan) -> list[str]:
+def _check_graphs(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
     """KV inputs and outputs of both graphs: there, alike, of the right type and shape."""
     failures = []
-    manifest = read_manifest(folder)
     for name, trunks in ((contract.STEP_GRAPH, plan.trunks), (contract.BASE_GRAPH, plan.trunks[:1])):
         model = onnx.load(folder / manifest.graphs[name].file, load_external_data=False)
         values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
@@ -156,9 +176,9 @@ def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run
 # -- the comparison -------------------------------------------------------------------------------------------------
 
 
-def _compare(plan: Plan, runs: list[_Run], precision: str, failures: list[str], worst: dict[str, float]) -> None:
+def _compare(plan: Plan, runs: list[_Run], findings: _Findings) -> None:
     """Run all rows of each torch model, then compare run by run."""
-    outputs: list[dict[tuple[int, int, int], RowOutput]] = [{} for _ in runs]  # by (sequence, trunk, row)
+    outputs: list[_Outputs] = [{} for _ in runs]
     kinds = {
         (trunk, row.persrm)
         for run in runs
@@ -173,13 +193,13 @@ def _compare(plan: Plan, runs: list[_Run], precision: str, failures: list[str], 
                 _forward_rows(runs, outputs, trunk, persrm, model)
     for number, (run, output) in enumerate(zip(runs, outputs, strict=True)):
         label = f"run {number} ({'guided' if run.traces else 'base alone'}, batch {len(run.sequences)})"
-        _compare_choices(run, output, TOLERANCE[precision], label, failures, worst)
-        _compare_caches(run, output, TOLERANCE[precision], label, failures, worst)
+        _compare_choices(run, output, label, findings)
+        _compare_caches(run, output, label, findings)
 
 
 def _forward_rows(
     runs: list[_Run],
-    outputs: list[dict[tuple[int, int, int], RowOutput]],
+    outputs: list[_Outputs],
     trunk: int,
     persrm: int | None,
     model: RowModel,
@@ -197,14 +217,8 @@ def _forward_rows(
         output[place] = result
 
 
-def _compare_choices(
-    run: _Run,
-    output: dict[tuple[int, int, int], RowOutput],
-    tolerance: float,
-    label: str,
-    failures: list[str],
-    worst: dict[str, float],
-) -> None:
+def _compare_choices(run: _Run, output: _Outputs, label: str, findings: _Findings) -> None:
+    tolerance, failures = findings.tolerance, findings.failures
     for sequence, rows in enumerate(run.sequences):
         flat = [(trunk, index, row) for trunk in range(len(rows)) for index, row in enumerate(rows[trunk])]
         for step, tokens in enumerate(run.tokens):
@@ -218,10 +232,7 @@ def _compare_choices(
             trace = run.traces[step]
             candidates = torch.from_numpy(trace.candidates[sequence])
             expected = torch.stack([row_logits[candidates] for row_logits in logits])  # [rows, k]
-            gap = difference(torch.from_numpy(trace.row_logits[sequence]), expected)
-            worst["logits"] = max(worst["logits"], gap)
-            if gap > tolerance:
-                failures.append(f"{at}: row logits differ by {gap:.1e}")
+            findings.compare("logits", torch.from_numpy(trace.row_logits[sequence]), expected, f"{at}: row logits")
             missed = logits[0].topk(len(candidates)).values[-1] - expected[0].min()
             if float(missed) > slack:
                 failures.append(f"{at}: candidates are not the base's best")
@@ -232,24 +243,15 @@ def _compare_choices(
                 failures.append(f"{at}: chose {tokens[sequence]}, torch {int(candidates[scores.argmax()])}")
 
 
-def _compare_caches(
-    run: _Run,
-    output: dict[tuple[int, int, int], RowOutput],
-    tolerance: float,
-    label: str,
-    failures: list[str],
-    worst: dict[str, float],
-) -> None:
+def _compare_caches(run: _Run, output: _Outputs, label: str, findings: _Findings) -> None:
     for (trunk, layer), caches in run.caches.items():
         width = len(run.sequences[0][trunk])
         for (sequence, row_trunk, index), result in output.items():
             if row_trunk != trunk:
                 continue
             first, *kept = result.cache[layer]
-            for name, ours, theirs in zip(("key", "value"), caches, kept, strict=True):
+            for name, ours, theirs in zip(("keys", "values"), caches, kept, strict=True):
                 if not theirs.numel():  # a short row beside a long one: the window kept padding only
                     continue
-                gap = difference(ours[sequence * width + index, :, first : first + theirs.shape[1]], theirs)
-                worst["KV"] = max(worst["KV"], gap)
-                if gap > tolerance:
-                    failures.append(f"{label}, trunk {trunk}, layer {layer}: {name} cache differs by {gap:.1e}")
+                kept_ours = ours[sequence * width + index, :, first : first + theirs.shape[1]]
+                findings.compare("KV", kept_ours, theirs, f"{label}, trunk {trunk}, layer {layer}: cached {name}")
