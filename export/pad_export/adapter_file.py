@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from pad_export.adapter import LoraAdapter
-from pad_export.persrm import FeatureHead
+from pad_export.persrm.persrm import FeatureHead
 from pad_export.trunk import SITE_MODULES, Trunk, torch_type
 from pad_runtime import contract
 

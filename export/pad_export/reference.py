@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from pad_export.checkpoint import Checkpoint
-from pad_export.persrm import FeatureHead
+from pad_export.persrm.persrm import FeatureHead
 from pad_export.plan import Plan
 from pad_runtime.errors import CheckpointError
 

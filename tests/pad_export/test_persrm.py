@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pad_export.checkpoint import open_checkpoint
-from pad_export.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
+from pad_export.persrm.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
 from pad_runtime.errors import AdapterError, CheckpointError
 
 # PEFT still asks for a property that transformers 5 has renamed.

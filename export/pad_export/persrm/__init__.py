@@ -1,0 +1,1 @@
+"""The personalized reward model (PersRM): reading one, making preference pairs, training one."""
