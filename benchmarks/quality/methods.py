@@ -1,0 +1,175 @@
+"""The cells of the benchmark: one method, for one user, at one setting."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from traits import Trait
+
+Method = Literal["base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm"]
+BETA, TOP_K = 1.0, 10  # the paper's, fixed before anything was measured
+WIDE_TOP_K = 1024  # all that the bundle allows
+BETAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+TOP_KS = (1, 5, 10, 20, 40)
+SLIDER = (-1.0, -0.5, 0.0, 0.5, 1.0)
+LABELS: dict[Method, str] = {
+    "base": "base",
+    "prompted": "base, prompted",
+    "system": "base, system prompt",
+    "pad": "PAD",
+    "pad_words": "PAD, in words",
+    "pad_prompted": "PAD, base prompted",
+    "random": "PAD, random reward",
+    "persrm": "PersRM alone",
+}
+MAIN: tuple[Method, ...] = ("prompted", "pad", "pad_prompted", "random", "persrm")
+_HALF, _THIRD = math.sqrt(1 / 2), math.sqrt(1 / 3)
+MIXTURES: tuple[dict[str, float], ...] = (  # of unit length, so that only the direction is new; then three in full
+    {"cheerful": _HALF, "simple": _HALF},
+    {"cheerful": -_HALF, "simple": -_HALF},
+    {"cheerful": _HALF, "concise": _HALF},
+    {"cheerful": -_HALF, "concise": _HALF},
+    {"simple": _HALF, "concise": _HALF},
+    {"simple": -_HALF, "concise": -_HALF},
+    {"cheerful": 0.95, "simple": math.sqrt(1 - 0.95**2)},
+    {"cheerful": -math.sqrt(1 - 0.95**2), "concise": 0.95},
+    {"cheerful": _THIRD, "simple": _THIRD, "concise": _THIRD},
+    {"cheerful": -_THIRD, "simple": _THIRD, "concise": -_THIRD},
+    {"cheerful": 1.0, "simple": 1.0},
+    {"cheerful": 1.0, "concise": 1.0},
+    {"cheerful": 1.0, "simple": 1.0, "concise": 1.0},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is generated together: one method's replies to all prompts.
+
+    Attributes:
+        method: base (the model alone), prompted (the base with the preference in its prompt, in the PersRM's template),
+            system (the base with the preference as system message), pad (by weights), pad_words (by words),
+            pad_prompted (by weights and words, which the base reads too), random (pad with a random reward of equal
+            scale), persrm (the PersRM alone: pad over all candidates that the bundle allows, which for a weight of +1
+            on one feature and beta 1 is exactly z_persrm).
+        weights: what the user wants, feature and weight.
+        text: the same in words, for the methods that read words.
+        beta, top_k, max_new_tokens: see `GenerationConfig`.
+    """
+
+    method: Method
+    weights: tuple[tuple[str, float], ...] = ()
+    text: str | None = None
+    beta: float = BETA
+    top_k: int = TOP_K
+    max_new_tokens: int
+
+    @property
+    def slug(self) -> str:
+        """A file name."""
+        parts: list[str] = [self.method, *(f"{name}{weight:+.3g}" for name, weight in self.weights)]
+        if self.text:
+            parts.append(hashlib.sha256(self.text.encode()).hexdigest()[:6])
+        return "_".join([*parts, f"b{self.beta:g}", f"k{self.top_k}", f"t{self.max_new_tokens}"])
+
+
+def base_cell(max_new_tokens: int) -> Cell:
+    """The model alone."""
+    return Cell(method="base", max_new_tokens=max_new_tokens)
+
+
+def pad_cell(weights: Mapping[str, float], traits: Mapping[str, Trait], **setting: float | int) -> Cell:
+    """PAD by weights; where nothing is asked of it, the base: beta or weights of 0, one candidate."""
+    wanted = tuple((name, weight) for name, weight in weights.items() if weight)
+    cap = int(setting.pop("max_new_tokens", max(traits[name].max_new_tokens for name in weights)))
+    if not wanted or setting.get("beta") == 0 or setting.get("top_k") == 1:
+        return base_cell(cap)
+    beta, top_k = float(setting.get("beta", BETA)), int(setting.get("top_k", TOP_K))
+    return Cell(method="pad", weights=wanted, beta=beta, top_k=top_k, max_new_tokens=cap)
+
+
+def trait_cell(method: Method, trait: Trait, weight: float, *, seen: bool = True) -> Cell:
+    """A method for a user who wants one trait."""
+    worded = method in ("prompted", "system", "pad_words", "pad_prompted")
+    return Cell(
+        method=method,
+        weights=((trait.name, weight),),
+        text=trait.text(weight, seen=seen) if worded else None,
+        top_k=WIDE_TOP_K if method == "persrm" else TOP_K,
+        max_new_tokens=trait.max_new_tokens,
+    )
+
+
+def users(traits: Mapping[str, Trait]) -> list[tuple[Trait, float]]:
+    """Everyone who wants more or less of one trait."""
+    return [(trait, weight) for trait in traits.values() for weight in (1.0, -1.0)]
+
+
+def yardsticks(traits: Mapping[str, Trait]) -> list[Cell]:
+    """What everything is held against: the base, plain and prompted."""
+    caps = sorted({trait.max_new_tokens for trait in traits.values()})
+    prompted = [trait_cell("prompted", trait, weight) for trait, weight in users(traits)]
+    return [*map(base_cell, caps), *prompted]
+
+
+def main_cells(traits: Mapping[str, Trait]) -> list[Cell]:
+    return [trait_cell(method, trait, weight) for method in MAIN for trait, weight in users(traits)]
+
+
+def beta_cells(traits: Mapping[str, Trait]) -> list[Cell]:
+    return [pad_cell({trait.name: weight}, traits, beta=beta) for beta in BETAS for trait, weight in users(traits)]
+
+
+def k_cells(traits: Mapping[str, Trait]) -> list[Cell]:
+    return [pad_cell({trait.name: weight}, traits, top_k=top_k) for top_k in TOP_KS for trait, weight in users(traits)]
+
+
+def slider_cells(traits: Mapping[str, Trait]) -> list[Cell]:
+    return [pad_cell({name: weight}, traits) for name in traits for weight in SLIDER]
+
+
+def mixture_cells(traits: Mapping[str, Trait]) -> list[Cell]:
+    """Every mixture, and the trained weights of its features at its own cap."""
+    mixtures = [pad_cell(weights, traits) for weights in MIXTURES]
+    return [*mixtures, *itertools.chain.from_iterable(corners(cell, traits) for cell in mixtures)]
+
+
+def corners(cell: Cell, traits: Mapping[str, Trait]) -> list[Cell]:
+    """The trained weights (one feature, +1 or -1) that lie on a mixture's side."""
+    cap = cell.max_new_tokens
+    return [pad_cell({name: math.copysign(1, weight)}, traits, max_new_tokens=cap) for name, weight in cell.weights]
+
+
+def word_cells(traits: Mapping[str, Trait]) -> list[Cell]:
+    """Preferences in words, seen in training and not, for PAD and for the base's prompt."""
+    kinds: tuple[tuple[Method, bool], ...] = (
+        ("pad_words", True),
+        ("pad_words", False),
+        ("prompted", False),
+        ("system", True),
+    )
+    return [trait_cell(method, trait, weight, seen=seen) for method, seen in kinds for trait, weight in users(traits)]
+
+
+PARTS = {
+    "main": main_cells,
+    "beta": beta_cells,
+    "k": k_cells,
+    "slider": slider_cells,
+    "mixtures": mixture_cells,
+    "words": word_cells,
+}
+
+
+def part_cells(part: str, traits: Mapping[str, Trait]) -> list[Cell]:
+    """All cells that a part needs, each once."""
+    return unique([*yardsticks(traits), *PARTS[part](traits)])
+
+
+def unique(cells: Iterable[Cell]) -> list[Cell]:
+    """Each cell once, in order."""
+    return list(dict.fromkeys(cells))

@@ -1,0 +1,59 @@
+"""Perplexity of a reply under the base that reads the plain prompt: broken text shows here."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache
+
+from pad_export.checkpoint import open_checkpoint
+from pad_export.reference import load_model
+from pad_rt.chat_template import ChatTemplate
+from pad_rt.prompt import PromptEncoder
+from pad_rt.tokenizer import Tokenizer
+from pad_runtime.manifest import read_manifest
+from replies import Reply
+
+
+class BasePerplexity:
+    """exp of the mean negative log-probability of a reply's tokens; torch, float32.
+
+    Args:
+        base: checkpoint of the base.
+        bundle: whose tokenizer and chat template the prompts were encoded with.
+    """
+
+    def __init__(self, base: Path, bundle: Path) -> None:
+        self._model = load_model(open_checkpoint(base))
+        info = read_manifest(bundle).tokenizer
+        special = {"bos_token": info.bos_token, "eos_token": info.eos_token}
+        assert info.chat_template is not None
+        template = ChatTemplate((bundle / info.chat_template).read_text(encoding="utf-8"), **special)
+        self._encoder = PromptEncoder(Tokenizer(bundle / info.file, **special), template)
+        self._read: dict[str, tuple[DynamicCache, torch.Tensor]] = {}  # prompts, as KV cache and last logits
+
+    @torch.inference_mode()
+    def __call__(self, reply: Reply) -> float | None:
+        """None for an empty reply."""
+        if not reply.token_ids:
+            return None
+        cache, first = self._read_prompt(reply.prompt)
+        ids = torch.tensor([reply.token_ids])
+        later = first[:0]
+        if ids.numel() > 1:
+            cache = copy.deepcopy(cache)
+            later = self._model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True).logits[0]
+        loss = torch.nn.functional.cross_entropy(torch.cat([first, later]), ids[0])
+        return round(math.exp(min(float(loss), 50.0)), 4)
+
+    def _read_prompt(self, prompt: str) -> tuple[DynamicCache, torch.Tensor]:
+        """One pass over a prompt serves all replies to it."""
+        if prompt not in self._read:
+            cache = DynamicCache()
+            ids = torch.tensor([self._encoder.encode(prompt)])
+            logits = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            self._read[prompt] = cache, logits[0]
+        return self._read[prompt]

@@ -1,0 +1,179 @@
+"""Does guidance give users what they ask for, and at what price? Prompts x preferences x methods, judged.
+
+Replies come from the bundle that pad-export makes of the PersRM, greedy, fp32. Each cell (a method, a user, a setting)
+is kept as a file under --work, so an interrupted run goes on where it stopped. Then judges that never saw the training
+text score them. Writes benchmarks/results/quality.json (figures with 95 % intervals), quality_replies.json (replies to
+read) and docs/plots/quality-*.png, and prints tables.
+
+A win rate is wins plus half of the ties. Where a judge's score may depend on length (all but those of "concise"),
+"equal words" first cuts both replies to a prompt to the shorter one's number of words: with nearly all of the base's
+replies at the cap, a regression on length would have hardly any spread of lengths to be fitted to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evaluation import Evaluation
+from generation import Job, fill
+from judges import load_judges
+from methods import BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
+from quality_bundle import MAX_BATCH, SEED, ensure_bundle, ensure_scales, fingerprint
+from random_reward import factors
+from replies import ReplyStore, is_complete
+from smollm2 import DEMO_PERSRM
+from table import tables
+from timings import measure_timings
+from traits import load_traits
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = Path(__file__).parent / "data" / "prompts" / "unseen.txt"
+WORDINGS = ROOT / "demo" / "training" / "features.json"
+NUM_CALIBRATION = MAX_BATCH
+NUM_EXAMPLES = 20
+_VERSIONS = (
+    "pad-rt",
+    "onnxruntime",
+    "numpy",
+    "torch",
+    "transformers",
+    "scikit-learn",
+    "textstat",
+    "vaderSentiment",
+    "matplotlib",
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=120, help="prompts of the main part")
+    parser.add_argument("--sweep-prompts", type=int, default=40, help="prompts of all other parts: the first of them")
+    parser.add_argument("--perplexities", type=int, default=40, help="replies of a cell whose perplexity is measured")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to generate")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
+    parser.add_argument("--persrm", type=Path, default=DEMO_PERSRM)
+    parser.add_argument("--wordings", type=Path, default=WORDINGS, help="features.json of the PersRM's training")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "quality", help="bundle and replies")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--plots", type=Path, default=ROOT / "docs" / "plots")
+    arguments = parser.parse_args()
+    if not 1 <= arguments.sweep_prompts <= arguments.prompts:
+        parser.error("--sweep-prompts must lie between 1 and --prompts")
+    return arguments
+
+
+def read_prompts(number: int) -> list[str]:
+    """The first of all prompts, in an order drawn once: a smaller run's prompts are part of a larger one's."""
+    lines = [line for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if number > len(lines):
+        raise SystemExit(f"--prompts {number}: there are {len(lines)}")
+    return random.Random(0).sample(lines, len(lines))[:number]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    traits = load_traits(arguments.wordings)
+    prompts = read_prompts(arguments.prompts)
+    judges = load_judges()
+    for judge in judges:
+        print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
+    mark = fingerprint(arguments.persrm)
+    bundle = ensure_bundle(arguments.persrm, arguments.work, mark)
+    scales = ensure_scales(bundle, read_prompts(NUM_CALIBRATION), list(traits), arguments.work, mark)
+    for feature, scale in scales.items():
+        print(f"random reward for {feature}: {asdict(scale)}")
+    weights = factors(scales)
+    store = ReplyStore(arguments.work / "replies", f"{mark} {json.dumps(weights)}")
+
+    def number(part: str) -> int:
+        return int(arguments.prompts if part == "main" else arguments.sweep_prompts)
+
+    def missing(parts: list[str]) -> list[tuple[Cell, list[str]]]:
+        asked: dict[Cell, int] = {}
+        for part in parts:
+            for cell in part_cells(part, traits):
+                asked[cell] = max(number(part), asked.get(cell, 0))
+        return [
+            (cell, prompts[:count])
+            for cell, count in asked.items()
+            if not is_complete(store, cell, prompts[:count], num_perplexities=arguments.perplexities)
+        ]
+
+    job = Job(bundle, tuple(weights.items()), store.folder, store.fingerprint, arguments.perplexities)
+    todo = missing(arguments.only)
+    if todo:
+        fill(job, todo, workers=arguments.workers)
+
+    started = time.perf_counter()
+    sizes = {"num_prompts": arguments.prompts, "num_sweep": arguments.sweep_prompts}
+    evaluation = Evaluation(store, prompts, traits, judges, num_perplexities=arguments.perplexities, **sizes)
+    ready = [part for part in PARTS if not missing([part])]
+    parts: dict[str, Any] = {part: getattr(evaluation, part)() for part in ready}
+    if {"main", "words", "mixtures"} <= set(ready):
+        parts["frontier"] = evaluation.frontier()
+    print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)
+    parts["timings"] = measure_timings(bundle, weights, prompts, traits)
+    record = {
+        "what": "SmolLM2-135M-Instruct and its PersRM, fp32, greedy, by the exported bundle",
+        "settings": {
+            "prompts": arguments.prompts,
+            "sweep_prompts": arguments.sweep_prompts,
+            "perplexities": arguments.perplexities,
+            "beta": BETA,
+            "top_k": TOP_K,
+            "persrm_alone_top_k": WIDE_TOP_K,
+            "max_batch": MAX_BATCH,
+            "fingerprint": mark,
+            "interval": "95 %, percentile bootstrap over prompts, 4000 resamples",
+            "win_rate": "wins + ties / 2; an empty reply loses",
+        },
+        "traits": {name: {**asdict(trait)} for name, trait in traits.items()},
+        "judges": {judge.name: {"feature": judge.feature, "check": judge.check} for judge in judges},
+        "random_reward": {"seed": SEED, "scales": {name: _rounded(asdict(scale)) for name, scale in scales.items()}},
+        "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _VERSIONS},
+        "parts": parts,
+    }
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    _write(arguments.results / "quality.json", record)
+    if "main" in ready:
+        _write(arguments.results / "quality_replies.json", evaluation.examples(min(NUM_EXAMPLES, len(prompts))))
+    from plots import draw
+
+    made = draw(record, arguments.plots)
+    print(tables(record))
+    print("\nplots: " + ", ".join(path.name for path in made))
+
+
+def _write(path: Path, record: Any) -> None:
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    flat = re.sub(r"\[[\s\d.,eE+-]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text)  # numbers share a line
+    path.write_text(flat + "\n", encoding="utf-8")
+
+
+def _rounded(fields: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in fields.items()}
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; run the same command again to go on") from None

@@ -1,0 +1,62 @@
+"""The bundle under test: base, trained PersRM and its random twin, exported here when missing or stale."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from methods import TOP_K, WIDE_TOP_K
+from pad_export.export import export_bundle
+from pad_rt import Generator
+from random_reward import Scale, calibrate, write_random_persrm
+from smollm2 import find_smollm2
+
+MAX_BATCH = 8
+SEED = 0  # of the random reward
+_PERSRM_FILES = ("adapter_config.json", "adapter_model.safetensors", "pad_persrm.json", "value_head.safetensors")
+
+
+def fingerprint(persrm: Path) -> str:
+    """Of everything that decides what the bundle says."""
+    digest = hashlib.sha256()
+    for path in (find_smollm2(), *(persrm / name for name in _PERSRM_FILES)):
+        if not path.is_file():
+            raise SystemExit(f"{path} is missing: the benchmark needs a PersRM with a feature head")
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    digest.update(json.dumps([SEED, MAX_BATCH, WIDE_TOP_K, version("pad-rt"), version("onnxruntime")]).encode())
+    return digest.hexdigest()[:16]
+
+
+def ensure_bundle(persrm: Path, work: Path, mark: str) -> Path:
+    """The bundle's folder; exports (and verifies) it unless the one there carries the mark."""
+    bundle, stamp = work / "bundle", work / "bundle.txt"
+    if not (bundle.is_dir() and stamp.is_file() and stamp.read_text() == mark):
+        random = write_random_persrm(persrm, work / "random", seed=SEED)
+        export_bundle(
+            find_smollm2(),
+            bundle,
+            persrms=[persrm, random],
+            topology="shared",
+            max_length=1024,
+            max_batch=MAX_BATCH,
+            max_top_k=WIDE_TOP_K,
+            report=lambda line: print(f"   {line}", flush=True),
+        )
+        stamp.write_text(mark)
+    return bundle
+
+
+def ensure_scales(bundle: Path, prompts: list[str], features: list[str], work: Path, mark: str) -> dict[str, Scale]:
+    """The random reward's scale for each feature, measured once."""
+    path = work / "scales.json"
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["mark"] == mark and record["prompts"] == prompts and list(record["scales"]) == features:
+            return {feature: Scale(**fields) for feature, fields in record["scales"].items()}
+    scales = calibrate(Generator.load(bundle, num_threads=1), prompts, features, top_k=TOP_K)
+    fields = {feature: asdict(scale) for feature, scale in scales.items()}
+    path.write_text(json.dumps({"mark": mark, "prompts": prompts, "scales": fields}, indent=1) + "\n", encoding="utf-8")
+    return scales

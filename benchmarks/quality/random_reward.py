@@ -1,0 +1,111 @@
+"""A random reward as large as the trained one: what any push of that size does, whatever it means."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from pad_rt import GenerationConfig, Generator, Preference
+
+NAME, PREFIX = "random", "random-"
+STEPS = 24  # of the base's own reply to each prompt; the reward is compared over the candidates of each
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One feature's reward R beside its random twin, over the same candidates on the base's own path.
+
+    Attributes:
+        trained, random: standard deviation of R over a step's k candidates, root mean square over steps.
+        factor: the weight that gives the random one the trained one's scale.
+        trained_to_base, random_to_base: correlation of R with the base's logits over a step's candidates.
+        trained_to_random: correlation of the two.
+    """
+
+    trained: float
+    random: float
+    factor: float
+    trained_to_base: float
+    random_to_base: float
+    trained_to_random: float
+
+
+def write_random_persrm(persrm: Path, folder: Path, *, seed: int) -> Path:
+    """A PersRM whose every tensor is random and has the Frobenius norm of the trained one.
+
+    A head W is I + D, and D is what is made anew: with a random W, phi = z_row - z_base would above all be -z_base,
+    which is a push against whatever the base likes and not a random one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(persrm / "adapter_config.json", folder / "adapter_config.json")
+    adapter = load_file(persrm / "adapter_model.safetensors")
+    made = {name: _random_like(adapter[name], generator) for name in sorted(adapter)}
+    save_file(made, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    head = load_file(persrm / "value_head.safetensors")
+    for name, tensor in sorted(head.items()):
+        identity = torch.eye(tensor.shape[-1]) if name.endswith("weight") else torch.zeros(())
+        parts = [identity + _random_like(part.float() - identity, generator) for part in tensor]
+        head[name] = torch.stack(parts)
+    save_file(head, folder / "value_head.safetensors")
+    settings = json.loads((persrm / "pad_persrm.json").read_text(encoding="utf-8"))
+    settings |= {"name": NAME, "features": [PREFIX + feature for feature in settings["features"]]}
+    (folder / "pad_persrm.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+def calibrate(generator: Generator, prompts: Sequence[str], features: Sequence[str], *, top_k: int) -> dict[str, Scale]:
+    """Compare both rewards while the base writes its own replies (beta 0: both are read, neither counts)."""
+    scales = {}
+    for feature in features:
+        pair = [(Preference(weights={feature: 1.0}), 1.0), (Preference(weights={PREFIX + feature: 1.0}), 1.0)]
+        results = generator.generate_batch(
+            prompts,
+            preferences=[pair] * len(prompts),
+            config=GenerationConfig(beta=0.0, top_k=top_k, max_new_tokens=STEPS),
+            trace=True,
+        )
+        logits = np.stack([step.row_logits for result in results for step in result.trace])  # [steps, 3 rows, k]
+        scales[feature] = compare(logits)
+    return scales
+
+
+def compare(logits: np.ndarray) -> Scale:
+    """The scale of two rewards.
+
+    Args:
+        logits: of the rows base, trained and random, [steps, 3, k].
+    """
+    base, trained, random = np.moveaxis(logits.astype(np.float64), 1, 0)
+    rows = {"base": base, "trained": trained - base, "random": random - base}  # R = phi at weight 1
+    centred = {name: row - row.mean(axis=-1, keepdims=True) for name, row in rows.items()}
+    std = {name: float(np.sqrt(np.square(row).mean())) for name, row in centred.items()}
+
+    def correlation(one: str, other: str) -> float:
+        return float((centred[one] * centred[other]).mean() / (std[one] * std[other]))
+
+    return Scale(
+        trained=std["trained"],
+        random=std["random"],
+        factor=std["trained"] / std["random"],
+        trained_to_base=correlation("trained", "base"),
+        random_to_base=correlation("random", "base"),
+        trained_to_random=correlation("trained", "random"),
+    )
+
+
+def factors(scales: Mapping[str, Scale]) -> dict[str, float]:
+    """The calibrating weight of each feature, rounded so that it can be told."""
+    return {feature: round(scale.factor, 4) for feature, scale in scales.items()}
+
+
+def _random_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    made = torch.randn(tensor.shape, generator=generator)
+    return made * (torch.linalg.vector_norm(tensor.float()) / torch.linalg.vector_norm(made))

@@ -1,0 +1,58 @@
+"""Time a token of each method, one prompt at a time, side by side in one process."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from generation import CellGenerator
+from methods import Method, trait_cell
+from pad_rt import GenerationConfig, Generator, Preference
+from pad_rt.preference import PreferenceLike
+from pad_rt.prompt import Prompt
+from traits import Trait
+
+TOKENS = 40
+ROUNDS = 6
+_METHODS: tuple[Method, ...] = ("base", "prompted", "pad", "pad_words", "pad_prompted", "random", "persrm")
+
+
+def measure_timings(
+    bundle: Path, factors: Mapping[str, float], prompts: Sequence[str], traits: Mapping[str, Trait]
+) -> dict[str, dict[str, float]]:
+    """Milliseconds a decode step, by method; in every round each method takes its turn, in an order that turns.
+
+    "mixture" has its weights in one reward row, "mixture_rows" is the same preference as a row for each feature.
+    """
+    generator = Generator.load(bundle)
+    speak = CellGenerator(generator, factors)
+    trait = next(iter(traits.values()))
+    half = math.sqrt(1 / len(traits))
+    one_row = Preference(weights=dict.fromkeys(traits, half))
+    rows = [(Preference(weights={name: 1.0}), half) for name in traits]
+    steps: dict[str, list[float]] = {name: [] for name in (*_METHODS, "mixture", "mixture_rows")}
+    names = list(steps)
+    for round_ in range(ROUNDS + 1):  # the first one warms up
+        prompt = prompts[round_ % len(prompts)]
+        turn = round_ % len(names)
+        for name in names[turn:] + names[:turn]:
+            request: tuple[Prompt, PreferenceLike]
+            options: dict[str, Any] = {"max_new_tokens": TOKENS}
+            if name in ("mixture", "mixture_rows"):
+                request = prompt, one_row if name == "mixture" else rows
+            else:
+                cell = trait_cell(next(method for method in _METHODS if method == name), trait, 1.0)
+                request = speak.request(cell, prompt)
+                options |= {"top_k": cell.top_k, "base_sees_preference": name == "pad_prompted"}
+            result = generator.generate(request[0], preference=request[1], config=GenerationConfig(**options))
+            if round_:
+                steps[name].append(result.timing.step_s * 1e3)
+    return {name: _quartiles(values) for name, values in steps.items()}
+
+
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return {"p25": round(low, 2), "p50": round(middle, 2), "p75": round(high, 2)}

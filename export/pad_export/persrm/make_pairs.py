@@ -1,0 +1,171 @@
+"""On-policy preference pairs: the base's own replies, with more and with less of a feature, ranked by a scorer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pad_export.persrm.backbone import Backbone
+from pad_export.persrm.feature import Feature, Sampling, Style
+from pad_export.persrm.pair import Pair
+from pad_export.persrm.pair_file import pair_to_row
+from pad_export.persrm.sampler import Draw, Reply, sample_replies
+from pad_export.persrm.scorer import Scorer
+from pad_runtime.errors import OptionError
+
+_MIN_WORDS = 4
+_MIN_DISTINCT = 0.6  # share of different words below which a reply only repeats itself
+
+
+@dataclass(frozen=True)
+class Task:
+    """A few prompts whose pairs for one feature are sampled together."""
+
+    feature: Feature
+    prompts: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Identifies the task, and seeds it, whatever was sampled before."""
+        return hashlib.sha256(json.dumps([self.feature.name, *self.prompts]).encode()).hexdigest()[:16]
+
+
+def plan_tasks(prompts: Sequence[str], features: Iterable[Feature], *, batch: int) -> list[Task]:
+    """All features for some prompts before the next prompts, so that an unfinished run has pairs of every feature."""
+    sampled = [feature for feature in features if feature.sampling is not None]
+    groups = [tuple(prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
+    return [Task(feature, group) for group in groups for feature in sampled]
+
+
+def make_pairs(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    scorers: dict[str, Scorer],
+    output: Path,
+    *,
+    settings: dict[str, Any],
+    seed: int,
+    progress: Callable[[Sequence[Task]], Iterable[Task]],
+) -> Counter[str]:
+    """Sample every task's pairs and write them to `output`, one JSON object a line.
+
+    What is done is kept in `output` + ".partial" as it comes; the same call goes on from there after an interruption, and
+    gives the same file as one that was never interrupted.
+
+    Returns:
+        How many pairs were kept, by feature, and dropped, by reason.
+
+    Raises:
+        OptionError: the partial file was made with other settings, or a scorer does not answer as it should.
+    """
+    partial = output.with_name(output.name + ".partial")
+    stamp = {"settings": settings, "seed": seed, "features": [asdict(task.feature) for task in tasks[:64]]}
+    done = _read_partial(partial, stamp)
+    counts: Counter[str] = Counter()
+    with partial.open("a", encoding="utf-8") as file:
+        for task in progress(tasks):
+            if task.key not in done:
+                rows = list(_sample_task(backbone, task, scorers[task.feature.name], seed))
+                done[task.key] = rows
+                file.write(json.dumps({"task": task.key, "rows": rows}, ensure_ascii=False) + "\n")
+                file.flush()
+            counts.update(row.get("dropped", task.feature.name) for row in done[task.key])
+    kept = [row for task in tasks for row in done[task.key] if "dropped" not in row]
+    staged = output.with_name(output.name + ".new")
+    staged.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    staged.replace(output)
+    partial.unlink()
+    return counts
+
+
+def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> Iterable[dict[str, Any]]:
+    sampling = task.feature.sampling
+    assert sampling is not None
+    prompts = [*task.prompts, *task.prompts]
+    signs = [1.0] * len(task.prompts) + [-1.0] * len(task.prompts)
+    draws = [_draw(backbone, sampling, prompt, sign) for prompt, sign in zip(prompts, signs, strict=True)]
+
+    def score(owners: list[int], replies: list[str]) -> list[float]:
+        values = scorer([prompts[owner] for owner in owners], replies)
+        return [signs[owner] * value for owner, value in zip(owners, values, strict=True)]
+
+    generator = torch.Generator().manual_seed(int(task.key, 16) ^ seed)
+    replies = sample_replies(
+        backbone,
+        draws,
+        score,
+        samples=sampling.samples,
+        block=sampling.block,
+        max_new_tokens=sampling.max_new_tokens,
+        generator=generator,
+    )
+    marks = scorer(prompts, [reply.text for reply in replies])
+    half = len(task.prompts)
+    for index, prompt in enumerate(task.prompts):
+        gap = marks[index] - marks[half + index]
+        reason = _reason(replies[index], replies[half + index], gap, sampling.min_gap)
+        yield {"dropped": reason} if reason else _row(
+            prompt, replies[index], replies[half + index], task.feature.name
+        )
+
+
+def _draw(backbone: Backbone, sampling: Sampling, prompt: str, sign: float) -> Draw:
+    plain = tuple(_encode(backbone, prompt, Style()))
+    if not sampling.styles:
+        return Draw((plain,), (1.0,))
+    # Any fixed choice would do; this one does not depend on what else is sampled.
+    chosen = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % len(sampling.styles)
+    more, less = (tuple(_encode(backbone, prompt, style)) for style in sampling.styles[chosen])
+    return Draw((plain, more, less), (1.0, sign * sampling.contrast, -sign * sampling.contrast))
+
+
+def _encode(backbone: Backbone, prompt: str, style: Style) -> list[int]:
+    system = [{"role": "system", "content": style.system}] if style.system else []
+    return backbone.encode_prompt([*system, {"role": "user", "content": prompt}], start=style.start)
+
+
+def _reason(chosen: Reply, rejected: Reply, gap: float, min_gap: float) -> str:
+    """Why two replies make no pair; "" if they do."""
+    for reply in (chosen, rejected):
+        words = reply.text.lower().split()
+        if len(words) < _MIN_WORDS:
+            return "too short"
+        if len(set(words)) < _MIN_DISTINCT * len(words):
+            return "repeats itself"
+    return "" if gap > min_gap else "the scorer sees no difference"
+
+
+def _row(prompt: str, chosen: Reply, rejected: Reply, feature: str) -> dict[str, Any]:
+    pair = Pair(
+        messages=({"role": "user", "content": prompt},),
+        chosen=chosen.text,
+        rejected=rejected.text,
+        weights={feature: 1.0},
+        chosen_finished=chosen.finished,
+        rejected_finished=rejected.finished,
+    )
+    return pair_to_row(pair)
+
+
+def _read_partial(path: Path, stamp: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Tasks that an interrupted run has done; a new file begins with the settings that it is for."""
+    header = json.dumps(stamp, sort_keys=True)
+    if not path.exists():
+        path.write_text(header + "\n", encoding="utf-8")
+        return {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if json.loads(lines[0]) != json.loads(header):
+        raise OptionError(
+            f"{path} was begun with other settings", hint="use those again, or remove it to begin anew"
+        )
+    whole = [line for line in lines[1:-1] if line]
+    if lines[-1]:  # cut off while it was written
+        path.write_text("\n".join([lines[0], *whole]) + "\n", encoding="utf-8")
+    return {entry["task"]: entry["rows"] for entry in map(json.loads, whole)}
