@@ -72,15 +72,16 @@ def outcomes(own: Array, other: Array) -> Array:
 
 def win_rate(won: Array) -> WinRate:
     """Of `outcomes`."""
-    shares = [float((won == value).mean()) for value in (1.0, 0.0, 0.5)]
-    return WinRate(*shares, bootstrap(mean, won))
+    win, lose, tie = (float((won == value).mean()) for value in (1.0, 0.0, 0.5))
+    return WinRate(win, lose, tie, bootstrap(mean, won))
 
 
 def mean(values: Array) -> Array:
     """Over prompts, the last axis; those without a score are left out."""
     known = ~np.isnan(values)
     total: Array = np.where(known, values, 0.0).sum(axis=-1)
-    return total / np.maximum(known.sum(axis=-1), 1)
+    average: Array = total / np.maximum(known.sum(axis=-1), 1)
+    return average
 
 
 def median_ratio(own: Array, other: Array) -> Array:
@@ -94,7 +95,8 @@ def rank_correlation(x: Array, y: Array) -> Array:
     x, y = (_ranks(values) - (values.shape[-1] - 1) / 2 for values in (x, y))
     scale = np.sqrt(np.square(x).sum(axis=-1) * np.square(y).sum(axis=-1))
     product: Array = (x * y).sum(axis=-1)
-    return np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
+    correlation: Array = np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
+    return correlation
 
 
 def _ranks(values: Array) -> Array:

@@ -101,7 +101,7 @@ def fill(job: Job, cells: Sequence[tuple[Cell, list[str]]], *, workers: int) -> 
     """Complete every cell for its prompts, and tell of each."""
     started = time.perf_counter()
     print(f"{len(cells)} cells to generate, {workers} worker{'s' if workers > 1 else ''}", flush=True)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ignore_interrupts) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_on_interrupt) as pool:
         futures = {pool.submit(fill_cell, job, cell, prompts): cell for cell, prompts in cells}
         try:
             for done, future in enumerate(as_completed(futures), start=1):
@@ -109,7 +109,6 @@ def fill(job: Job, cells: Sequence[tuple[Cell, list[str]]], *, workers: int) -> 
                 told = f"{len(file.replies)} replies, {file.tokens_per_s:.0f} tokens/s" if file else "was there"
                 print(f"{done:4d}/{len(cells)}  {minutes:5.1f} min  {futures[future].slug}: {told}", flush=True)
         except BaseException:
-            print("stopping after the cells in hand; the same command goes on from here", flush=True)
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -129,6 +128,6 @@ def _open(job: Job) -> tuple[CellGenerator, BasePerplexity]:
     return CellGenerator(generator, dict(job.factors)), BasePerplexity(find_smollm2(), job.bundle)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C is the parent's: a worker finishes the cell in hand."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_on_interrupt() -> None:
+    """Ctrl-C ends a worker at once and without a traceback; its cell in hand is lost, and no file is half-written."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -27,7 +27,7 @@ LABELS: dict[Method, str] = {
     "random": "PAD, random reward",
     "persrm": "PersRM alone",
 }
-MAIN: tuple[Method, ...] = ("prompted", "pad", "pad_prompted", "random", "persrm")
+MAIN: tuple[Method, ...] = ("prompted", "system", "pad", "pad_prompted", "random", "persrm")
 _HALF, _THIRD = math.sqrt(1 / 2), math.sqrt(1 / 3)
 MIXTURES: tuple[dict[str, float], ...] = (  # of unit length, so that only the direction is new; then three in full
     {"cheerful": _HALF, "simple": _HALF},

@@ -26,14 +26,14 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 )
 _DIRECTIONS = ((1, "o", BLUE), (-1, "s", ORANGE))
 FEATURE_COLOURS = {"cheerful": VERMILION, "simple": BLUE, "concise": GREEN}
-_FONT = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
+_FONT: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
 
 
 def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Every plot that the record has the parts for."""
     parts = record["parts"]
     made: list[tuple[str, Figure]] = []
-    with mpl.rc_context({**mpl.rcParamsDefault, "backend": "Agg", **_FONT}):
+    with mpl.rc_context(_FONT):
         if "frontier" in parts and "timings" in parts:
             made.append(("quality-frontier", frontier(parts["frontier"], parts["timings"])))
         if "main" in parts:
@@ -55,12 +55,17 @@ def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
 def frontier(rows: Sequence[Mapping[str, Any]], timings: Mapping[str, Mapping[str, float]]) -> Figure:
     """Alignment against time a token."""
     figure, axes = _figure(8, 4.8)
-    rates = {row["method"]: row["rate"] for row in rows}
+    rates: dict[str, Sequence[float]] = {row["method"]: row["rate"] for row in rows}
     rates |= {"base": [0.5, 0.5, 0.5], "mixture_rows": rates["mixture"]}
-    labels = {**LABELS, "mixture": "PAD, mixtures in one row", "mixture_rows": "PAD, mixtures, a row a trait"}
+    labels: dict[str, str] = {
+        **{str(name): label for name, label in LABELS.items()},
+        "mixture": "PAD, mixtures in one row",
+        "mixture_rows": "PAD, mixtures, a row a trait",
+    }
     styles = {
         "base": ("s", GREY),
         "prompted": ("D", GREY),
+        "system": ("^", GREY),
         "pad": ("o", VERMILION),
         "pad_words": ("^", VERMILION),
         "pad_prompted": ("v", VERMILION),
@@ -112,14 +117,15 @@ def win_rates(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def sweep(rows: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
     """Win rate and perplexity along one setting, a column for each feature."""
     features = list(dict.fromkeys(row["feature"] for row in rows))
-    values = sorted({row[key] for row in rows})
+    values, linear = sorted({row[key] for row in rows}), key == "beta"  # k doubles from one value to the next
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     panels = figure.subplots(2, len(features), sharex=True, sharey="row", squeeze=False)
     for column, feature in enumerate(features):
         upper, lower = panels[:, column]
         for weight, marker, colour in _DIRECTIONS:
             own = [row for row in rows if (row["feature"], row["weight"]) == (feature, weight)]
-            x = np.arange(len(own)) + 0.08 * (-1 if weight > 0 else 1)  # side by side: neither interval hides the other
+            x = np.array([row[key] for row in own], dtype=float) if linear else np.arange(len(own))
+            x = x + 0.03 * (-1 if weight > 0 else 1)  # side by side: neither interval hides the other
             rates, texture = [primary(row)["to_base"]["rate"] for row in own], [row["perplexity_ratio"] for row in own]
             for axes, estimates, factor in ((upper, rates, 100), (lower, texture, 1)):
                 errors = factor * np.concatenate([_errors(estimate) for estimate in estimates], axis=1)
@@ -127,7 +133,10 @@ def sweep(rows: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
                 axes.errorbar(x, y, yerr=errors, fmt=f"{marker}-", color=colour, ms=5, lw=1.3, capsize=2)
         upper.axhline(50, color=GREY, lw=0.8, ls=":")
         lower.axhline(1, color=GREY, lw=0.8, ls=":")
-        lower.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        if linear:
+            lower.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "0.5", "1", "1.5", "2"])
+        else:
+            lower.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         _name_directions(upper, feature)
     panels[0, 0].set(ylabel="win rate against\nthe base, %", ylim=(-4, 104), yticks=(0, 25, 50, 75, 100))
     lower = panels[1, 0]

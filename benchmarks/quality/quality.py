@@ -33,7 +33,7 @@ from random_reward import factors
 from replies import ReplyStore, is_complete
 from smollm2 import DEMO_PERSRM
 from table import tables
-from timings import measure_timings
+from timings import ensure_timings
 from traits import load_traits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=120, help="prompts of the main part")
     parser.add_argument("--sweep-prompts", type=int, default=40, help="prompts of all other parts: the first of them")
-    parser.add_argument("--perplexities", type=int, default=40, help="replies of a cell whose perplexity is measured")
+    parser.add_argument("--perplexities", type=int, default=24, help="replies of a cell whose perplexity is measured")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to generate")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
     parser.add_argument("--persrm", type=Path, default=DEMO_PERSRM)
@@ -122,7 +122,7 @@ def main() -> None:
     if {"main", "words", "mixtures"} <= set(ready):
         parts["frontier"] = evaluation.frontier()
     print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)
-    parts["timings"] = measure_timings(bundle, weights, prompts, traits)
+    parts["timings"] = ensure_timings(arguments.work / "timings.json", mark, bundle, weights, prompts, traits)
     record = {
         "what": "SmolLM2-135M-Instruct and its PersRM, fp32, greedy, by the exported bundle",
         "settings": {

@@ -108,4 +108,5 @@ def factors(scales: Mapping[str, Scale]) -> dict[str, float]:
 
 def _random_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     made = torch.randn(tensor.shape, generator=generator)
-    return made * (torch.linalg.vector_norm(tensor.float()) / torch.linalg.vector_norm(made))
+    scaled: torch.Tensor = made * (torch.linalg.vector_norm(tensor.float()) / torch.linalg.vector_norm(made))
+    return scaled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from methods import LABELS
@@ -15,12 +15,24 @@ WANTED = {
     ("concise", 1): "concise",
     ("concise", -1): "detailed",
 }
+_HEAD = (
+    "wanted",
+    "method",
+    "judge (base)",
+    "win rate, %",
+    "win / lose",
+    "equal words",
+    "vs prompted",
+    "distinct-2",
+    "perplexity",
+    "tokens (cut by the cap, %)",
+)
 
 
 def tables(record: Mapping[str, Any]) -> str:
     """All parts that the record has."""
     parts = record["parts"]
-    titled = [
+    titled: list[tuple[str, Callable[[Any], str], str]] = [
         ("Methods", main_table, "main"),
         ("Preferences in words", words_table, "words"),
         ("Strength beta", lambda rows: sweep_table(rows, "beta"), "beta"),
@@ -33,20 +45,13 @@ def tables(record: Mapping[str, Any]) -> str:
 
 
 def main_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ["wanted", "method", "judge (base)", "win rate, %", "win / lose", "equal words", "vs prompted"]
-    return _markdown(
-        [*head, "distinct-2", "perplexity", "tokens (cut by the cap, %)"],
-        [_cells(row, LABELS[row["method"]]) for row in rows],
-    )
+    return _markdown(_HEAD, [_cells(row, LABELS[row["method"]]) for row in rows])
 
 
 def words_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ["wanted", "method", "judge (base)", "win rate, %", "win / lose", "equal words", "vs prompted"]
     kinds = {True: "seen", False: "unseen"}
     named = [(row, LABELS[row["method"]] + (f", {kinds[row['seen']]}" if row["text"] else "")) for row in rows]
-    return _markdown(
-        [*head, "distinct-2", "perplexity", "tokens (cut by the cap, %)"], [_cells(row, name) for row, name in named]
-    )
+    return _markdown(_HEAD, [_cells(row, name) for row, name in named])
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -95,12 +100,12 @@ def mixture_table(part: Mapping[str, Any]) -> str:
 
 
 def timing_table(timings: Mapping[str, Mapping[str, float]]) -> str:
-    base = timings["base"]["p50"]
+    labels = {str(name): label for name, label in LABELS.items()}
     lines = [
-        [LABELS.get(name, name), f"{own['p50']:.1f} ({own['p25']:.1f} to {own['p75']:.1f})", f"{own['p50'] / base:.2f}"]  # type: ignore[call-overload]
+        [labels.get(name, name), f"{own['p50']:.1f} ({own['p25']:.1f} to {own['p75']:.1f})", f"{own['ratio']:.2f}"]
         for name, own in timings.items()
     ]
-    return _markdown(["method", "ms a token (quartiles)", "over base"], lines)
+    return _markdown(["method", "ms a token (quartiles)", "over base, median of rounds"], lines)
 
 
 def wanted(feature: str, weight: float) -> str:
@@ -137,7 +142,7 @@ def _cells(row: Mapping[str, Any], name: str) -> list[str]:
         interval(own["to_base"]["rate"]),
         f"{percent(own['to_base']['win'])} / {percent(own['to_base']['lose'])}",
         interval(equal["rate"]) if equal else "",
-        interval(own["to_prompted"]["rate"]),
+        "" if own["to_prompted"]["tie"] == 1 else interval(own["to_prompted"]["rate"]),
         f"{row['distinct_2'][0]:.2f} ({row['distinct_2_ratio'][0]:.2f}x)",
         f"{row['perplexity'][0] or 0:.1f} ({ratio(row)})",
         f"{row['tokens']:.0f} (cut {percent(row['cut'])}, base {percent(row['base_cut'])})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,17 @@ from pad_rt.preference import PreferenceLike
 from pad_rt.prompt import Prompt
 from traits import Trait
 
-TOKENS = 40
-ROUNDS = 6
-_METHODS: tuple[Method, ...] = ("base", "prompted", "pad", "pad_words", "pad_prompted", "random", "persrm")
+TOKENS = 16  # short turns: what else the machine does then hits all methods alike
+ROUNDS = 12
+_METHODS: tuple[Method, ...] = ("base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm")
 
 
 def measure_timings(
     bundle: Path, factors: Mapping[str, float], prompts: Sequence[str], traits: Mapping[str, Trait]
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds a decode step, by method; in every round each method takes its turn, in an order that turns.
+    """Milliseconds a decode step, and their ratio to the base's round by round, by method.
+
+    In every round each method takes its turn, in an order that turns.
 
     "mixture" has its weights in one reward row, "mixture_rows" is the same preference as a row for each feature.
     """
@@ -50,7 +53,33 @@ def measure_timings(
             result = generator.generate(request[0], preference=request[1], config=GenerationConfig(**options))
             if round_:
                 steps[name].append(result.timing.step_s * 1e3)
-    return {name: _quartiles(values) for name, values in steps.items()}
+    return {
+        name: {**_quartiles(values), "ratio": _median_ratio(values, steps["base"])} for name, values in steps.items()
+    }
+
+
+def ensure_timings(
+    path: Path,
+    mark: str,
+    bundle: Path,
+    factors: Mapping[str, float],
+    prompts: Sequence[str],
+    traits: Mapping[str, Trait],
+) -> dict[str, dict[str, float]]:
+    """`measure_timings`, kept at a path for the bundle with this mark; delete the file to measure again."""
+    settings = {"mark": mark, "tokens": TOKENS, "rounds": ROUNDS}
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["settings"] == settings:
+            kept: dict[str, dict[str, float]] = record["timings"]
+            return kept
+    timings = measure_timings(bundle, factors, prompts, traits)
+    path.write_text(json.dumps({"settings": settings, "timings": timings}, indent=1) + "\n", encoding="utf-8")
+    return timings
+
+
+def _median_ratio(own: Sequence[float], base: Sequence[float]) -> float:
+    return round(statistics.median(one / other for one, other in zip(own, base, strict=True)), 3)
 
 
 def _quartiles(values: Sequence[float]) -> dict[str, float]:

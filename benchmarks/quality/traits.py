@@ -57,8 +57,15 @@ def load_traits(path: Path) -> dict[str, Trait]:
             if _words(text) in trained:
                 raise SystemExit(f"{text!r} was used in training: choose another in {Path(__file__).name}")
         overlap = tuple(max(len(_words(text) & words) / len(_words(text)) for words in trained) for text in unseen)
-        traits[name] = Trait(name, (more[0], less[0]), unseen, (overlap[0], overlap[1]), MAX_NEW_TOKENS[name])
+        traits[name] = Trait(
+            name, (_sentence(more), _sentence(less)), unseen, (overlap[0], overlap[1]), MAX_NEW_TOKENS[name]
+        )
     return traits
+
+
+def _sentence(wordings: list[str]) -> str:
+    """The first wording that is a sentence, which a base understands best, or else the first."""
+    return next((text for text in wordings if text.endswith(".")), wordings[0])
 
 
 def _words(text: str) -> set[str]:

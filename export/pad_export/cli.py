@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 from pad_runtime import contract
-from pad_runtime.command import EXIT_INTERRUPTED, EXIT_TERMINATED, run_command
+from pad_runtime.command import run_interruptible
 from pad_runtime.errors import PadError
 
 _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
@@ -19,28 +18,7 @@ _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-r
 def main(argv: list[str] | None = None) -> int:
     """Run `pad-export` with these arguments (None: the process's own) and give its exit code."""
     options = _parser().parse_args(argv)
-    received: list[int] = []
-
-    def interrupt(number: int, _: object) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    def export() -> None:
-        try:
-            _export(options)
-        except Exception:
-            if received:  # extension modules turn an interrupt into errors of their own
-                raise KeyboardInterrupt from None
-            raise
-
-    # A polite kill unwinds like Ctrl-C, so that the half-written bundle goes with the process.
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = run_command("pad-export", export)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return EXIT_TERMINATED if signal.SIGTERM in received and code == EXIT_INTERRUPTED else code
+    return run_interruptible("pad-export", lambda: _export(options))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -39,6 +40,31 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     return 0
+
+
+def run_interruptible(name: str, command: Callable[[], None]) -> int:
+    """`run_command` for work that cleans up after itself: a polite kill (SIGTERM) unwinds it as Ctrl-C does."""
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        try:
+            command()
+        except Exception:
+            if received:  # extension modules turn an interrupt into errors of their own
+                raise KeyboardInterrupt from None
+            raise
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = run_command(name, work)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return EXIT_TERMINATED if signal.SIGTERM in received and code == EXIT_INTERRUPTED else code
 
 
 def show_error(name: str, error: PadError) -> None:

@@ -50,7 +50,7 @@ class Backbone:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary, float32, [..., vocab], of final hidden states [..., hidden]."""
         # A strided bfloat16 operand falls to a kernel a hundred times slower.
-        return self._cap(self.model.lm_head(hidden.contiguous()).float())
+        return self.cap(self.model.lm_head(hidden.contiguous()).float())
 
     def candidate_logits(self, hidden: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """Logits of some tokens only, float32, [..., k].
@@ -60,10 +60,11 @@ class Backbone:
             candidates: token ids, [..., k], the leading axes those of `hidden`.
         """
         rows = self.model.lm_head.weight[candidates].float()  # [..., k, hidden]
-        return self._cap((rows @ hidden.float().unsqueeze(-1)).squeeze(-1))
+        return self.cap((rows @ hidden.float().unsqueeze(-1)).squeeze(-1))
 
-    def _cap(self, logits: torch.Tensor) -> torch.Tensor:
-        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
+    def cap(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits as the model ends them: Gemma 2 caps them softly."""
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def encode_reply(self, text: str, *, finished: bool) -> list[int]:

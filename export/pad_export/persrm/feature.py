@@ -26,7 +26,7 @@ class Sampling:
     """How `pad-train pairs` samples replies with more and with less of a feature.
 
     Attributes:
-        scorer: "MODULE:NAME" or "FILE.py:NAME" of a callable (prompts, replies) -> scores, or "hf:DIR" of a reward model.
+        scorer: "MODULE:NAME" or "FILE.py:NAME" of a callable (prompts, replies) -> scores, or "hf:DIR", a reward model.
         styles: (more, less) pairs, taken in turn. Without any, only the scorer tells more from less.
         contrast: gamma in z(plain) +- gamma * (z(more) - z(less)), the logits that a token is drawn from.
         samples: candidates a block, of which the scorer keeps the best.
@@ -97,14 +97,16 @@ def _read_sampling(path: Path, where: str, entry: Any) -> Sampling:
     styles = values.get("styles", [])
     if not isinstance(styles, list):
         raise OptionError(f"{where}: styles is {styles!r}", expected='a list of {"more": {...}, "less": {...}}')
-    numbers = {
-        "contrast": _number(where, "contrast", values.get("contrast", 2.0), lowest=0.0),
-        "min_gap": _number(where, "min_gap", values.get("min_gap", 0.0), lowest=0.0),
-    }
     counts = {
         name: _count(where, name, values[name]) for name in ("samples", "block", "max_new_tokens") if name in values
     }
-    return Sampling(scorer, tuple(_read_styles(where, style) for style in styles), **numbers, **counts)
+    return Sampling(
+        scorer,
+        styles=tuple(_read_styles(where, style) for style in styles),
+        contrast=_number(where, "contrast", values.get("contrast", Sampling.contrast), lowest=0.0),
+        min_gap=_number(where, "min_gap", values.get("min_gap", Sampling.min_gap), lowest=0.0),
+        **counts,
+    )
 
 
 def _read_styles(where: str, entry: Any) -> tuple[Style, Style]:

@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pad_export.persrm.backbone import Backbone
+from pad_export.persrm.example import swapped
 from pad_export.persrm.feature import Feature, Sampling, Style
 from pad_export.persrm.pair import Pair
 from pad_export.persrm.pair_file import pair_to_row
@@ -20,6 +21,7 @@ from pad_export.persrm.sampler import Draw, Reply, sample_replies
 from pad_export.persrm.scorer import Scorer
 from pad_runtime.errors import OptionError
 
+_SAME = "the scorer sees no difference"
 _MIN_WORDS = 4
 _MIN_DISTINCT = 0.6  # share of different words below which a reply only repeats itself
 
@@ -56,8 +58,8 @@ def make_pairs(
 ) -> Counter[str]:
     """Sample every task's pairs and write them to `output`, one JSON object a line.
 
-    What is done is kept in `output` + ".partial" as it comes; the same call goes on from there after an interruption, and
-    gives the same file as one that was never interrupted.
+    What is done is kept in `output` + ".partial" as it comes; the same call goes on from there after an interruption,
+    and gives the same file as one that was never interrupted.
 
     Returns:
         How many pairs were kept, by feature, and dropped, by reason.
@@ -77,12 +79,40 @@ def make_pairs(
                 file.write(json.dumps({"task": task.key, "rows": rows}, ensure_ascii=False) + "\n")
                 file.flush()
             counts.update(row.get("dropped", task.feature.name) for row in done[task.key])
-    kept = [row for task in tasks for row in done[task.key] if "dropped" not in row]
-    staged = output.with_name(output.name + ".new")
-    staged.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
-    staged.replace(output)
+    _write_rows(output, (row for task in tasks for row in done[task.key] if "dropped" not in row))
     partial.unlink()
     return counts
+
+
+def rank_pairs(
+    pairs: Iterable[Pair], features: Iterable[Feature], scorers: dict[str, Scorer], output: Path
+) -> Counter[str]:
+    """Rank given replies by every feature's scorer, and write a pair for each feature that tells them apart.
+
+    Returns:
+        As `make_pairs`.
+    """
+    counts: Counter[str] = Counter()
+    rows = []
+    ranked = [(feature, feature.sampling) for feature in features if feature.sampling is not None]
+    for pair in pairs:
+        prompt = pair.messages[-1]["content"]
+        for feature, sampling in ranked:
+            first, second = scorers[feature.name]([prompt, prompt], [pair.chosen, pair.rejected])
+            better = pair if first > second else swapped(pair)
+            if abs(first - second) <= sampling.min_gap:
+                counts[_SAME] += 1
+                continue
+            counts[feature.name] += 1
+            rows.append(pair_to_row(replace(better, preference=None, weights={feature.name: 1.0}, margins={})))
+    _write_rows(output, rows)
+    return counts
+
+
+def _write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> None:
+    staged = output.with_name(output.name + ".new")
+    staged.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    staged.replace(output)
 
 
 def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> Iterable[dict[str, Any]]:
@@ -111,9 +141,7 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
     for index, prompt in enumerate(task.prompts):
         gap = marks[index] - marks[half + index]
         reason = _reason(replies[index], replies[half + index], gap, sampling.min_gap)
-        yield {"dropped": reason} if reason else _row(
-            prompt, replies[index], replies[half + index], task.feature.name
-        )
+        yield {"dropped": reason} if reason else _row(prompt, replies[index], replies[half + index], task.feature.name)
 
 
 def _draw(backbone: Backbone, sampling: Sampling, prompt: str, sign: float) -> Draw:
@@ -139,7 +167,7 @@ def _reason(chosen: Reply, rejected: Reply, gap: float, min_gap: float) -> str:
             return "too short"
         if len(set(words)) < _MIN_DISTINCT * len(words):
             return "repeats itself"
-    return "" if gap > min_gap else "the scorer sees no difference"
+    return "" if gap > min_gap else _SAME
 
 
 def _row(prompt: str, chosen: Reply, rejected: Reply, feature: str) -> dict[str, Any]:
@@ -162,9 +190,7 @@ def _read_partial(path: Path, stamp: dict[str, Any]) -> dict[str, list[dict[str,
         return {}
     lines = path.read_text(encoding="utf-8").split("\n")
     if json.loads(lines[0]) != json.loads(header):
-        raise OptionError(
-            f"{path} was begun with other settings", hint="use those again, or remove it to begin anew"
-        )
+        raise OptionError(f"{path} was begun with other settings", hint="use those again, or remove it to begin anew")
     whole = [line for line in lines[1:-1] if line]
     if lines[-1]:  # cut off while it was written
         path.write_text("\n".join([lines[0], *whole]) + "\n", encoding="utf-8")

@@ -14,8 +14,8 @@ class Pair:
     """Two replies to one prompt, the chosen one preferred.
 
     By whom is said in one of four ways: `weights` (a person w_p over named features), `preference` (a person in words;
-    with weights too, both apply), `margins` (each feature's own verdict, from which people are drawn), or nothing (the one
-    person whose w_p is to be learned).
+    with weights too, both apply), `margins` (each feature's own verdict, from which people are drawn), or nothing (the
+    one person whose w_p is to be learned).
 
     Attributes:
         messages: the conversation, its last turn the user's.

@@ -45,7 +45,9 @@ def checked(spec: str, scorer: Callable[[Sequence[str], Sequence[str]], Any]) ->
     def score(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
         scores = [float(value) for value in scorer(prompts, replies)]
         if len(scores) != len(replies) or not all(math.isfinite(value) for value in scores):
-            raise OptionError(f"scorer {spec} gave {scores[:4]} for {len(replies)} replies", expected="one finite number each")
+            raise OptionError(
+                f"scorer {spec} gave {scores[:4]} for {len(replies)} replies", expected="one finite number each"
+            )
         return scores
 
     return score
@@ -69,7 +71,9 @@ def _load_reward_model(folder: Path) -> Scorer:
     except Exception as error:  # a checkpoint can fail in any way
         raise OptionError(f"scorer hf:{folder} cannot be loaded ({error})", expected="a reward model folder") from error
     if model.config.num_labels != 1:
-        raise OptionError(f"scorer hf:{folder} has {model.config.num_labels} labels", expected="a reward model, with one")
+        raise OptionError(
+            f"scorer hf:{folder} has {model.config.num_labels} labels", expected="a reward model, with one"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id

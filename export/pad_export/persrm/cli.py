@@ -1,0 +1,335 @@
+"""The command `pad-train`: preference pairs in, a PersRM out; and `pad-train pairs`, which makes the pairs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pad_runtime.command import run_interruptible
+from pad_runtime.errors import OptionError, PadError
+
+if TYPE_CHECKING:
+    from pad_export.persrm.make_pairs import Task
+    from pad_export.persrm.train import TrainingOptions
+
+_EXTRA = ("torch", "transformers", "peft", "accelerate", "gguf", "tqdm")  # what pad-rt[train] adds
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `pad-train` with these arguments (None: the process's own) and give its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    # Before torch is loaded: threads that spin while they wait made a busy 2-core machine ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if arguments[:1] == ["pairs"]:
+        options = _pairs_parser().parse_args(arguments[1:])
+        return run_interruptible("pad-train pairs", lambda: _with_extra(lambda: _pairs(options)))
+    options = _train_parser().parse_args(arguments)
+    return run_interruptible("pad-train", lambda: _with_extra(lambda: _train(options)))
+
+
+def _with_extra(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise PadError(f"{error.name} is not installed", hint="pip install 'pad-rt[train]'") from None
+
+
+def _train(options: argparse.Namespace) -> None:
+    from pad_export.persrm.pair_file import parse_source, read_pairs
+
+    _check_new(options.output)
+    settings = _training_options(options)
+    pairs, reports = read_pairs([parse_source(argument) for argument in options.data])
+    report = _silent if options.quiet else _report
+    for entry in reports:
+        for line in entry.lines():
+            report(line)
+    report("loading torch")
+    from pad_export.checkpoint import open_checkpoint
+    from pad_export.persrm.example import feature_names, with_words
+    from pad_export.persrm.feature import read_features
+    from pad_export.persrm.train import train_persrm
+
+    _set_threads(options.threads)
+    if options.features is not None:
+        described = read_features(options.features)
+        unknown = [name for name in feature_names(pairs) if name not in described]
+        if unknown:
+            raise OptionError(
+                f"the data speaks of the feature {unknown[0]}",
+                expected=f"one of {', '.join(described)}, those of {options.features}",
+            )
+        pairs = with_words(pairs, described, settings.seed)
+    checkpoint = open_checkpoint(options.base)
+    metrics = train_persrm(
+        checkpoint,
+        pairs,
+        feature_names(pairs),
+        options.output,
+        settings,
+        name=options.name or options.output.resolve().name,
+        base_name=options.base_name or str(options.base),
+        report=report,
+        quiet=options.quiet,
+    )
+    print(f"wrote {options.output}")
+    for key, value in metrics.items():
+        if key != "loss":
+            label = key.removeprefix("accuracy").removeprefix("_") or "all features"
+            print(f"  held-out pairwise accuracy, {label}: {value:.1%}")
+    command = ["pad-export", "--base", str(options.base), "--persrm", str(options.output), "-o", "BUNDLE"]
+    print(f"try: {shlex.join(command)}")
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    from pad_export.persrm.feature import read_features
+
+    if options.output.exists():
+        raise OptionError(f"-o {options.output} exists", hint="choose another path, or remove it")
+    if options.replies and options.prompts:
+        raise OptionError("--prompts and --replies", expected="one of them: replies are sampled, or given")
+    features = read_features(options.features)
+    sampled = {name: feature for name, feature in features.items() if feature.sampling is not None}
+    if not sampled:
+        raise OptionError(f"{options.features} has no feature with a scorer", expected='"sampling": {"scorer": ...}')
+    report = _silent if options.quiet else _report
+    report("loading torch")
+    from pad_export.persrm.make_pairs import make_pairs, plan_tasks, rank_pairs
+    from pad_export.persrm.scorer import load_scorer
+
+    _set_threads(options.threads)
+    scorers = {name: load_scorer(feature.sampling.scorer) for name, feature in sampled.items() if feature.sampling}
+    if options.replies:
+        from pad_export.persrm.pair_file import parse_source, read_pairs
+
+        pairs, reports = read_pairs([parse_source(argument) for argument in options.replies])
+        for entry in reports:
+            for line in entry.lines():
+                report(line)
+        counts = rank_pairs(pairs, sampled.values(), scorers, options.output)
+    else:
+        if options.prompts is None or options.base is None:
+            raise OptionError("no prompts to sample replies for", expected="--base and --prompts, or --replies")
+        import torch
+
+        from pad_export.checkpoint import open_checkpoint
+        from pad_export.persrm.backbone import load_backbone
+
+        prompts = _read_prompts(options.prompts)[: options.limit]
+        backbone = load_backbone(open_checkpoint(options.base), dtype=torch.bfloat16)
+        counts = make_pairs(
+            backbone,
+            plan_tasks(prompts, sampled.values(), batch=options.batch),
+            scorers,
+            options.output,
+            settings={"batch": options.batch, "dtype": "bf16"},
+            seed=options.seed,
+            progress=_silent_bar if options.quiet else _bar,
+        )
+    kept = ", ".join(f"{name} {counts.pop(name, 0)}" for name in sampled)
+    print(f"wrote {options.output}: pairs by feature: {kept}")
+    for reason, count in counts.most_common():
+        print(f"  {count} dropped: {reason}")
+
+
+def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
+    from tqdm import tqdm
+
+    bar: Iterable[Task] = tqdm(tasks, desc="sampling", unit="batch", mininterval=2.0)
+    return bar
+
+
+def _silent_bar(tasks: Sequence[Task]) -> Iterable[Task]:
+    return tasks
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """One prompt a line; blank lines and repetitions are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(
+            f"--prompts {path} cannot be read ({error})", expected="a text file, one prompt a line"
+        ) from None
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not prompts:
+        raise OptionError(f"--prompts {path} holds no prompt", expected="one a line")
+    return prompts
+
+
+def _training_options(options: argparse.Namespace) -> TrainingOptions:
+    from pad_export.persrm.options import TrainingOptions
+
+    return TrainingOptions(**{field.name: getattr(options, field.name) for field in fields(TrainingOptions)})
+
+
+def _check_new(output: Path) -> None:
+    if os.path.lexists(output):
+        raise OptionError(f"-o {output} exists", hint="choose another path, or remove it")
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+def _number(lowest: float, highest: float = math.inf) -> Callable[[str], float]:
+    def parse(argument: str) -> float:
+        value = float(argument)
+        if not lowest <= value <= highest:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"number from {lowest:g} to {highest:g}"
+    return parse
+
+
+def _count(argument: str) -> int:
+    value = int(argument)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_count.__name__ = "positive integer"
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    from pad_export.persrm.options import TrainingOptions
+
+    defaults = TrainingOptions()
+    parser = argparse.ArgumentParser(
+        prog="pad-train",
+        description="Train a personalized reward model (PersRM) on preference pairs, in two stages. `pad-train pairs` makes "
+        "pairs. An interrupted run goes on from its last checkpoint when the same command is given again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pad-train {version('pad-rt')}")
+    parser.add_argument(
+        "--base", metavar="DIR", type=Path, required=True, help="Hugging Face model folder, or a .gguf file"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="[NAME=]FILE",
+        nargs="+",
+        required=True,
+        help="JSONL of {prompt, chosen, rejected, weights and/or preference}, or the files of HelpSteer2, PKU-SafeRLHF, "
+        "Rewards-in-Context, hh-rlhf, UltraFeedback, OneStopEnglish, sentence polarity; NAME is the feature that a "
+        "file's chosen replies have more of, where it does not say",
+    )
+    parser.add_argument("-o", "--output", metavar="ADAPTER", type=Path, required=True, help="folder to create")
+    parser.add_argument(
+        "--features",
+        metavar="FILE",
+        type=Path,
+        help="JSON that words the features; the PersRM then also learns to read words",
+    )
+    parser.add_argument("--name", help="name of the PersRM in a bundle (default: that of the folder)")
+    parser.add_argument(
+        "--base-name", metavar="NAME", help="what the adapter calls its base (default: --base as given)"
+    )
+    group = parser.add_argument_group("training")
+    real, rate = _number(0.0), _number(0.0, 1.0)
+    group.add_argument("--rank", type=_count, default=defaults.rank, help="rank of the LoRA (default %(default)s)")
+    group.add_argument("--alpha", type=real, default=defaults.alpha, help="its alpha (default %(default)s)")
+    group.add_argument(
+        "--beta", type=real, default=defaults.beta, help="scale of the log-ratio in the loss (default %(default)s)"
+    )
+    group.add_argument(
+        "--calm",
+        type=real,
+        default=defaults.calm,
+        help="weight of the term that keeps rewards small where nothing is at stake (default %(default)s)",
+    )
+    group.add_argument("--lr", type=rate, default=defaults.lr, help="learning rate of the LoRA (default %(default)s)")
+    group.add_argument(
+        "--head-lr", type=rate, default=defaults.head_lr, help="of the head and w_p (default %(default)s)"
+    )
+    group.add_argument(
+        "--epochs", type=real, default=defaults.epochs, help="passes of stage 1, LoRA and head (default %(default)s)"
+    )
+    group.add_argument(
+        "--head-epochs",
+        type=real,
+        default=defaults.head_epochs,
+        help="passes of stage 2, head and w_p alone (default %(default)s)",
+    )
+    group.add_argument("--batch", type=_count, default=defaults.batch, help="examples of a batch (default %(default)s)")
+    group.add_argument(
+        "--accumulate", type=_count, default=defaults.accumulate, help="batches of a step (default %(default)s)"
+    )
+    group.add_argument(
+        "--candidates",
+        type=_count,
+        default=defaults.candidates,
+        help="tokens at each position that rewards are normalised over (default %(default)s)",
+    )
+    group.add_argument("--max-prompt", type=_count, default=defaults.max_prompt, help="tokens (default %(default)s)")
+    group.add_argument("--max-reply", type=_count, default=defaults.max_reply, help="tokens (default %(default)s)")
+    group.add_argument(
+        "--held-out",
+        type=_number(0.0, 0.9),
+        default=defaults.held_out,
+        help="share of the prompts kept for measuring (default %(default)s)",
+    )
+    group.add_argument(
+        "--save-steps", type=_count, default=defaults.save_steps, help="steps between checkpoints (default %(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=defaults.seed, help="of everything random (default %(default)s)")
+    group.add_argument(
+        "--dtype", choices=("bf16", "fp32"), default=defaults.dtype, help="of the frozen weights (default %(default)s)"
+    )
+    _add_common(parser)
+    return parser
+
+
+def _pairs_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pad-train pairs",
+        description="Make preference pairs of the base's own replies: sampled with more and with less of each feature, ranked by its "
+        "scorer. An interrupted run goes on when the same command is given again.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--base", metavar="DIR", type=Path, help="Hugging Face model folder, or a .gguf file")
+    parser.add_argument(
+        "--features",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="JSON that says how each feature is sampled and scored",
+    )
+    parser.add_argument("--prompts", metavar="FILE", type=Path, help="text, one prompt a line")
+    parser.add_argument(
+        "--replies", metavar="FILE", nargs="+", help="pairs whose replies are to be ranked, instead of sampling any"
+    )
+    parser.add_argument("-o", "--output", metavar="PAIRS", type=Path, required=True, help="JSONL to create")
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N prompts")
+    parser.add_argument("--batch", type=_count, default=8, help="prompts sampled together (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default %(default)s)")
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads (default: torch's own)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")

@@ -1,0 +1,89 @@
+"""A PersRM while it is trained: backbone, LoRA and feature head, and the rewards they give each token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from pad_export.persrm.backbone import Backbone
+from pad_export.persrm.example import Batch
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the base says at each position of a batch's replies.
+
+    Attributes:
+        candidates: [n, k] token ids: the token that the reply has there, then the base's likeliest others.
+        log_probs: [n, k] of the base, normalised over those k.
+    """
+
+    candidates: torch.Tensor
+    log_probs: torch.Tensor
+
+
+class RewardModel(torch.nn.Module):
+    """phi_i(s, a) = log p_i(a|s) - log p_base(a|s), with p_i(a|s) = softmax over T of lm_head(h + M_i h + b_i).
+
+    T is the base's top k at s and the token itself. Decoding looks at no other token, and a normaliser over T cancels
+    there as one over the vocabulary does, so a normaliser over T is what the official decoder computes, and it makes
+    the head as cheap in training as it is at run time.
+
+    Args:
+        backbone: frozen.
+        features: names of the d features.
+        rank, alpha: of the LoRA on all linear layers of the decoder.
+    """
+
+    def __init__(self, backbone: Backbone, features: Sequence[str], *, rank: int, alpha: float) -> None:
+        super().__init__()
+        hidden = backbone.model.config.hidden_size
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        self.features = tuple(features)
+        self.backbone = backbone
+        self.trunk: Any = get_peft_model(backbone.model, config)
+        self.head = torch.nn.Parameter(torch.zeros(len(features), hidden, hidden))  # M
+        self.bias = torch.nn.Parameter(torch.zeros(len(features), hidden))
+        self.learned_weights = torch.nn.Parameter(torch.zeros(len(features)))  # w_p of whoever names no weights
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Final hidden states before each reply token, [n, hidden]."""
+        decoder = self.trunk.get_base_model().model
+        output = decoder(batch.ids, attention_mask=batch.sees[:, None], position_ids=batch.positions)
+        return output.last_hidden_state[batch.rows, batch.sources]
+
+    @torch.no_grad()
+    def refer(self, batch: Batch, k: int) -> Reference:
+        """Ask the base, the adapter being off. The batch's prompts are the plain ones."""
+        self.eval()
+        with self._adapter_off():
+            logits = self.backbone.logits(self.hidden(batch))  # [n, vocab]
+        k = min(k, logits.shape[-1])
+        own = batch.targets[:, None]
+        candidates = logits.scatter(1, own, torch.inf).topk(k).indices  # the token itself comes first
+        return Reference(candidates, logits.gather(1, candidates).log_softmax(-1))
+
+    def forward(self, hidden: torch.Tensor, reference: Reference) -> torch.Tensor:
+        """phi of every candidate, [d, n, k]; that of the reply's own token is [..., 0]."""
+        hidden = hidden.float()
+        changed = hidden + hidden @ self.head.transpose(1, 2) + self.bias[:, None]  # [d, n, hidden]
+        rows = self.backbone.model.lm_head.weight.detach()[reference.candidates].float()  # [n, k, hidden]
+        logits = self.backbone.cap(torch.einsum("nkh,dnh->dnk", rows, changed))
+        return logits.log_softmax(-1) - reference.log_probs
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """What training changes, by name: LoRA factors, head, bias and w_p."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if "lora_" in name or name in ("head", "bias", "learned_weights")
+        }
+
+    def _adapter_off(self) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = self.trunk.disable_adapter()
+        return context

@@ -1,0 +1,216 @@
+"""One stage of training on transformers' Trainer; added are the loss, held-out accuracy and whole checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from pad_export.persrm.example import Example, make_batch
+from pad_export.persrm.loss import bradley_terry, reply_margins, spread
+from pad_export.persrm.reward_model import Reference, RewardModel
+
+_WEIGHTS = "trained.safetensors"
+_COMPLETE = "complete"  # written last into a checkpoint; without it, one was interrupted
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage trains.
+
+    Attributes:
+        beta: scale of the log-ratio in the loss.
+        calm: weight of the spread term; 0 leaves the paper's loss.
+        lr, head_lr: learning rates of the LoRA, and of head and w_p.
+        epochs, batch: passes over the examples, and examples of a batch.
+        accumulate: batches of one optimizer step.
+        save_steps: optimizer steps between checkpoints.
+        seed: of the order.
+    """
+
+    beta: float
+    calm: float
+    lr: float
+    head_lr: float
+    epochs: float
+    batch: int
+    accumulate: int
+    save_steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """An example with what stays the same while training: the base's answers, and in stage 2 the hidden states."""
+
+    example: Example
+    reference: Reference
+    hidden: torch.Tensor | None = None
+
+
+class StageTrainer(Trainer):  # type: ignore[misc]
+    """Trains LoRA and head (stage 1: items without hidden states) or head and w_p alone (stage 2: items with them)."""
+
+    def __init__(
+        self,
+        model: RewardModel,
+        items: Sequence[Item],
+        held_out: Sequence[Item],
+        folder: Path,
+        recipe: Recipe,
+        *,
+        quiet: bool,
+    ) -> None:
+        steps = max(1, len(items) // (recipe.batch * recipe.accumulate))
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            use_cpu=not torch.cuda.is_available(),
+            per_device_train_batch_size=recipe.batch,
+            gradient_accumulation_steps=recipe.accumulate,
+            num_train_epochs=recipe.epochs,
+            learning_rate=recipe.lr,
+            lr_scheduler_type="linear",
+            warmup_steps=min(10, steps),
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            logging_steps=max(1, min(10, steps)),
+            logging_first_step=True,
+            save_steps=recipe.save_steps,
+            save_total_limit=2,
+            eval_strategy="epoch",
+            seed=recipe.seed,
+            data_seed=recipe.seed,
+            dataloader_num_workers=0,
+            remove_unused_columns=False,
+            report_to=[],
+            disable_tqdm=quiet,
+        )
+        super().__init__(
+            model=model, args=arguments, train_dataset=list(items), eval_dataset=list(held_out), data_collator=list
+        )
+        self.remove_callback(PrinterCallback)
+        self.recipe = recipe
+        self._recent: list[float] = []
+
+    def compute_loss(self, model: RewardModel, inputs: list[Item], return_outputs: bool = False, **_: Any) -> Any:
+        """Bradley-Terry on the token-summed rewards, plus the spread of the reward over the base's candidates."""
+        margins, calm = _judge(model, inputs)
+        loss = bradley_terry(margins, self.recipe.beta) + self.recipe.calm * calm
+        self._recent += (margins.detach() > 0).float().tolist()
+        return (loss, margins) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Loss and pairwise accuracy on the held-out part, by feature."""
+        metrics = {f"eval_{name}": value for name, value in measure(self.model, self.eval_dataset, self.recipe).items()}
+        self.log(metrics)
+        self.model.train()
+        return metrics
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Also the accuracy on the batches since the last line, each seen for the first time in the first epoch."""
+        if "loss" in logs and self._recent:
+            logs["accuracy"] = round(sum(self._recent) / len(self._recent), 3)
+            self._recent = []
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        """AdamW with the head's own learning rate; without LoRA factors in it where they do not train."""
+        trainable = {name: p for name, p in self.model.trainable().items() if p.requires_grad}
+        lora = [p for name, p in trainable.items() if "lora_" in name]
+        other = [p for name, p in trainable.items() if "lora_" not in name]
+        groups = [{"params": lora, "lr": self.recipe.lr}, {"params": other, "lr": self.recipe.head_lr}]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, **_: Any) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().contiguous() for name, p in self.model.trainable().items()}, folder / _WEIGHTS)
+
+    def _save_checkpoint(self, model: Any, trial: Any, **options: Any) -> None:
+        super()._save_checkpoint(model, trial, **options)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / _COMPLETE).touch()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *_: Any) -> None:
+        load_trained(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
+
+    def _wrap_model(self, model: Any, *_: Any, **__: Any) -> Any:
+        return model
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; what an interruption or a full disk left half-written is removed."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / _COMPLETE).exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def load_trained(model: RewardModel, path: Path) -> None:
+    """Put saved LoRA factors, head and w_p into a model."""
+    saved = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.trainable().items():
+            parameter.copy_(saved[name])
+
+
+def save_trained(model: RewardModel, path: Path) -> None:
+    """Write LoRA factors, head and w_p, whole or not at all."""
+    staged = path.with_suffix(".new")
+    save_file({name: p.detach().contiguous() for name, p in model.trainable().items()}, staged)
+    staged.replace(path)
+
+
+@torch.no_grad()
+def measure(model: RewardModel, items: Sequence[Item], recipe: Recipe) -> dict[str, float]:
+    """Loss, and the share of pairs whose chosen reply gets more reward, over all and by feature."""
+    model.eval()
+    losses, hits = [], {}
+    for begin in range(0, len(items), recipe.batch):
+        part = list(items[begin : begin + recipe.batch])
+        margins, calm = _judge(model, part)
+        losses.append((float(bradley_terry(margins, recipe.beta) + recipe.calm * calm), len(part)))
+        for item, margin in zip(part, margins.tolist(), strict=True):
+            hits.setdefault(item.example.label, []).append(margin > 0)
+    if not losses:
+        return {}
+    flat = [hit for values in hits.values() for hit in values]
+    return {
+        "loss": sum(loss * n for loss, n in losses) / len(items),
+        "accuracy": sum(flat) / len(flat),
+        **{f"accuracy_{label}": sum(values) / len(values) for label, values in sorted(hits.items())},
+    }
+
+
+def _judge(model: RewardModel, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
+    """R(chosen) - R(rejected) of each item, [b], and the spread of R, a scalar."""
+    batch = make_batch([item.example for item in items])
+    reference = Reference(
+        torch.cat([item.reference.candidates for item in items]),
+        torch.cat([item.reference.log_probs for item in items]),
+    )
+    if items[0].hidden is None:
+        hidden = model.hidden(batch)
+    else:
+        hidden = torch.cat([item.hidden for item in items if item.hidden is not None])
+    features = model(hidden, reference)  # [d, n, k]
+    people = torch.stack(
+        [
+            model.learned_weights if item.example.weights is None else torch.tensor(item.example.weights)
+            for item in items
+        ]
+    )  # [b, d]
+    rewards = torch.einsum("nd,dnk->nk", people[batch.rows], features)
+    margins = reply_margins(rewards[:, 0], batch.signs, batch.rows, len(items))
+    return margins, spread(rewards, reference.log_probs)

@@ -1,0 +1,250 @@
+"""Two-stage training of a PersRM: pairs in, a folder out that pad-export takes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pad_export.checkpoint import Checkpoint
+from pad_export.persrm.backbone import load_backbone
+from pad_export.persrm.example import WORDS, Example, make_batch, make_examples
+from pad_export.persrm.options import TrainingOptions
+from pad_export.persrm.pair import Pair
+from pad_export.persrm.persrm_folder import write_persrm
+from pad_export.persrm.reward_model import Reference, RewardModel
+from pad_export.persrm.stage_trainer import (
+    Item,
+    Recipe,
+    StageTrainer,
+    last_checkpoint,
+    load_trained,
+    measure,
+    save_trained,
+)
+from pad_runtime.errors import CheckpointError, DataError, OptionError
+
+
+def train_persrm(
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    features: Sequence[str],
+    output: Path,
+    options: TrainingOptions,
+    *,
+    name: str,
+    base_name: str,
+    report: Callable[[str], None],
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Train a PersRM and write it to `output`.
+
+    Stage 1 trains LoRA and head with each person's w_p as the data gives it; with d > 1 features an untrained head
+    could not tell them apart. Stage 2 freezes the backbone with its LoRA, and trains head and w_p on its hidden states.
+
+    What is done is kept in `output` + ".partial"; the same call goes on from its last checkpoint, exactly.
+
+    Returns:
+        Held-out loss and accuracies.
+
+    Raises:
+        DataError: no pair is left to train on.
+        OptionError: `output` exists, or was begun with other settings.
+        CheckpointError: the disk is full, or the base cannot be loaded.
+    """
+    work = output.with_name(output.name + ".partial")
+    _begin(work, {"options": asdict(options), "features": list(features), "pairs": _fingerprint(pairs)})
+    torch.manual_seed(options.seed)
+    backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    if backbone.tokenizer.chat_template is None:
+        report(f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will")
+    model = RewardModel(backbone, features, rank=options.rank, alpha=options.alpha)
+    with torch.no_grad():
+        model.learned_weights.copy_(_first_weights(features))
+    train, held_out = _split(pairs, options)
+    items = {}
+    for part, some in (("training", train), ("held-out", held_out)):
+        examples, counts = make_examples(
+            some, backbone, features, max_prompt=options.max_prompt, max_reply=options.max_reply, seed=options.seed
+        )
+        for reason, count in sorted(counts.items()):
+            report(f"{part}: {count} with {reason}")
+        items[part] = _refer(model, examples, options, report, part)
+    if not items["training"]:
+        raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
+    try:
+        _train_trunk(model, items["training"], items["held-out"], work, options, report, quiet)
+        recipe = _train_head(model, items["training"], items["held-out"], work, options, report, quiet)
+        metrics = measure(model, items["held-out"], recipe)
+        settings = {
+            "trained_with": {"pad-rt": version("pad-rt"), "options": asdict(options)},
+            "held_out": {key: round(value, 4) for key, value in metrics.items()},
+            "num_examples": {part: len(some) for part, some in items.items()},
+        }
+        write_persrm(work / "persrm", model, name=name, base_name=base_name, record=settings)
+        (work / "persrm").rename(output)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        last_checkpoint(work / "stage1")  # removes the one that was cut off
+        last_checkpoint(work / "stage2")
+        raise CheckpointError(
+            f"no space left on the disk of {output}",
+            hint="free some and repeat the command: it goes on from its last checkpoint",
+        ) from None
+    shutil.rmtree(work)
+    return metrics
+
+
+def _train_trunk(
+    model: RewardModel,
+    items: list[Item],
+    held_out: list[Item],
+    work: Path,
+    options: TrainingOptions,
+    report: Callable[[str], None],
+    quiet: bool,
+) -> None:
+    done = work / "stage1.safetensors"
+    if done.exists():
+        load_trained(model, done)
+        return
+    if options.epochs:
+        for name, parameter in model.trainable().items():
+            parameter.requires_grad_(name != "learned_weights")
+        trainer = StageTrainer(model, items, held_out, work / "stage1", _recipe(options, 1), quiet=quiet)
+        resume = last_checkpoint(work / "stage1")
+        report(f"stage 1: LoRA and head on {len(items)} examples" + (f", from {resume.name}" if resume else ""))
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        report(_summary("stage 1", trainer.state.log_history))
+    save_trained(model, done)
+    shutil.rmtree(work / "stage1", ignore_errors=True)
+
+
+def _train_head(
+    model: RewardModel,
+    items: list[Item],
+    held_out: list[Item],
+    work: Path,
+    options: TrainingOptions,
+    report: Callable[[str], None],
+    quiet: bool,
+) -> Recipe:
+    recipe = _recipe(options, 2)
+    if options.head_epochs:
+        report("stage 2: the backbone is frozen; reading its hidden states")
+        for name, parameter in model.trainable().items():
+            parameter.requires_grad_("lora_" not in name)
+        frozen = [_with_hidden(model, some, options.batch) for some in (items, held_out)]
+        trainer = StageTrainer(model, frozen[0], frozen[1], work / "stage2", recipe, quiet=quiet)
+        resume = last_checkpoint(work / "stage2")
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        report(_summary("stage 2", trainer.state.log_history))
+    return recipe
+
+
+def _recipe(options: TrainingOptions, stage: int) -> Recipe:
+    return Recipe(
+        beta=options.beta,
+        calm=options.calm,
+        lr=options.lr,
+        head_lr=options.head_lr,
+        epochs=options.epochs if stage == 1 else options.head_epochs,
+        batch=options.batch,
+        accumulate=options.accumulate,
+        save_steps=options.save_steps,
+        seed=options.seed,
+    )
+
+
+def _first_weights(features: Sequence[str]) -> torch.Tensor:
+    """w_p of whoever names no weights: `words` alone where the PersRM reads words, else all features alike."""
+    if WORDS in features:
+        return torch.tensor([float(name == WORDS) for name in features])
+    return torch.full((len(features),), 1 / math.sqrt(len(features)))
+
+
+def _split(pairs: Sequence[Pair], options: TrainingOptions) -> tuple[list[Pair], list[Pair]]:
+    """Some prompts, with all their pairs, are held out."""
+    prompts = list(dict.fromkeys(_prompt(pair) for pair in pairs))
+    random.Random(options.seed).shuffle(prompts)
+    out = (
+        set(prompts[: min(len(prompts) - 1, math.ceil(options.held_out * len(prompts)))]) if options.held_out else set()
+    )
+    return [pair for pair in pairs if _prompt(pair) not in out], [pair for pair in pairs if _prompt(pair) in out]
+
+
+def _prompt(pair: Pair) -> str:
+    return json.dumps([dict(message) for message in pair.messages])
+
+
+def _fingerprint(pairs: Sequence[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(json.dumps(asdict(pair), sort_keys=True, default=dict).encode())
+    return digest.hexdigest()[:16]
+
+
+def _refer(
+    model: RewardModel, examples: Sequence[Example], options: TrainingOptions, report: Callable[[str], None], part: str
+) -> list[Item]:
+    """Ask the base once about every reply; examples that differ only in the person share the answer."""
+    report(f"{part}: {len(examples)} examples; asking the base about their replies")
+    answers: dict[tuple[tuple[int, ...], ...], Reference] = {}
+
+    def key(example: Example) -> tuple[tuple[int, ...], ...]:
+        return tuple(example.plain), tuple(example.chosen), tuple(example.rejected)
+
+    unique = list({key(example): example for example in examples}.values())
+    for begin in range(0, len(unique), options.batch):
+        some = unique[begin : begin + options.batch]
+        reference = model.refer(make_batch(some, plain=True), options.candidates)
+        sizes = [len(example.chosen) + len(example.rejected) for example in some]
+        parts = zip(reference.candidates.split(sizes), reference.log_probs.split(sizes), strict=True)
+        for example, (candidates, log_probs) in zip(some, parts, strict=True):
+            answers[key(example)] = Reference(candidates.clone(), log_probs.clone())
+    return [Item(example, answers[key(example)]) for example in examples]
+
+
+@torch.no_grad()
+def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int) -> list[Item]:
+    model.eval()
+    done = []
+    for begin in range(0, len(items), batch_size):
+        some = items[begin : begin + batch_size]
+        hidden = model.hidden(make_batch([item.example for item in some]))
+        sizes = [len(item.reference.candidates) for item in some]
+        parts = hidden.split(sizes)
+        done += [replace(item, hidden=part.clone()) for item, part in zip(some, parts, strict=True)]
+    return done
+
+
+def _summary(stage: str, history: list[dict[str, Any]]) -> str:
+    last = next((entry for entry in reversed(history) if "eval_accuracy" in entry), {})
+    parts = [f"{key.removeprefix('eval_accuracy_')} {value:.1%}" for key, value in last.items() if "accuracy_" in key]
+    return (
+        f"{stage}: held-out accuracy {last.get('eval_accuracy', math.nan):.1%} ({', '.join(parts)})"
+        if last
+        else f"{stage}: done"
+    )
+
+
+def _begin(work: Path, settings: dict[str, Any]) -> None:
+    path = work / "settings.json"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise OptionError(
+            f"{work} was begun with other settings or data", hint="use those again, or remove it to begin anew"
+        )
