@@ -220,8 +220,8 @@ def _train_parser() -> argparse.ArgumentParser:
     defaults = TrainingOptions()
     parser = argparse.ArgumentParser(
         prog="pad-train",
-        description="Train a personalized reward model (PersRM) on preference pairs, in two stages. `pad-train pairs` makes "
-        "pairs. An interrupted run goes on from its last checkpoint when the same command is given again.",
+        description="Train a personalized reward model (PersRM) on preference pairs, in two stages. `pad-train pairs` "
+        "makes pairs. An interrupted run goes on from its last checkpoint when the same command is given again.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"pad-train {version('pad-rt')}")
@@ -233,9 +233,9 @@ def _train_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]FILE",
         nargs="+",
         required=True,
-        help="JSONL of {prompt, chosen, rejected, weights and/or preference}, or the files of HelpSteer2, PKU-SafeRLHF, "
-        "Rewards-in-Context, hh-rlhf, UltraFeedback, OneStopEnglish, sentence polarity; NAME is the feature that a "
-        "file's chosen replies have more of, where it does not say",
+        help="JSONL of {prompt, chosen, rejected, weights and/or preference}, or the files of HelpSteer2, "
+        "PKU-SafeRLHF, Rewards-in-Context, hh-rlhf, UltraFeedback, OneStopEnglish, sentence polarity; "
+        "NAME is the feature that a file's chosen replies have more of, where it does not say",
     )
     parser.add_argument("-o", "--output", metavar="ADAPTER", type=Path, required=True, help="folder to create")
     parser.add_argument(
@@ -306,8 +306,8 @@ def _train_parser() -> argparse.ArgumentParser:
 def _pairs_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pad-train pairs",
-        description="Make preference pairs of the base's own replies: sampled with more and with less of each feature, ranked by its "
-        "scorer. An interrupted run goes on when the same command is given again.",
+        description="Make preference pairs of the base's own replies: sampled with more and with less of each feature, "
+        "ranked by its scorer. An interrupted run goes on when the same command is given again.",
         allow_abbrev=False,
     )
     parser.add_argument("--base", metavar="DIR", type=Path, help="Hugging Face model folder, or a .gguf file")
