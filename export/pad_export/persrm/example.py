@@ -12,6 +12,7 @@ import torch
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.feature import Feature
 from pad_export.persrm.pair import Pair
+from pad_runtime.errors import DataError
 
 WORDS = "words"  # the feature of whoever says in words what they prefer
 
@@ -115,8 +116,15 @@ def make_examples(
     scale = _margin_scale(pairs)
     examples = []
     for pair in pairs:
-        plain = backbone.encode_prompt(pair.messages)
-        prompt = plain if pair.preference is None else backbone.encode_prompt(pair.messages, pair.preference)
+        if backbone.tokenizer.chat_template is None and len(pair.messages) > 1:
+            counts["several turns for a base without a chat template, left out"] += 1
+            continue
+        try:
+            plain = backbone.encode_prompt(pair.messages)
+            prompt = plain if pair.preference is None else backbone.encode_prompt(pair.messages, pair.preference)
+        except DataError as error:
+            counts[f"{error.given}, left out"] += 1
+            continue
         if max(len(plain), len(prompt)) > max_prompt:
             counts[f"a prompt of more than {max_prompt} tokens, left out"] += 1
             continue
@@ -128,7 +136,9 @@ def make_examples(
         if replies[0] == replies[1]:
             counts["replies that are the same once cut, left out"] += 1
             continue
-        for weights, label in _people(pair, features, scale, rng):
+        people = _people(pair, features, scale, rng)
+        counts["margins that are all zero, left out"] += not people
+        for weights, label in people:
             examples.append(Example(plain, prompt, *replies, weights, label))
     return examples, +counts
 
@@ -140,7 +150,7 @@ def _people(
         weights = tuple(float(pair.weights.get(name, 0.0)) for name in features)
         single = len(pair.weights) == 1
         return [(weights, next(iter(pair.weights)) if single else "mixtures")]
-    if not pair.margins:
+    if not pair.margins or (pair.preference and not any(pair.margins.values())):
         return [(None, WORDS if pair.preference else "learned")]
     margins = {name: margin / scale[name] for name, margin in pair.margins.items() if margin}
     people = [

@@ -33,6 +33,9 @@ class Sampling:
         block: tokens between two choices of the scorer.
         max_new_tokens: tokens of a reply.
         min_gap: score of chosen minus score of rejected that a pair must exceed.
+        min_words: words that either reply of a pair must have.
+        ends_early: make a second pair of the reply with less and its own first sentence, ended there; for features that
+            are about when to stop.
     """
 
     scorer: str
@@ -42,6 +45,8 @@ class Sampling:
     block: int = 12
     max_new_tokens: int = 48
     min_gap: float = 0.0
+    min_words: int = 4
+    ends_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,13 +103,19 @@ def _read_sampling(path: Path, where: str, entry: Any) -> Sampling:
     if not isinstance(styles, list):
         raise OptionError(f"{where}: styles is {styles!r}", expected='a list of {"more": {...}, "less": {...}}')
     counts = {
-        name: _count(where, name, values[name]) for name in ("samples", "block", "max_new_tokens") if name in values
+        name: _count(where, name, values[name])
+        for name in ("samples", "block", "max_new_tokens", "min_words")
+        if name in values
     }
+    ends_early = values.get("ends_early", False)
+    if not isinstance(ends_early, bool):
+        raise OptionError(f"{where}: ends_early is {ends_early!r}", expected="true or false")
     return Sampling(
         scorer,
         styles=tuple(_read_styles(where, style) for style in styles),
         contrast=_number(where, "contrast", values.get("contrast", Sampling.contrast), lowest=0.0),
         min_gap=_number(where, "min_gap", values.get("min_gap", Sampling.min_gap), lowest=0.0),
+        ends_early=ends_early,
         **counts,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +20,9 @@ from pad_export.persrm.pair import Pair
 from pad_export.persrm.pair_file import pair_to_row
 from pad_export.persrm.sampler import Draw, Reply, sample_replies
 from pad_export.persrm.scorer import Scorer
-from pad_runtime.errors import OptionError
+from pad_runtime.errors import CheckpointError, OptionError
 
 _SAME = "the scorer sees no difference"
-_MIN_WORDS = 4
 _MIN_DISTINCT = 0.6  # share of different words below which a reply only repeats itself
 
 
@@ -66,19 +66,18 @@ def make_pairs(
 
     Raises:
         OptionError: the partial file was made with other settings, or a scorer does not answer as it should.
+        CheckpointError: the disk is full.
     """
     partial = output.with_name(output.name + ".partial")
     stamp = {"settings": settings, "seed": seed, "features": [asdict(task.feature) for task in tasks[:64]]}
     done = _read_partial(partial, stamp)
     counts: Counter[str] = Counter()
-    with partial.open("a", encoding="utf-8") as file:
-        for task in progress(tasks):
-            if task.key not in done:
-                rows = list(_sample_task(backbone, task, scorers[task.feature.name], seed))
-                done[task.key] = rows
-                file.write(json.dumps({"task": task.key, "rows": rows}, ensure_ascii=False) + "\n")
-                file.flush()
-            counts.update(row.get("dropped", task.feature.name) for row in done[task.key])
+    for task in progress(tasks):
+        if task.key not in done:
+            rows = list(_sample_task(backbone, task, scorers[task.feature.name], seed))
+            done[task.key] = rows
+            _append(partial, json.dumps({"task": task.key, "rows": rows}, ensure_ascii=False) + "\n")
+        counts.update(row.get("dropped", task.feature.name) for row in done[task.key])
     _write_rows(output, (row for task in tasks for row in done[task.key] if "dropped" not in row))
     partial.unlink()
     return counts
@@ -136,12 +135,17 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
         max_new_tokens=sampling.max_new_tokens,
         generator=generator,
     )
-    marks = scorer(prompts, [reply.text for reply in replies])
     half = len(task.prompts)
-    for index, prompt in enumerate(task.prompts):
-        gap = marks[index] - marks[half + index]
-        reason = _reason(replies[index], replies[half + index], gap, sampling.min_gap)
-        yield {"dropped": reason} if reason else _row(prompt, replies[index], replies[half + index], task.feature.name)
+    couples = [(prompts[index], replies[index], replies[half + index]) for index in range(half)]
+    if sampling.ends_early:
+        couples += [(prompt, _beginning(less, sampling.min_words), less) for prompt, _, less in couples]
+    marks = scorer(
+        [prompt for prompt, _, _ in couples] * 2,
+        [more.text for _, more, _ in couples] + [less.text for _, _, less in couples],
+    )
+    for index, (prompt, more, less) in enumerate(couples):
+        reason = _reason(more, less, marks[index] - marks[len(couples) + index], sampling)
+        yield {"dropped": reason} if reason else _row(prompt, more, less, task.feature.name)
 
 
 def _draw(backbone: Backbone, sampling: Sampling, prompt: str, sign: float) -> Draw:
@@ -159,15 +163,24 @@ def _encode(backbone: Backbone, prompt: str, style: Style) -> list[int]:
     return backbone.encode_prompt([*system, {"role": "user", "content": prompt}], start=style.start)
 
 
-def _reason(chosen: Reply, rejected: Reply, gap: float, min_gap: float) -> str:
+def _beginning(reply: Reply, min_words: int) -> Reply:
+    """The reply's first sentences, as few as have `min_words` words, ended there; without such, the reply itself."""
+    for end in re.finditer(r"[.!?](?=\s)", reply.text):
+        text = reply.text[: end.end()]
+        if len(text.split()) >= min_words:
+            return Reply(text, finished=True)
+    return reply
+
+
+def _reason(chosen: Reply, rejected: Reply, gap: float, sampling: Sampling) -> str:
     """Why two replies make no pair; "" if they do."""
     for reply in (chosen, rejected):
         words = reply.text.lower().split()
-        if len(words) < _MIN_WORDS:
+        if len(words) < sampling.min_words:
             return "too short"
         if len(set(words)) < _MIN_DISTINCT * len(words):
             return "repeats itself"
-    return "" if gap > min_gap else _SAME
+    return "" if gap > sampling.min_gap else _SAME
 
 
 def _row(prompt: str, chosen: Reply, rejected: Reply, feature: str) -> dict[str, Any]:
@@ -182,13 +195,25 @@ def _row(prompt: str, chosen: Reply, rejected: Reply, feature: str) -> dict[str,
     return pair_to_row(pair)
 
 
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror}",
+            hint="free some space and repeat the command: it goes on from there",
+        ) from None
+
+
 def _read_partial(path: Path, stamp: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Tasks that an interrupted run has done; a new file begins with the settings that it is for."""
     header = json.dumps(stamp, sort_keys=True)
-    if not path.exists():
+    # A line that was cut off may end within a character.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    if len(lines) < 2:
         path.write_text(header + "\n", encoding="utf-8")
         return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
     if json.loads(lines[0]) != json.loads(header):
         raise OptionError(f"{path} was begun with other settings", hint="use those again, or remove it to begin anew")
     whole = [line for line in lines[1:-1] if line]

@@ -54,7 +54,7 @@ class RewardModel(torch.nn.Module):
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Final hidden states before each reply token, [n, hidden]."""
         decoder = self.trunk.get_base_model().model
-        output = decoder(batch.ids, attention_mask=batch.sees[:, None], position_ids=batch.positions)
+        output = decoder(batch.ids, attention_mask=self._masks(batch), position_ids=batch.positions)
         return output.last_hidden_state[batch.rows, batch.sources]
 
     @torch.no_grad()
@@ -83,6 +83,23 @@ class RewardModel(torch.nn.Module):
             for name, parameter in self.named_parameters()
             if "lora_" in name or name in ("head", "bias", "learned_weights")
         }
+
+    def _masks(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Who attends to whom, as the decoder takes it: [b, 1, width, width], of each kind of layer if it has several.
+
+        A mask that is given is not changed by the decoder: sliding windows and eager attention's form are up to us.
+        """
+        config = self.backbone.model.config
+        window = getattr(config, "sliding_window", None) or batch.ids.shape[1]
+        near = batch.positions[:, :, None] - batch.positions[:, None, :] < window
+        kinds = {"full_attention": batch.sees[:, None], "sliding_attention": (batch.sees & near)[:, None]}
+        if config._attn_implementation == "eager":  # adds its mask to the scores
+            lowest = torch.finfo(self.backbone.model.dtype).min
+            kinds = {
+                kind: torch.zeros(mask.shape, dtype=self.backbone.model.dtype).masked_fill(~mask, lowest)
+                for kind, mask in kinds.items()
+            }
+        return kinds if getattr(config, "layer_types", None) else kinds["sliding_attention"]
 
     def _adapter_off(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.trunk.disable_adapter()

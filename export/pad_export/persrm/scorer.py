@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +30,7 @@ def load_scorer(spec: str) -> Scorer:
     place, _, name = spec.rpartition(":")
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # the module is the user's own, and can fail in any way
         raise OptionError(
             f"scorer {spec} cannot be loaded ({error})", expected="MODULE:NAME, FILE.py:NAME or hf:DIR"
         ) from error
@@ -43,7 +44,14 @@ def checked(spec: str, scorer: Callable[[Sequence[str], Sequence[str]], Any]) ->
     """A scorer whose answers are counted: one finite number a reply, or an OptionError that says what came instead."""
 
     def score(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
-        scores = [float(value) for value in scorer(prompts, replies)]
+        answer = scorer(prompts, replies)
+        try:
+            scores = [float(value) for value in answer]
+        except (TypeError, ValueError):
+            raise OptionError(
+                f"scorer {spec} gave {reprlib.repr(answer)} for {len(replies)} replies",
+                expected="one finite number each",
+            ) from None
         if len(scores) != len(replies) or not all(math.isfinite(value) for value in scores):
             raise OptionError(
                 f"scorer {spec} gave {scores[:4]} for {len(replies)} replies", expected="one finite number each"

@@ -71,7 +71,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         steps = max(1, len(items) // (recipe.batch * recipe.accumulate))
         arguments = TrainingArguments(
             output_dir=str(folder),
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=True,  # batches are built there, and the base was asked there
             per_device_train_batch_size=recipe.batch,
             gradient_accumulation_steps=recipe.accumulate,
             num_train_epochs=recipe.epochs,

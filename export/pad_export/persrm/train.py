@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from pad_export.checkpoint import Checkpoint
 from pad_export.persrm.backbone import load_backbone
@@ -91,10 +92,11 @@ def train_persrm(
             "held_out": {key: round(value, 4) for key, value in metrics.items()},
             "num_examples": {part: len(some) for part, some in items.items()},
         }
+        shutil.rmtree(work / "persrm", ignore_errors=True)  # of a call that was cut off here
         write_persrm(work / "persrm", model, name=name, base_name=base_name, record=settings)
         (work / "persrm").rename(output)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_full_disk(error):
             raise
         last_checkpoint(work / "stage1")  # removes the one that was cut off
         last_checkpoint(work / "stage2")
@@ -104,6 +106,15 @@ def train_persrm(
         ) from None
     shutil.rmtree(work)
     return metrics
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a file could not be written to its end; safetensors and torch say so in words of their own."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(f"(os error {code})" in str(error) for code in (errno.ENOSPC, errno.EDQUOT)) or (
+        "inline_container.cc" in str(error) and "unexpected pos" in str(error)
+    )
 
 
 def _train_trunk(
@@ -242,8 +253,13 @@ def _summary(stage: str, history: list[dict[str, Any]]) -> str:
 def _begin(work: Path, settings: dict[str, Any]) -> None:
     path = work / "settings.json"
     if not path.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        staged = path.with_suffix(".new")
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            staged.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        except OSError as error:
+            raise OptionError(f"{work} cannot be written: {error.strerror}", hint="choose another folder") from None
+        staged.replace(path)
     elif json.loads(path.read_text(encoding="utf-8")) != settings:
         raise OptionError(
             f"{work} was begun with other settings or data", hint="use those again, or remove it to begin anew"

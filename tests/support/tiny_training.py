@@ -1,0 +1,65 @@
+"""What training a PersRM of a tiny model needs: backbones, people with tastes that can be learned, quick options."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tiny_models
+from pad_export.checkpoint import Checkpoint, open_checkpoint
+from pad_export.persrm.backbone import Backbone, load_backbone
+from pad_export.persrm.feature import Feature
+from pad_export.persrm.options import TrainingOptions
+from pad_export.persrm.pair import Pair
+from pad_export.persrm.train import train_persrm
+
+QUICK = TrainingOptions(
+    rank=4, alpha=8.0, lr=5e-3, head_lr=2e-3, epochs=2.0, head_epochs=1.0, candidates=16, held_out=0.25, dtype="fp32"
+)
+FEATURES = {
+    "eggs": Feature("eggs", more=("eggs!", "boil the egg"), less=("no eggs", "cook without")),
+    "noise": Feature("noise", more=("loud", "be loud"), less=("hush", "be quiet")),
+}
+_WORDS = {"eggs": (["egg", "boil"], ["the", "cook"]), "noise": (["!", "?"], [".", ","])}  # more, less
+
+
+def make_backbone(folder: Path, family: str = "llama", *, seed: int = 1, **config: Any) -> Backbone:
+    """A tiny base, loaded in fp32."""
+    tiny_models.make_base(folder, family, seed=seed, **config)
+    return load_backbone(open_checkpoint(folder), dtype=torch.float32)
+
+
+def make_pairs(num_prompts: int, *, seed: int = 0, features: Sequence[str] = ("eggs", "noise")) -> list[Pair]:
+    """For each prompt and feature two replies that differ in nothing but how much of the feature they have."""
+    rng, pairs = random.Random(seed), []
+    for index in range(num_prompts):
+        for feature in features:
+            more, less = ([rng.choice(words) for _ in range(3)] for words in _WORDS[feature])
+            pairs.append(
+                Pair(
+                    messages=({"role": "user", "content": f"the {index} cook {rng.choice('abcde')}"},),
+                    chosen=" ".join(more),
+                    rejected=" ".join(less),
+                    weights={feature: 1.0},
+                    chosen_finished=bool(index % 2),
+                    rejected_finished=bool(index % 2),
+                )
+            )
+    return pairs
+
+
+def train(
+    base: Checkpoint | Path, pairs: Sequence[Pair], output: Path, options: TrainingOptions = QUICK, **changes: Any
+) -> dict[str, float]:
+    """Train quietly. `changes` are other arguments of `train_persrm`."""
+    checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
+    arguments: dict[str, Any] = {
+        "features": ("eggs", "noise"), "name": "taste", "base_name": str(checkpoint.path),
+        "report": lambda line: None, "quiet": True,
+    }  # fmt: skip
+    arguments |= changes
+    return train_persrm(checkpoint, pairs, output=output, options=options, **arguments)
