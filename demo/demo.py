@@ -1,4 +1,4 @@
-"""One question, three replies: the base model, and the same model guided for two people. What `make demo` runs."""
+"""One question, four replies: the base model, and the same model guided for three people. What `make demo` runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from pad_export.export import export_bundle
-from pad_rt import GenerationConfig, GenerationResult, Generator
+from pad_rt import GenerationConfig, GenerationResult, Generator, Preference
 from smollm2 import DEMO_PERSRM, find_smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,8 +17,9 @@ BUNDLE = ROOT / "build" / "demo-bundle"
 QUESTION = "Is it a good idea to visit London in winter?"
 PEOPLE = {
     "no preference": None,
-    "Ada": "Be cheerful and positive.",
-    "Ben": "Be critical and negative.",
+    "Ada": Preference(weights={"cheerful": 1.0}),
+    "Ben": Preference(weights={"cheerful": -1.0}),
+    "Cem": Preference(weights={"simple": 0.7, "concise": 0.7}),
 }
 CONFIG = GenerationConfig(max_new_tokens=80)
 
@@ -51,7 +52,10 @@ def side_by_side(results: dict[str, GenerationResult]) -> str:
     columns = []
     for name, result in results.items():
         preference = PEOPLE[name]
-        head = [name, f'"{preference}"' if preference else "(the base alone)", "-" * width]
+        wishes = (
+            ", ".join(f"{feature} {weight:+g}" for feature, weight in preference.weights.items()) if preference else ""
+        )
+        head = [name, wishes or "(the base alone)", "-" * width]
         body = [line for part in result.text.splitlines() for line in textwrap.wrap(part, width) or [""]]
         timing = result.timing
         foot = ["", f"{timing.tokens_per_s:.1f} tokens/s, {timing.step_s * 1e3:.0f} ms a token"]
@@ -67,8 +71,8 @@ def main() -> None:
     print(side_by_side(reply_all()))
     bundle = BUNDLE.relative_to(ROOT)
     print("\n3. Your turn:")
-    print(f'   .venv/bin/pad generate {bundle} "How was your day?" --preference "{PEOPLE["Ada"]}"')
-    print(f"   .venv/bin/pad chat {bundle} --preference ...")
+    print(f'   .venv/bin/pad generate {bundle} "How was your day?" --weight cheerful=1 --weight simple=0.5')
+    print(f'   .venv/bin/pad chat {bundle} --preference "Be cheerful and positive."')
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pad_export.export import export_bundle
-from pad_rt import GenerationConfig, Generator
+from pad_rt import GenerationConfig, Generator, Preference
 from smollm2 import DEMO_PERSRM, find_smollm2
 
 NUM_TOKENS = 64
@@ -85,24 +86,43 @@ def test_one_prompt_by_transformers_generate(generator: Generator, model: Any) -
     assert tuple(output[0, len(ids) :].tolist())[: len(ours)] == ours
 
 
-def test_guided_tokens_are_the_papers_formula(generator: Generator, model: Any) -> None:
+@torch.no_grad()
+def features_after(model: Any, prompt: list[int], token_ids: tuple[int, ...], head: dict[str, Any]) -> torch.Tensor:
+    """The PersRM's logits of each feature, lm_head(W_i h + b_i): [d, tokens, vocab]."""
+    hidden = model.get_base_model().model(input_ids=torch.tensor([[*prompt, *token_ids]])).last_hidden_state[0]
+    hidden = hidden[len(prompt) - 1 : len(prompt) - 1 + len(token_ids)]
+    weight, bias = head["feature_head.weight"].float(), head["feature_head.bias"].float()
+    return model.get_base_model().lm_head(torch.einsum("dij,nj->dni", weight, hidden) + bias[:, None])
+
+
+@pytest.mark.parametrize(
+    "preference", [Preference(weights={"cheerful": 1.0, "simple": -0.5}), PREFERENCE], ids=["weights", "words"]
+)
+def test_guided_tokens_are_the_papers_formula(generator: Generator, model: Any, preference: Preference | str) -> None:
     beta, top_k = 2.0, 10
     config = GenerationConfig(beta=beta, top_k=top_k, max_new_tokens=NUM_TOKENS)
-    template = generator.manifest.persrms[0].prompt_template
+    info = generator.manifest.persrms[0]
+    text = preference if isinstance(preference, str) else None
+    defaults = dict(zip(info.features, info.default_weights, strict=True))
+    weights = defaults if isinstance(preference, str) else preference.weights
     runs = []
     for prompt in PROMPTS[:3]:
         base_ids = generator._planner._encoder.encode(prompt)
-        reward_ids = generator._planner._encoder.encode_reward(prompt, PREFERENCE, template)
-        chosen = generator.generate(prompt, preference=PREFERENCE, config=config).token_ids
+        reward_ids = generator._planner._encoder.encode_reward(prompt, text, info.prompt_template)
+        chosen = generator.generate(prompt, preference=preference, config=config).token_ids
         runs.append((reward_ids, chosen, logits_after(model, base_ids, chosen)))
+    head = load_file(DEMO_PERSRM / "value_head.safetensors")
     persrm = PeftModel.from_pretrained(model, DEMO_PERSRM)
     for reward_ids, chosen, base_logits in runs:
-        reward_logits = logits_after(persrm, reward_ids, chosen)
+        features = features_after(persrm, reward_ids, chosen, head)
         best, candidates = base_logits.topk(top_k)
-        phi = reward_logits.gather(1, candidates).log_softmax(-1) - best.log_softmax(-1)
-        scores = best + beta * phi
-        expected = candidates.gather(1, scores.argmax(-1, keepdim=True))[:, 0]
+        reference = best.log_softmax(-1)
+        reward = sum(
+            weights.get(name, 0.0) * (feature.gather(1, candidates).log_softmax(-1) - reference)
+            for name, feature in zip(info.features, features, strict=True)
+        )
+        expected = candidates.gather(1, (best + beta * reward).argmax(-1, keepdim=True))[:, 0]
         assert chosen == tuple(expected.tolist())
-        wrong = candidates.gather(1, (best - beta * phi).argmax(-1, keepdim=True))[:, 0]
+        wrong = candidates.gather(1, (best - beta * reward).argmax(-1, keepdim=True))[:, 0]
         assert chosen != tuple(wrong.tolist())
     persrm.unload()

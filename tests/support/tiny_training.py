@@ -18,7 +18,7 @@ from pad_export.persrm.pair import Pair
 from pad_export.persrm.train import train_persrm
 
 QUICK = TrainingOptions(
-    rank=4, alpha=8.0, lr=5e-3, head_lr=2e-3, epochs=2.0, head_epochs=1.0, candidates=16, held_out=0.25, dtype="fp32"
+    rank=4, alpha=8.0, lr=5e-3, head_lr=2e-3, epochs=1.0, head_epochs=1.0, candidates=16, held_out=0.25, dtype="fp32"
 )
 FEATURES = {
     "eggs": Feature("eggs", more=("eggs!", "boil the egg"), less=("no eggs", "cook without")),
@@ -37,11 +37,12 @@ def make_pairs(num_prompts: int, *, seed: int = 0, features: Sequence[str] = ("e
     """For each prompt and feature two replies that differ in nothing but how much of the feature they have."""
     rng, pairs = random.Random(seed), []
     for index in range(num_prompts):
+        prompt = f"the {index} cook {rng.choice('abcde')}"
         for feature in features:
             more, less = ([rng.choice(words) for _ in range(3)] for words in _WORDS[feature])
             pairs.append(
                 Pair(
-                    messages=({"role": "user", "content": f"the {index} cook {rng.choice('abcde')}"},),
+                    messages=({"role": "user", "content": prompt},),
                     chosen=" ".join(more),
                     rejected=" ".join(less),
                     weights={feature: 1.0},
