@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,17 +14,18 @@ import torch
 import tiny_training
 from error_checks import refused
 from pad_export.persrm import make_pairs as module
+from pad_export.persrm import sampler
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.feature import Feature, Sampling, Style
 from pad_export.persrm.make_pairs import make_pairs, plan_tasks, rank_pairs
 from pad_export.persrm.pair import Pair
 from pad_export.persrm.pair_file import PairSource, read_pairs
-from pad_export.persrm.sampler import Draw, sample_replies
+from pad_export.persrm.sampler import Draw, Reply, sample_replies
 from pad_export.persrm.scorer import Scorer, checked
 from pad_runtime.errors import CheckpointError, OptionError
 
 PROMPTS = [f"the egg {number}" for number in range(6)]
-SAMPLING = Sampling("test:none", samples=3, block=4, max_new_tokens=12)
+SAMPLING = Sampling("test:none", samples=3, block=4, max_new_tokens=12, min_words=0)
 SETTINGS = {"batch": 2}
 
 
@@ -35,7 +37,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.fixture(autouse=True)
 def any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model writes no words; what a pair needs of them is another test's subject."""
-    monkeypatch.setattr(module, "_MIN_WORDS", 0)
     monkeypatch.setattr(module, "_MIN_DISTINCT", 0.0)
 
 
@@ -81,16 +82,17 @@ def test_chosen_has_more_of_the_feature(backbone: Backbone, tmp_path: Path) -> N
     assert [pair.messages[0]["content"] for pair in pairs] == sorted(pair.messages[0]["content"] for pair in pairs)
 
 
-def test_choosing_block_by_block_gives_more_than_one_sample(backbone: Backbone, tmp_path: Path) -> None:
-    totals = {}
+def test_choosing_block_by_block_tells_the_replies_apart(backbone: Backbone, tmp_path: Path) -> None:
+    lengths: dict[int, tuple[float, float]] = {}
     for samples in (1, 6):
         prompts = [f"boil {number}" for number in range(16)]
-        sample(backbone, tmp_path / f"{samples}.jsonl", [feature(samples=samples, block=2)], prompts=prompts)
-        totals[samples] = sum(
-            many_vowels([""], [pair.chosen])[0] - many_vowels([""], [pair.rejected])[0]
-            for pair in pairs_of(tmp_path / f"{samples}.jsonl")
-        )
-    assert totals[6] > 1.5 * totals[1] > 0
+        output = tmp_path / f"{samples}.jsonl"
+        sample(backbone, output, [feature(samples=samples, block=2)], prompts=prompts, scorer=length)
+        sides = [pair.chosen for pair in pairs_of(output)], [pair.rejected for pair in pairs_of(output)]
+        chosen, rejected = (sum(length([], side)) / len(side) for side in sides)
+        lengths[samples] = chosen, rejected
+    assert lengths[6][0] > lengths[1][0] + 2
+    assert lengths[6][1] < lengths[1][1] - 2
 
 
 def draws_of(backbone: Backbone, texts: Sequence[str]) -> list[Draw]:
@@ -124,7 +126,7 @@ def test_the_scorer_sees_every_candidate_at_every_block(backbone: Backbone) -> N
 
     result = replies(backbone, draws_of(backbone, PROMPTS[:2]), score, samples=3, block=3)
     assert [owners for owners, _ in calls] == [[0, 0, 0, 1, 1, 1]] * 3  # after 3, 6 and the last token
-    for (_, before), (_, after) in zip(calls, calls[1:], strict=False):
+    for (_, before), (_, after) in itertools.pairwise(calls):
         for index, text in enumerate(after):
             kept = before[1 if index < 3 else 4].rstrip("\N{REPLACEMENT CHARACTER}")
             assert text.startswith(kept)  # all went on from the one that was liked
@@ -157,7 +159,44 @@ def test_a_reply_goes_on_exactly_from_the_candidate_kept(backbone: Backbone, mon
     assert [reply.text for reply in result] == [greedy(draw, draw.coefficients) for draw in draws]
     for reply, draw in zip(result, draws, strict=True):
         assert reply.text != greedy(draw, (1.0, 0.0, 0.0))  # the contrast moved it
-        assert reply.text != greedy(draw, tuple(-value if index else value for index, value in enumerate(draw.coefficients)))
+        assert reply.text != greedy(
+            draw, tuple(-value if index else value for index, value in enumerate(draw.coefficients))
+        )
+
+
+@torch.no_grad()
+def test_every_candidate_goes_on_from_the_one_kept(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a choice after every token: what each is drawn from is what its tokens, uncached, would give."""
+    draws = [
+        replace(draw, prompts=draw.prompts * 2, coefficients=(0.5, 0.25)) for draw in draws_of(backbone, ["a", "b"])
+    ]
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
+    drawn: list[torch.Tensor] = []
+    mix, texts = sampler._mix, sampler._texts
+
+    def recorded_mix(*arguments: Any) -> Any:
+        steps.append(mix(*arguments))
+        return steps[-1]
+
+    def recorded_texts(base: Backbone, tokens: torch.Tensor) -> list[str]:
+        drawn.append(tokens)
+        return texts(base, tokens)
+
+    monkeypatch.setattr(sampler, "_mix", recorded_mix)
+    monkeypatch.setattr(sampler, "_texts", recorded_texts)
+    liked = [[0, 2, 1, 0, 1, 2], [1, 0, 2, 2, 1, 0], [0, 0, 1, 0, 0, 1], [1, 0, 0, 0, 1, 0]]  # of three, for each draw
+    best = [[1, 1, 1, 5, 5, 5], [2, 2, 2, 3, 3, 3], [2, 2, 2, 5, 5, 5]]
+    replies(
+        backbone, draws, lambda owners, _: [float(value) for value in liked[len(steps) - 1]], samples=3, block=1,
+        max_new_tokens=4,
+    )  # fmt: skip
+    assert any(len(set(tokens[:3, -1].tolist())) > 1 for tokens in drawn[:3])  # there was something to choose
+    for step, kept in enumerate(best, start=1):
+        candidates, scores = steps[step]
+        for index, source in enumerate(kept):
+            before = drawn[step - 1][source].tolist()
+            logits = backbone.model(torch.tensor([[*draws[index // 3].prompts[0], *before]])).logits[0, -1]
+            torch.testing.assert_close(scores[index], 0.75 * logits[candidates[index]], atol=1e-3, rtol=1e-3)
 
 
 def test_contrast_moves_the_choice(backbone: Backbone, tmp_path: Path) -> None:
@@ -175,34 +214,51 @@ def counting() -> Scorer:
     return lambda prompts, texts: [float(len(texts) - index) for index in range(len(texts))]
 
 
-def test_only_a_reply_that_ended_is_finished(
-    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_a_reply_that_ended_is_finished(backbone: Backbone, tmp_path: Path) -> None:
     sample(backbone, tmp_path / "cut.jsonl", scorer=counting(), prompts=PROMPTS[:2])
     for pair in pairs_of(tmp_path / "cut.jsonl"):
         assert not pair.chosen_finished
         assert not pair.rejected_finished
-    often = int(backbone.model(torch.tensor([list(draws_of(backbone, ["x"])[0].prompts[0])])).logits[0, -1].argmax())
-    result = replies(replace(backbone, eos_id=often), draws_of(backbone, ["x"] * 8), lambda _, t: [0.0] * len(t))
-    ended = [reply for reply in result if reply.finished]
-    assert ended
-    assert any(not reply.finished for reply in result) or len(ended) == 8
-    assert all(backbone.tokenizer.decode([often]) not in reply.text for reply in ended)
+    draws = draws_of(backbone, ["x"] * 8)
+    often = int(backbone.model(torch.tensor([draws[0].prompts[0]])).logits[0, -1].argmax())
+    result = replies(replace(backbone, eos_id=often), draws, lambda _, texts: [0.0] * len(texts))
+    assert any(reply.finished for reply in result)
+    end = backbone.tokenizer.decode([often])
+    assert all(end not in reply.text for reply in result)
 
 
-def test_what_makes_no_pair_is_counted(
-    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_makes_no_pair_is_counted(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = sample(backbone, tmp_path / "same.jsonl", scorer=lambda prompts, texts: [1.0] * len(texts))
     assert rows == {"the scorer sees no difference": 6}
     assert (tmp_path / "same.jsonl").read_text() == ""
     rows = sample(backbone, tmp_path / "gap.jsonl", [feature(min_gap=1e5)])
     assert rows == {"the scorer sees no difference": 6}
-    monkeypatch.setattr(module, "_MIN_WORDS", 100)
-    assert sample(backbone, tmp_path / "short.jsonl") == {"too short": 6}
-    monkeypatch.setattr(module, "_MIN_WORDS", 0)
+    assert sample(backbone, tmp_path / "short.jsonl", [feature(min_words=100)]) == {"too short": 6}
     monkeypatch.setattr(module, "_MIN_DISTINCT", 1.1)
     assert sample(backbone, tmp_path / "same again.jsonl") == {"repeats itself": 6}
+
+
+def test_a_reply_may_be_set_against_its_own_beginning(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a b c d e. f", "a b. c d! e f", "no sentence ends here", "The first? The second. The third"]
+    given = [Reply(text, finished=False) for text in texts]
+    monkeypatch.setattr(module, "sample_replies", lambda *_, **__: [*([Reply("a b c. d", finished=True)] * 4), *given])
+    short = [feature("short", ends_early=True, min_words=3)]
+    prompts = [f"p{index}" for index in range(4)]
+    tasks = plan_tasks(prompts, short, batch=4)
+    scorers = {"short": lambda prompts, texts: [-float(len(text)) for text in texts]}
+    counts = make_pairs(
+        backbone, tasks, scorers, tmp_path / "pairs.jsonl", settings={}, seed=0, progress=lambda tasks: tasks
+    )
+    pairs = pairs_of(tmp_path / "pairs.jsonl")[4:]
+    assert [(pair.messages[0]["content"], pair.chosen, pair.rejected) for pair in pairs] == [
+        ("p0", "a b c d e.", texts[0]),
+        ("p1", "a b. c d!", texts[1]),
+        ("p3", "The first? The second.", texts[3]),
+    ]
+    assert all(pair.chosen_finished and not pair.rejected_finished for pair in pairs)
+    assert counts == {"short": 7, "the scorer sees no difference": 1}
 
 
 def test_all_features_of_some_prompts_come_first() -> None:
@@ -224,7 +280,9 @@ def test_a_seed_gives_the_same_pairs_whatever_was_sampled_before(backbone: Backb
     sample(backbone, tmp_path / "b.jsonl", TWO)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     sample(backbone, tmp_path / "c.jsonl", TWO[1:], prompts=PROMPTS[2:])
-    rows, some = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("a.jsonl", "c.jsonl"))
+    rows, some = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] for name in ("a.jsonl", "c.jsonl")
+    )
     assert some == [row for row in rows if row["weights"] == {"length": 1.0} and row["prompt"] not in PROMPTS[:2]]
     sample(backbone, tmp_path / "d.jsonl", TWO, seed=1)
     assert (tmp_path / "a.jsonl").read_bytes() != (tmp_path / "d.jsonl").read_bytes()
@@ -349,7 +407,11 @@ def test_replies_that_were_given_are_ranked(tmp_path: Path) -> None:
         ("q", "aeiou", {"length": 1.0}),
     ]
     assert counts == {"vowels": 2, "length": 1, "the scorer sees no difference": 3}
-    assert [(pair.chosen_finished, pair.rejected_finished) for pair in ranked] == [(False, True), (True, False), (True, False)]
+    assert [(pair.chosen_finished, pair.rejected_finished) for pair in ranked] == [
+        (False, True),
+        (True, False),
+        (True, False),
+    ]
     assert all(pair.preference is None and not pair.margins for pair in ranked)
     other = rank_pairs(pairs[:1], [feature("length")], {"length": length}, tmp_path / "other.jsonl")
     (pair,) = pairs_of(tmp_path / "other.jsonl")

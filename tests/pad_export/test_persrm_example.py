@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -110,7 +111,9 @@ def test_a_batch_of_one_is_its_row() -> None:
 # -- people ---------------------------------------------------------------------------------------------------------
 
 
-def examples_of(pairs: list[Pair], backbone: Backbone, features: Sequence[str] = ("a", "b"), **limits: int):  # type: ignore[no-untyped-def]
+def examples_of(
+    pairs: list[Pair], backbone: Backbone, features: Sequence[str] = ("a", "b"), **limits: int
+) -> tuple[list[Example], Counter[str]]:
     arguments = {"max_prompt": 400, "max_reply": 100, "seed": 0} | limits
     return make_examples(pairs, backbone, features, **arguments)
 

@@ -39,11 +39,13 @@ def test_a_function_in_a_module() -> None:
         ("no_such_module:score", "No module named 'no_such_module'"),
         (".relative:score", "cannot be loaded"),
         ("score", "cannot be loaded"),
-        ("hf:absent", "cannot be loaded"),
+        ("hf:absent", "hf:absent does not exist"),
+        ("hf:empty", "hf:empty cannot be loaded"),
     ],
 )
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, given: str) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
     (tmp_path / "mine.py").write_text(SCORER)
     (tmp_path / "broken.py").write_text("def score(:\n")
     (tmp_path / "failing.py").write_text("nothing()\n")
@@ -74,7 +76,9 @@ def test_a_bug_in_a_scorer_keeps_its_traceback() -> None:
         checked("mine", broken)(["p"], ["a"])
 
 
-def make_reward_model(folder: Path, *, num_labels: int = 1, chat_template: str | None) -> LlamaForSequenceClassification:
+def make_reward_model(
+    folder: Path, *, num_labels: int = 1, chat_template: str | None
+) -> LlamaForSequenceClassification:
     tokenizer = tiny_tokenizers.byte_level()
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -103,12 +103,16 @@ def test_hidden_states_kept_for_stage_2_give_the_same_loss(
 def test_measure(model: RewardModel, items: list[Item]) -> None:
     margins, _ = by_hand(model, items)
     metrics = measure(model, items, replace(RECIPE, calm=0.0))
-    assert metrics["loss"] == pytest.approx(sum(math.log1p(math.exp(-0.3 * margin)) for margin in margins) / 3, rel=1e-4)
+    assert metrics["loss"] == pytest.approx(
+        sum(math.log1p(math.exp(-0.3 * margin)) for margin in margins) / 3, rel=1e-4
+    )
     assert metrics["accuracy"] == sum(margin > 0 for margin in margins) / 3
     for name, margin in zip(("a", "mixtures", "words"), margins, strict=True):
         assert metrics[f"accuracy_{name}"] == float(margin > 0)
     swapped = [
-        replace(item, example=replace(item.example, weights=tuple(-weight for weight in item.example.weights or LEARNED)))
+        replace(
+            item, example=replace(item.example, weights=tuple(-weight for weight in item.example.weights or LEARNED))
+        )
         for item in items
     ]
     assert measure(model, swapped, RECIPE)["accuracy"] == pytest.approx(1 - metrics["accuracy"])

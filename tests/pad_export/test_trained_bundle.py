@@ -71,7 +71,7 @@ def test_what_can_be_learned_is(trained: Trained) -> None:
 def test_the_bundle_names_what_was_trained(trained: Trained) -> None:
     (info,) = trained.generator.manifest.persrms
     assert trained.generator.manifest.topology == "shared"
-    assert info.features == ("eggs", "noise", "words")
+    assert tuple(info.features) == ("eggs", "noise", "words")
     assert info.takes_text
     assert tuple(info.default_weights) == read_persrm(trained.folder).default_weights
 

@@ -50,7 +50,9 @@ class Backbone:
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            raise DataError(f"turns that the chat template refuses ({error})", expected="a chat it was made for") from None
+            raise DataError(
+                f"turns that the chat template refuses ({error})", expected="a chat it was made for"
+            ) from None
         return list(self.tokenizer.encode(text + start, add_special_tokens=False))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

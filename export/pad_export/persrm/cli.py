@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import math
 import os
@@ -20,7 +19,7 @@ from pad_runtime.errors import OptionError, PadError
 
 if TYPE_CHECKING:
     from pad_export.persrm.make_pairs import Task
-    from pad_export.persrm.train import TrainingOptions
+    from pad_export.persrm.options import TrainingOptions
 
 _EXTRA = ("torch", "transformers", "peft", "accelerate", "gguf", "tqdm")  # what pad-rt[train] adds
 
@@ -181,9 +180,7 @@ def _check_new(output: Path) -> None:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OptionError(
-            f"-o {output} cannot be written: {error.strerror}", hint="choose another folder"
-        ) from None
+        raise OptionError(f"-o {output} cannot be written: {error.strerror}", hint="choose another folder") from None
 
 
 def _set_threads(threads: int | None) -> None:

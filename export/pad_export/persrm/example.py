@@ -74,7 +74,7 @@ def with_words(pairs: Sequence[Pair], features: Mapping[str, Feature], seed: int
     """
     rng, spoken = random.Random(seed), []
     for pair in pairs:
-        name = next(iter(pair.weights), None)
+        name = next(iter(pair.weights), "")
         if pair.preference or len(pair.weights) != 1 or name not in features:
             continue
         more = pair if pair.weights[name] > 0 else swapped(pair)
@@ -139,7 +139,7 @@ def make_examples(
         people = _people(pair, features, scale, rng)
         counts["margins that are all zero, left out"] += not people
         for weights, label in people:
-            examples.append(Example(plain, prompt, *replies, weights, label))
+            examples.append(Example(plain, prompt, replies[0], replies[1], weights, label))
     return examples, +counts
 
 
@@ -153,7 +153,7 @@ def _people(
     if not pair.margins or (pair.preference and not any(pair.margins.values())):
         return [(None, WORDS if pair.preference else "learned")]
     margins = {name: margin / scale[name] for name, margin in pair.margins.items() if margin}
-    people = [
+    people: list[tuple[tuple[float, ...] | None, str]] = [
         (tuple(_sign(margins[name]) if name == feature else 0.0 for feature in features), name) for name in margins
     ]
     if len(margins) > 1:

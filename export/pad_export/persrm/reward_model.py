@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class RewardModel(torch.nn.Module):
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
         self.features = tuple(features)
         self.backbone = backbone
-        self.trunk: Any = get_peft_model(backbone.model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers is for PEFT to mend
+            self.trunk: Any = get_peft_model(backbone.model, config)
         self.head = torch.nn.Parameter(torch.zeros(len(features), hidden, hidden))  # M
         self.bias = torch.nn.Parameter(torch.zeros(len(features), hidden))
         self.learned_weights = torch.nn.Parameter(torch.zeros(len(features)))  # w_p of whoever names no weights
@@ -55,7 +58,8 @@ class RewardModel(torch.nn.Module):
         """Final hidden states before each reply token, [n, hidden]."""
         decoder = self.trunk.get_base_model().model
         output = decoder(batch.ids, attention_mask=self._masks(batch), position_ids=batch.positions)
-        return output.last_hidden_state[batch.rows, batch.sources]
+        states: torch.Tensor = output.last_hidden_state
+        return states[batch.rows, batch.sources]
 
     @torch.no_grad()
     def refer(self, batch: Batch, k: int) -> Reference:

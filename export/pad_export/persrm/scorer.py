@@ -73,6 +73,8 @@ def _load_file(path: Path) -> Any:
 def _load_reward_model(folder: Path) -> Scorer:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    if not folder.is_dir():  # transformers would look for a model of that name
+        raise OptionError(f"scorer hf:{folder} does not exist", expected="a reward model folder")
     try:
         model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

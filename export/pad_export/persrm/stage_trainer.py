@@ -176,7 +176,8 @@ def save_trained(model: RewardModel, path: Path) -> None:
 def measure(model: RewardModel, items: Sequence[Item], recipe: Recipe) -> dict[str, float]:
     """Loss, and the share of pairs whose chosen reply gets more reward, over all and by feature."""
     model.eval()
-    losses, hits = [], {}
+    losses: list[tuple[float, int]] = []
+    hits: dict[str, list[bool]] = {}
     for begin in range(0, len(items), recipe.batch):
         part = list(items[begin : begin + recipe.batch])
         margins, calm = _judge(model, part)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import random
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -136,7 +138,8 @@ def _train_trunk(
         trainer = StageTrainer(model, items, held_out, work / "stage1", _recipe(options, 1), quiet=quiet)
         resume = last_checkpoint(work / "stage1")
         report(f"stage 1: LoRA and head on {len(items)} examples" + (f", from {resume.name}" if resume else ""))
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its log
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         report(_summary("stage 1", trainer.state.log_history))
     save_trained(model, done)
     shutil.rmtree(work / "stage1", ignore_errors=True)
@@ -159,7 +162,8 @@ def _train_head(
         frozen = [_with_hidden(model, some, options.batch) for some in (items, held_out)]
         trainer = StageTrainer(model, frozen[0], frozen[1], work / "stage2", recipe, quiet=quiet)
         resume = last_checkpoint(work / "stage2")
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its log
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         report(_summary("stage 2", trainer.state.log_history))
     return recipe
 
@@ -221,7 +225,7 @@ def _refer(
         some = unique[begin : begin + options.batch]
         reference = model.refer(make_batch(some, plain=True), options.candidates)
         sizes = [len(example.chosen) + len(example.rejected) for example in some]
-        parts = zip(reference.candidates.split(sizes), reference.log_probs.split(sizes), strict=True)
+        parts = zip(torch.split(reference.candidates, sizes), torch.split(reference.log_probs, sizes), strict=True)
         for example, (candidates, log_probs) in zip(some, parts, strict=True):
             answers[key(example)] = Reference(candidates.clone(), log_probs.clone())
     return [Item(example, answers[key(example)]) for example in examples]
@@ -235,13 +239,13 @@ def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int) -> 
         some = items[begin : begin + batch_size]
         hidden = model.hidden(make_batch([item.example for item in some]))
         sizes = [len(item.reference.candidates) for item in some]
-        parts = hidden.split(sizes)
+        parts = torch.split(hidden, sizes)
         done += [replace(item, hidden=part.clone()) for item, part in zip(some, parts, strict=True)]
     return done
 
 
 def _summary(stage: str, history: list[dict[str, Any]]) -> str:
-    last = next((entry for entry in reversed(history) if "eval_accuracy" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(history) if "eval_accuracy" in entry), {})
     parts = [f"{key.removeprefix('eval_accuracy_')} {value:.1%}" for key, value in last.items() if "accuracy_" in key]
     return (
         f"{stage}: held-out accuracy {last.get('eval_accuracy', math.nan):.1%} ({', '.join(parts)})"
