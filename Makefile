@@ -74,7 +74,7 @@ persrm: .venv/wheel .venv/smollm2
 	mkdir -p $(dir $(PERSRM_OUT))
 	$(BIN)/pad-train --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
 		--base-name HuggingFaceTB/SmolLM2-135M-Instruct --name smollm2-persrm \
-		--data demo/training/pairs.jsonl --features demo/training/features.json -o $(PERSRM_OUT)
+		--data demo/training/pairs.jsonl --features demo/training/features.json --held-out 0.12 -o $(PERSRM_OUT)
 
 # Those pairs again: about half an hour more.
 pairs: .venv/wheel .venv/smollm2

@@ -74,12 +74,14 @@ def test_chosen_has_more_of_the_feature(backbone: Backbone, tmp_path: Path) -> N
     counts = sample(backbone, tmp_path / "pairs.jsonl")
     pairs = pairs_of(tmp_path / "pairs.jsonl")
     assert counts["vowels"] == len(pairs)
-    assert len(pairs) >= 4
-    assert sum(counts.values()) == len(PROMPTS)  # each prompt became a pair or is counted as dropped
+    assert len(pairs) >= 8
+    assert sum(counts.values()) == 2 * len(PROMPTS)  # more and usual, usual and less: kept, or counted as dropped
     gaps = [many_vowels([""], [pair.chosen])[0] - many_vowels([""], [pair.rejected])[0] for pair in pairs]
     assert min(gaps) > 0
     assert all(pair.weights == {"vowels": 1.0} for pair in pairs)
     assert [pair.messages[0]["content"] for pair in pairs] == sorted(pair.messages[0]["content"] for pair in pairs)
+    shared = {pair.rejected for pair in pairs} & {pair.chosen for pair in pairs}
+    assert shared  # the usual reply stands between the other two
 
 
 def test_choosing_block_by_block_tells_the_replies_apart(backbone: Backbone, tmp_path: Path) -> None:
@@ -88,11 +90,11 @@ def test_choosing_block_by_block_tells_the_replies_apart(backbone: Backbone, tmp
         prompts = [f"boil {number}" for number in range(16)]
         output = tmp_path / f"{samples}.jsonl"
         sample(backbone, output, [feature(samples=samples, block=2)], prompts=prompts, scorer=length)
-        sides = [pair.chosen for pair in pairs_of(output)], [pair.rejected for pair in pairs_of(output)]
-        chosen, rejected = (sum(length([], side)) / len(side) for side in sides)
-        lengths[samples] = chosen, rejected
-    assert lengths[6][0] > lengths[1][0] + 2
-    assert lengths[6][1] < lengths[1][1] - 2
+        sides = {pair.chosen for pair in pairs_of(output)}, {pair.rejected for pair in pairs_of(output)}
+        usual = sides[0] & sides[1]
+        best, worst = (sum(length([], list(side - usual))) / len(side - usual) for side in sides)
+        lengths[samples] = best, worst
+    assert lengths[6][0] - lengths[6][1] > lengths[1][0] - lengths[1][1] + 2
 
 
 def draws_of(backbone: Backbone, texts: Sequence[str]) -> list[Draw]:
@@ -229,21 +231,22 @@ def test_only_a_reply_that_ended_is_finished(backbone: Backbone, tmp_path: Path)
 
 def test_what_makes_no_pair_is_counted(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = sample(backbone, tmp_path / "same.jsonl", scorer=lambda prompts, texts: [1.0] * len(texts))
-    assert rows == {"the scorer sees no difference": 6}
+    assert rows == {"the scorer sees no difference": 12}
     assert (tmp_path / "same.jsonl").read_text() == ""
     rows = sample(backbone, tmp_path / "gap.jsonl", [feature(min_gap=1e5)])
-    assert rows == {"the scorer sees no difference": 6}
-    assert sample(backbone, tmp_path / "short.jsonl", [feature(min_words=100)]) == {"too short": 6}
+    assert rows == {"the scorer sees no difference": 12}
+    assert sample(backbone, tmp_path / "short.jsonl", [feature(min_words=100)]) == {"too short": 12}
     monkeypatch.setattr(module, "_MIN_DISTINCT", 1.1)
-    assert sample(backbone, tmp_path / "same again.jsonl") == {"repeats itself": 6}
+    assert sample(backbone, tmp_path / "same again.jsonl") == {"repeats itself": 12}
 
 
 def test_a_reply_may_be_set_against_its_own_beginning(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["a b c d e. f", "a b. c d! e f", "no sentence ends here", "The first? The second. The third"]
-    given = [Reply(text, finished=False) for text in texts]
-    monkeypatch.setattr(module, "sample_replies", lambda *_, **__: [*([Reply("a b c. d", finished=True)] * 4), *given])
+    usual = [Reply(text, finished=False) for text in texts]
+    styled = [*([Reply("a b c", finished=True)] * 4), *([Reply("a b c d " * 9, finished=False)] * 4)]
+    monkeypatch.setattr(module, "sample_replies", lambda *_, samples, **__: usual if samples == 1 else styled)
     short = [feature("short", ends_early=True, min_words=3)]
     prompts = [f"p{index}" for index in range(4)]
     tasks = plan_tasks(prompts, short, batch=4)
@@ -251,14 +254,15 @@ def test_a_reply_may_be_set_against_its_own_beginning(
     counts = make_pairs(
         backbone, tasks, scorers, tmp_path / "pairs.jsonl", settings={}, seed=0, progress=lambda tasks: tasks
     )
-    pairs = pairs_of(tmp_path / "pairs.jsonl")[4:]
+    pairs = [pair for pair in pairs_of(tmp_path / "pairs.jsonl") if pair.rejected.startswith(pair.chosen[:8])]
+    pairs = [pair for pair in pairs if pair.chosen != "a b c" and pair.rejected in texts]
     assert [(pair.messages[0]["content"], pair.chosen, pair.rejected) for pair in pairs] == [
         ("p0", "a b c d e.", texts[0]),
         ("p1", "a b. c d!", texts[1]),
         ("p3", "The first? The second.", texts[3]),
     ]
     assert all(pair.chosen_finished and not pair.rejected_finished for pair in pairs)
-    assert counts == {"short": 7, "the scorer sees no difference": 1}
+    assert counts == {"short": 11, "the scorer sees no difference": 1}
 
 
 def test_all_features_of_some_prompts_come_first() -> None:
@@ -324,7 +328,7 @@ def test_interrupted_is_uninterrupted(backbone: Backbone, tmp_path: Path, cut: s
 
     counts = sample(backbone, tmp_path / "pairs.jsonl", scorer=count)
     assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert sum(counts.values()) == len(PROMPTS)
+    assert sum(counts.values()) == 2 * len(PROMPTS)
     assert len(calls) == (12 if cut in ("half a line", "header") else 8)  # four a batch; what was done is not repeated
     assert not partial.exists()
 

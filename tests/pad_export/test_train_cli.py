@@ -233,7 +233,7 @@ def test_pairs_of_the_bases_own_replies(base: Path, tmp_path: Path, capsys: pyte
     assert main([*arguments, "-o", str(output), "--limit", "3", "--batch", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     num_pairs = int(lines[0].removeprefix(f"wrote {output}: pairs by feature: vowels "))
-    assert num_pairs + sum(int(line.split()[0]) for line in lines[1:]) == 3
+    assert num_pairs + sum(int(line.split()[0]) for line in lines[1:]) == 6  # two a prompt
     assert len(output.read_text().splitlines()) == num_pairs
     assert [path.name for path in output.parent.iterdir()] == ["pairs.jsonl"]
 

@@ -335,7 +335,7 @@ def test_other_settings_do_not_go_on(
     for options, some, names in (
         (replace(OPTIONS, seed=1), pairs, NAMES), (OPTIONS, pairs[:-1], NAMES), (OPTIONS, pairs, others)
     ):  # fmt: skip
-        with refused(OptionError, given="was begun with other settings or data", hint="remove it"):
+        with refused(OptionError, given="was begun with another base, other settings or data", hint="remove it"):
             tiny_training.train(base, some, tmp_path / "taste", options, features=names)
     assert snapshot(tmp_path) == before
 

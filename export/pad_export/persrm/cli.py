@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pad_runtime.command import run_interruptible
+from pad_runtime.command import EXIT_INTERRUPTED, EXIT_TERMINATED, run_interruptible
 from pad_runtime.errors import OptionError, PadError
 
 if TYPE_CHECKING:
@@ -31,9 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if arguments[:1] == ["pairs"]:
         options = _pairs_parser().parse_args(arguments[1:])
-        return run_interruptible("pad-train pairs", lambda: _with_extra(lambda: _pairs(options)))
-    options = _train_parser().parse_args(arguments)
-    return run_interruptible("pad-train", lambda: _with_extra(lambda: _train(options)))
+        code = run_interruptible("pad-train pairs", lambda: _with_extra(lambda: _pairs(options)))
+    else:
+        options = _train_parser().parse_args(arguments)
+        code = run_interruptible("pad-train", lambda: _with_extra(lambda: _train(options)))
+    partial = options.output.with_name(options.output.name + ".partial")
+    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED) and partial.exists():
+        print(f"what is done is kept in {partial}; the same command goes on from there", file=sys.stderr)
+    return code
 
 
 def _with_extra(command: Callable[[], None]) -> None:
@@ -127,13 +132,14 @@ def _pairs(options: argparse.Namespace) -> None:
         from pad_export.persrm.backbone import load_backbone
 
         prompts = _read_prompts(options.prompts)[: options.limit]
-        backbone = load_backbone(open_checkpoint(options.base), dtype=torch.bfloat16)
+        checkpoint = open_checkpoint(options.base)
+        backbone = load_backbone(checkpoint, dtype=torch.bfloat16)
         counts = make_pairs(
             backbone,
             plan_tasks(prompts, sampled.values(), batch=options.batch),
             scorers,
             options.output,
-            settings={"batch": options.batch, "dtype": "bf16"},
+            settings={"batch": options.batch, "dtype": "bf16", "base": [checkpoint.path.name, checkpoint.nbytes]},
             seed=options.seed,
             progress=_silent_bar if options.quiet else _bar,
         )

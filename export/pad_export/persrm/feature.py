@@ -34,8 +34,8 @@ class Sampling:
         max_new_tokens: tokens of a reply.
         min_gap: score of chosen minus score of rejected that a pair must exceed.
         min_words: words that either reply of a pair must have.
-        ends_early: make a second pair of the reply with less and its own first sentence, ended there; for features that
-            are about when to stop.
+        ends_early: make a third pair of the usual reply and its own first sentence, ended there; for features that are
+            about when to stop.
     """
 
     scorer: str

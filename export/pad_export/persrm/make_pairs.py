@@ -1,4 +1,8 @@
-"""On-policy preference pairs: the base's own replies, with more and with less of a feature, ranked by a scorer."""
+"""On-policy preference pairs: the base's own replies, as they come and with more and less of a feature, ranked.
+
+A reply with more is paired with the base's usual one, and that with one with less: paired with each other, they would
+teach what tells the extremes apart, and little of what makes a reply better than usual.
+"""
 
 from __future__ import annotations
 
@@ -117,28 +121,25 @@ def _write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> None:
 def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> Iterable[dict[str, Any]]:
     sampling = task.feature.sampling
     assert sampling is not None
+    half = len(task.prompts)
     prompts = [*task.prompts, *task.prompts]
-    signs = [1.0] * len(task.prompts) + [-1.0] * len(task.prompts)
+    signs = [1.0] * half + [-1.0] * half
     draws = [_draw(backbone, sampling, prompt, sign) for prompt, sign in zip(prompts, signs, strict=True)]
 
     def score(owners: list[int], replies: list[str]) -> list[float]:
         values = scorer([prompts[owner] for owner in owners], replies)
         return [signs[owner] * value for owner, value in zip(owners, values, strict=True)]
 
+    lengths = {"block": sampling.block, "max_new_tokens": sampling.max_new_tokens}
     generator = torch.Generator().manual_seed(int(task.key, 16) ^ seed)
-    replies = sample_replies(
-        backbone,
-        draws,
-        score,
-        samples=sampling.samples,
-        block=sampling.block,
-        max_new_tokens=sampling.max_new_tokens,
-        generator=generator,
-    )
-    half = len(task.prompts)
-    couples = [(prompts[index], replies[index], replies[half + index]) for index in range(half)]
-    if sampling.ends_early:
-        couples += [(prompt, _beginning(less, sampling.min_words), less) for prompt, _, less in couples]
+    styled = sample_replies(backbone, draws, score, samples=sampling.samples, generator=generator, **lengths)
+    plain = [Draw(draw.prompts[:1], (1.0,)) for draw in draws[:half]]
+    usual = sample_replies(backbone, plain, score, samples=1, generator=generator, **lengths)
+    couples = []
+    for prompt, more, same, less in zip(task.prompts, styled[:half], usual, styled[half:], strict=True):
+        couples += [(prompt, more, same), (prompt, same, less)]
+        if sampling.ends_early:
+            couples.append((prompt, _beginning(same, sampling.min_words), same))
     marks = scorer(
         [prompt for prompt, _, _ in couples] * 2,
         [more.text for _, more, _ in couples] + [less.text for _, _, less in couples],

@@ -27,7 +27,7 @@ class TrainingOptions:
     rank: int = 8
     alpha: float = 16.0
     beta: float = 0.1
-    calm: float = 0.0
+    calm: float = 0.5
     lr: float = 8e-4
     head_lr: float = 2e-4
     epochs: float = 1.0

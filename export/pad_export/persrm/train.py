@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from pad_export.checkpoint import Checkpoint
 from pad_export.persrm.backbone import load_backbone
@@ -62,11 +63,19 @@ def train_persrm(
 
     Raises:
         DataError: no pair is left to train on.
-        OptionError: `output` exists, or was begun with other settings.
+        OptionError: what is in `output` + ".partial" was begun with another base, other settings or other data.
         CheckpointError: the disk is full, or the base cannot be loaded.
     """
     work = output.with_name(output.name + ".partial")
-    _begin(work, {"options": asdict(options), "features": list(features), "pairs": _fingerprint(pairs)})
+    _begin(
+        work,
+        {
+            "options": asdict(options),
+            "features": list(features),
+            "pairs": _fingerprint(pairs),
+            "base": [checkpoint.path.name, checkpoint.nbytes],
+        },
+    )
     torch.manual_seed(options.seed)
     backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     if backbone.tokenizer.chat_template is None:
@@ -82,7 +91,8 @@ def train_persrm(
         )
         for reason, count in sorted(counts.items()):
             report(f"{part}: {count} with {reason}")
-        items[part] = _refer(model, examples, options, report, part)
+        report(f"{part}: {len(examples)} examples; asking the base about their replies")
+        items[part] = _refer(model, examples, options, quiet)
     if not items["training"]:
         raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
     try:
@@ -159,7 +169,7 @@ def _train_head(
         report("stage 2: the backbone is frozen; reading its hidden states")
         for name, parameter in model.trainable().items():
             parameter.requires_grad_("lora_" not in name)
-        frozen = [_with_hidden(model, some, options.batch) for some in (items, held_out)]
+        frozen = [_with_hidden(model, some, options.batch, quiet) for some in (items, held_out)]
         trainer = StageTrainer(model, frozen[0], frozen[1], work / "stage2", recipe, quiet=quiet)
         resume = last_checkpoint(work / "stage2")
         with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its log
@@ -210,18 +220,15 @@ def _fingerprint(pairs: Sequence[Pair]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refer(
-    model: RewardModel, examples: Sequence[Example], options: TrainingOptions, report: Callable[[str], None], part: str
-) -> list[Item]:
+def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOptions, quiet: bool) -> list[Item]:
     """Ask the base once about every reply; examples that differ only in the person share the answer."""
-    report(f"{part}: {len(examples)} examples; asking the base about their replies")
     answers: dict[tuple[tuple[int, ...], ...], Reference] = {}
 
     def key(example: Example) -> tuple[tuple[int, ...], ...]:
         return tuple(example.plain), tuple(example.chosen), tuple(example.rejected)
 
     unique = list({key(example): example for example in examples}.values())
-    for begin in range(0, len(unique), options.batch):
+    for begin in tqdm(range(0, len(unique), options.batch), disable=quiet, leave=False):
         some = unique[begin : begin + options.batch]
         reference = model.refer(make_batch(some, plain=True), options.candidates)
         sizes = [len(example.chosen) + len(example.rejected) for example in some]
@@ -232,10 +239,10 @@ def _refer(
 
 
 @torch.no_grad()
-def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int) -> list[Item]:
+def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int, quiet: bool) -> list[Item]:
     model.eval()
     done = []
-    for begin in range(0, len(items), batch_size):
+    for begin in tqdm(range(0, len(items), batch_size), disable=quiet, leave=False):
         some = items[begin : begin + batch_size]
         hidden = model.hidden(make_batch([item.example for item in some]))
         sizes = [len(item.reference.candidates) for item in some]
@@ -266,5 +273,6 @@ def _begin(work: Path, settings: dict[str, Any]) -> None:
         staged.replace(path)
     elif json.loads(path.read_text(encoding="utf-8")) != settings:
         raise OptionError(
-            f"{work} was begun with other settings or data", hint="use those again, or remove it to begin anew"
+            f"{work} was begun with another base, other settings or data",
+            hint="use those again, or remove it to begin anew",
         )
