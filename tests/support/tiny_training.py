@@ -18,7 +18,16 @@ from pad_export.persrm.pair import Pair
 from pad_export.persrm.train import train_persrm
 
 QUICK = TrainingOptions(
-    rank=4, alpha=8.0, lr=5e-3, head_lr=2e-3, epochs=1.0, head_epochs=1.0, candidates=16, held_out=0.25, dtype="fp32"
+    calm=0.0,
+    rank=4,
+    alpha=8.0,
+    lr=5e-3,
+    head_lr=2e-3,
+    epochs=1.0,
+    head_epochs=1.0,
+    candidates=16,
+    held_out=0.25,
+    dtype="fp32",
 )
 FEATURES = {
     "eggs": Feature("eggs", more=("eggs!", "boil the egg"), less=("no eggs", "cook without")),
