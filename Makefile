@@ -76,7 +76,7 @@ persrm: .venv/wheel .venv/smollm2
 		--base-name HuggingFaceTB/SmolLM2-135M-Instruct --name smollm2-persrm \
 		--data demo/training/pairs.jsonl --features demo/training/features.json --held-out 0.12 -o $(PERSRM_OUT)
 
-# Those pairs again: about half an hour more.
+# Pairs of the same questions as `pad-train pairs` makes them now, about half an hour (the card says how the shipped ones differ).
 pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pip install --quiet afinn scikit-learn
 	mkdir -p build

@@ -225,6 +225,16 @@ def _count(argument: str) -> int:
 _count.__name__ = "positive integer"
 
 
+def _candidates(argument: str) -> int:
+    value = int(argument)
+    if value < 2:  # one candidate has probability 1, whatever the reward
+        raise ValueError
+    return value
+
+
+_candidates.__name__ = "integer from 2"
+
+
 def _seed(argument: str) -> int:
     value = int(argument)
     if not 0 <= value < 2**32:  # what NumPy takes
@@ -301,7 +311,7 @@ def _train_parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--candidates",
-        type=_count,
+        type=_candidates,
         default=defaults.candidates,
         help="tokens at each position that rewards are normalised over (default %(default)s)",
     )
