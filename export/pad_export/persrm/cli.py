@@ -280,53 +280,30 @@ def _train_parser() -> argparse.ArgumentParser:
         "--base-name", metavar="NAME", help="what the adapter calls its base (default: --base as given)"
     )
     group = parser.add_argument_group("training")
-    real, rate = _number(0.0), _number(0.0, 1.0)
-    group.add_argument("--rank", type=_count, default=defaults.rank, help="rank of the LoRA (default %(default)s)")
-    group.add_argument("--alpha", type=real, default=defaults.alpha, help="its alpha (default %(default)s)")
-    group.add_argument(
-        "--beta", type=real, default=defaults.beta, help="scale of the log-ratio in the loss (default %(default)s)"
+    real, rate, share = _number(0.0), _number(0.0, 1.0), _number(0.0, 0.9)
+    settings: tuple[tuple[str, Callable[[str], float], str, str], ...] = (
+        ("rank", _count, "N", "rank of the LoRA"),
+        ("alpha", real, "X", "its alpha"),
+        ("beta", real, "X", "scale of the log-ratio in the loss"),
+        ("calm", real, "X", "weight of the term that keeps rewards small where nothing is at stake"),
+        ("lr", rate, "X", "learning rate of the LoRA"),
+        ("head-lr", rate, "X", "learning rate of the head and w_p"),
+        ("epochs", real, "X", "passes of stage 1, LoRA and head"),
+        ("head-epochs", real, "X", "passes of stage 2, head and w_p alone"),
+        ("batch", _count, "N", "examples of a batch"),
+        ("accumulate", _count, "N", "batches of a step"),
+        ("candidates", _candidates, "N", "tokens at each position that rewards are normalised over"),
+        ("max-prompt", _count, "N", "most tokens of a prompt; longer ones are left out"),
+        ("max-reply", _count, "N", "most tokens of a reply; longer ones are cut"),
+        ("held-out", share, "X", "share of the prompts kept for measuring"),
+        ("save-steps", _count, "N", "steps between checkpoints"),
+        ("seed", _seed, "N", "of everything random"),
     )
-    group.add_argument(
-        "--calm",
-        type=real,
-        default=defaults.calm,
-        help="weight of the term that keeps rewards small where nothing is at stake (default %(default)s)",
-    )
-    group.add_argument("--lr", type=rate, default=defaults.lr, help="learning rate of the LoRA (default %(default)s)")
-    group.add_argument(
-        "--head-lr", type=rate, default=defaults.head_lr, help="of the head and w_p (default %(default)s)"
-    )
-    group.add_argument(
-        "--epochs", type=real, default=defaults.epochs, help="passes of stage 1, LoRA and head (default %(default)s)"
-    )
-    group.add_argument(
-        "--head-epochs",
-        type=real,
-        default=defaults.head_epochs,
-        help="passes of stage 2, head and w_p alone (default %(default)s)",
-    )
-    group.add_argument("--batch", type=_count, default=defaults.batch, help="examples of a batch (default %(default)s)")
-    group.add_argument(
-        "--accumulate", type=_count, default=defaults.accumulate, help="batches of a step (default %(default)s)"
-    )
-    group.add_argument(
-        "--candidates",
-        type=_candidates,
-        default=defaults.candidates,
-        help="tokens at each position that rewards are normalised over (default %(default)s)",
-    )
-    group.add_argument("--max-prompt", type=_count, default=defaults.max_prompt, help="tokens (default %(default)s)")
-    group.add_argument("--max-reply", type=_count, default=defaults.max_reply, help="tokens (default %(default)s)")
-    group.add_argument(
-        "--held-out",
-        type=_number(0.0, 0.9),
-        default=defaults.held_out,
-        help="share of the prompts kept for measuring (default %(default)s)",
-    )
-    group.add_argument(
-        "--save-steps", type=_count, default=defaults.save_steps, help="steps between checkpoints (default %(default)s)"
-    )
-    group.add_argument("--seed", type=_seed, default=defaults.seed, help="of everything random (default %(default)s)")
+    for name, kind, metavar, text in settings:
+        default = getattr(defaults, name.replace("-", "_"))
+        group.add_argument(
+            f"--{name}", type=kind, metavar=metavar, default=default, help=f"{text} (default %(default)s)"
+        )
     group.add_argument(
         "--dtype", choices=("bf16", "fp32"), default=defaults.dtype, help="of the frozen weights (default %(default)s)"
     )
