@@ -221,21 +221,33 @@ def _fingerprint(pairs: Sequence[Pair]) -> str:
 
 
 def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOptions, quiet: bool) -> list[Item]:
-    """Ask the base once about every reply; examples that differ only in the person share the answer."""
-    answers: dict[tuple[tuple[int, ...], ...], Reference] = {}
-
-    def key(example: Example) -> tuple[tuple[int, ...], ...]:
-        return tuple(example.plain), tuple(example.chosen), tuple(example.rejected)
-
-    unique = list({key(example): example for example in examples}.values())
-    for begin in tqdm(range(0, len(unique), options.batch), disable=quiet, leave=False):
-        some = unique[begin : begin + options.batch]
+    """Ask the base once about every reply to a prompt, in however many examples it stands."""
+    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], Reference] = {}
+    asked: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    unasked = []
+    for example in examples:
+        if not asked.issuperset(_replies(example)):
+            asked.update(_replies(example))
+            unasked.append(example)
+    for begin in tqdm(range(0, len(unasked), options.batch), disable=quiet, leave=False):
+        some = unasked[begin : begin + options.batch]
         reference = model.refer(make_batch(some, plain=True), options.candidates)
-        sizes = [len(example.chosen) + len(example.rejected) for example in some]
+        replies = [reply for example in some for reply in _replies(example)]
+        sizes = [len(ids) for _, ids in replies]
         parts = zip(torch.split(reference.candidates, sizes), torch.split(reference.log_probs, sizes), strict=True)
-        for example, (candidates, log_probs) in zip(some, parts, strict=True):
-            answers[key(example)] = Reference(candidates.clone(), log_probs.clone())
-    return [Item(example, answers[key(example)]) for example in examples]
+        for reply, (candidates, log_probs) in zip(replies, parts, strict=True):
+            answers.setdefault(reply, Reference(candidates.clone(), log_probs.clone()))
+    items = []
+    for example in examples:
+        both = [answers[reply] for reply in _replies(example)]
+        candidates = torch.cat([reference.candidates for reference in both])
+        items.append(Item(example, Reference(candidates, torch.cat([reference.log_probs for reference in both]))))
+    return items
+
+
+def _replies(example: Example) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Both replies, chosen first, each with the prompt as the base reads it."""
+    return [(tuple(example.plain), tuple(reply)) for reply in (example.chosen, example.rejected)]
 
 
 @torch.no_grad()
