@@ -20,6 +20,7 @@ from pad_runtime.errors import OptionError, PadError
 if TYPE_CHECKING:
     from pad_export.persrm.make_pairs import Task
     from pad_export.persrm.options import TrainingOptions
+    from pad_export.persrm.pair import Pair
 
 _EXTRA = ("torch", "transformers", "peft", "accelerate", "gguf", "tqdm")  # what pad-rt[train] adds
 
@@ -51,15 +52,10 @@ def _with_extra(command: Callable[[], None]) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from pad_export.persrm.pair_file import parse_source, read_pairs
-
     _check_new(options.output)
     settings = _training_options(options)
-    pairs, reports = read_pairs([parse_source(argument) for argument in options.data])
     report = _silent if options.quiet else _report
-    for entry in reports:
-        for line in entry.lines():
-            report(line)
+    pairs = _read_pairs(options.data, report)
     report("loading torch")
     importlib.import_module("accelerate")  # transformers would miss it only once the base has been asked everything
     from pad_export.checkpoint import open_checkpoint
@@ -118,13 +114,7 @@ def _pairs(options: argparse.Namespace) -> None:
     _set_threads(options.threads)
     scorers = {name: load_scorer(feature.sampling.scorer) for name, feature in sampled.items() if feature.sampling}
     if options.replies:
-        from pad_export.persrm.pair_file import parse_source, read_pairs
-
-        pairs, reports = read_pairs([parse_source(argument) for argument in options.replies])
-        for entry in reports:
-            for line in entry.lines():
-                report(line)
-        counts = rank_pairs(pairs, sampled.values(), scorers, options.output)
+        counts = rank_pairs(_read_pairs(options.replies, report), sampled.values(), scorers, options.output)
     else:
         import torch
 
@@ -147,6 +137,16 @@ def _pairs(options: argparse.Namespace) -> None:
     print(f"wrote {options.output}: pairs by feature: {kept}")
     for reason, count in counts.most_common():
         print(f"  {count} dropped: {reason}")
+
+
+def _read_pairs(arguments: Sequence[str], report: Callable[[str], None]) -> list[Pair]:
+    from pad_export.persrm.pair_file import parse_source, read_pairs
+
+    pairs, reports = read_pairs([parse_source(argument) for argument in arguments])
+    for entry in reports:
+        for line in entry.lines():
+            report(line)
+    return pairs
 
 
 def _bar(tasks: Sequence[Task]) -> Iterable[Task]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pad_export.json_file import read_object
+from pad_export.persrm.pair import NAME
 from pad_runtime.errors import OptionError
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def read_features(path: Path) -> dict[str, Feature]:
     features = {}
     for name, entry in read_object(path, OptionError, hint="correct it").items():
         where = f"{path}: {name}"
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise OptionError(f"{where} is not a name", expected="letters, digits, '.', '_' and '-'")
         values = _only(where, entry, "more", "less", "sampling")
         features[name] = Feature(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pad_export.persrm.pair import Message, Pair
+from pad_export.persrm.pair import NAME, Message, Pair
 
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Iterable[tuple[int, Row]]  # each with its line number, from 1
@@ -22,9 +22,6 @@ Read: TypeAlias = Callable[[Rows, str | None, Skip], Iterator[Pair]]
 
 NEWS_PROMPT = "Write one sentence for a newspaper."
 FILM_PROMPT = "Write a sentence about a film."
-
-# What a PersRM may call its features: such a name is an option's value and a key of the bundle's manifest.
-FEATURE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 _ROLES = ("system", "user", "assistant")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -250,7 +247,7 @@ def check_feature(name: str) -> str:
     Raises:
         RowProblem: it holds something other than letters, digits, '.', '_' and '-'.
     """
-    if not FEATURE_NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise RowProblem(f"the feature {reprlib.repr(name)}, which is not a name")
     return name
 

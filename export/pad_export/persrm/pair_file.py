@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pad_export.persrm.layouts import (
-    FEATURE_NAME,
     Layout,
     Row,
     RowProblem,
@@ -26,7 +25,7 @@ from pad_export.persrm.layouts import (
     row_by_row,
     sentence_polarity,
 )
-from pad_export.persrm.pair import Pair
+from pad_export.persrm.pair import NAME, Pair
 from pad_runtime.errors import DataError, OptionError
 
 _NEEDED = {"prompt", "chosen", "rejected"}
@@ -98,7 +97,7 @@ def parse_source(argument: str) -> PairSource:
         return PairSource(Path(argument))
     if not name.strip() or not path.strip():
         raise OptionError(f"--data {argument!r}", expected="PATH or NAME=PATH", hint="for example harmless=pairs.jsonl")
-    return PairSource(Path(path), feature=name) if FEATURE_NAME.fullmatch(name) else PairSource(Path(argument))
+    return PairSource(Path(path), feature=name) if NAME.fullmatch(name) else PairSource(Path(argument))
 
 
 def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairReport]]:

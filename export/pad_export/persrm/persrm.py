@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from pad_export.adapter import CONFIG_NAME, LoraAdapter, read_adapter
 from pad_export.checkpoint import Checkpoint, open_checkpoint
 from pad_export.json_file import read_object
+from pad_export.persrm.pair import NAME
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
 
@@ -24,7 +25,6 @@ SETTINGS_NAME = "pad_persrm.json"
 HEAD_NAME = "value_head.safetensors"
 
 _SETTINGS = ("name", "features", "default_weights", "prompt_template")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HEAD_PREFIXES = ("v_head.summary.", "summary.", "", "feature_head.")
 
 
@@ -131,7 +131,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_name(folder: Path, key: str, name: Any) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise AdapterError(
             f"{folder}: {key} {name!r} is not a name",
             expected="letters, digits, '.', '_' and '-', the first a letter or digit",
