@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +64,7 @@ class RewardModel(torch.nn.Module):
     def refer(self, batch: Batch, k: int) -> Reference:
         """Ask the base, the adapter being off. The batch's prompts are the plain ones."""
         self.eval()
-        with self._adapter_off():
+        with self.trunk.disable_adapter():
             logits = self.backbone.logits(self.hidden(batch))  # [n, vocab]
         k = min(k, logits.shape[-1])
         own = batch.targets[:, None]
@@ -104,7 +103,3 @@ class RewardModel(torch.nn.Module):
                 for kind, mask in kinds.items()
             }
         return kinds if getattr(config, "layer_types", None) else kinds["sliding_attention"]
-
-    def _adapter_off(self) -> AbstractContextManager[Any]:
-        context: AbstractContextManager[Any] = self.trunk.disable_adapter()
-        return context

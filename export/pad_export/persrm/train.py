@@ -146,11 +146,7 @@ def _train_trunk(
         for name, parameter in model.trainable().items():
             parameter.requires_grad_(name != "learned_weights")
         trainer = StageTrainer(model, items, held_out, work / "stage1", _recipe(options, 1), quiet=quiet)
-        resume = last_checkpoint(work / "stage1")
-        report(f"stage 1: LoRA and head on {len(items)} examples" + (f", from {resume.name}" if resume else ""))
-        with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its log
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        report(_summary("stage 1", trainer.state.log_history))
+        _run("stage 1", f"LoRA and head on {len(items)} examples", trainer, report)
     save_trained(model, done)
     shutil.rmtree(work / "stage1", ignore_errors=True)
 
@@ -171,11 +167,17 @@ def _train_head(
             parameter.requires_grad_("lora_" not in name)
         frozen = [_with_hidden(model, some, options.batch, quiet) for some in (items, held_out)]
         trainer = StageTrainer(model, frozen[0], frozen[1], work / "stage2", recipe, quiet=quiet)
-        resume = last_checkpoint(work / "stage2")
-        with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its log
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        report(_summary("stage 2", trainer.state.log_history))
+        _run("stage 2", "head and w_p", trainer, report)
     return recipe
+
+
+def _run(stage: str, what: str, trainer: StageTrainer, report: Callable[[str], None]) -> None:
+    """Train from the last whole checkpoint on, if there is one."""
+    resume = last_checkpoint(Path(trainer.args.output_dir))
+    report(f"{stage}: {what}" + (f", from {resume.name}" if resume else ""))
+    with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its log
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    report(_summary(stage, trainer.state.log_history))
 
 
 def _recipe(options: TrainingOptions, stage: int) -> Recipe:
