@@ -1,4 +1,4 @@
-"""The command `pad`: generate, chat and info."""
+"""The command `pad`: generate, chat, info and bench."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pad_rt.bench import Workload
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference, parse_weight
@@ -60,6 +61,21 @@ def _info(options: argparse.Namespace) -> None:
 
     info = BundleInfo.read(options.bundle, check=options.check)
     print(json.dumps(info.as_dict(), ensure_ascii=False) if options.json else info.as_text())
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from pad_rt.bench_report import BenchReport
+
+    workload = Workload(options.prompt_tokens, options.new_tokens, options.top_k, options.rounds)
+    report = BenchReport.measure(
+        options.bundle, workload, device=options.device, num_threads=options.threads, report=_show_progress
+    )
+    print(json.dumps(report.as_dict(), ensure_ascii=False) if options.json else report.as_text())
+
+
+def _show_progress(stage: str) -> None:
+    if sys.stderr.isatty():
+        print(f"measuring {stage}", file=sys.stderr)
 
 
 # -- options --------------------------------------------------------------------------------------------------------
@@ -117,6 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_bundle(info)
     info.add_argument("--check", action="store_true", help="hash every file, the weights too")
     info.add_argument("--json", action="store_true", help="print one JSON object")
+
+    bench = commands.add_parser("bench", help="measure what guidance costs here", allow_abbrev=False)
+    bench.set_defaults(run=_bench)
+    _add_bundle(bench)
+    _add_workload(bench)
+    _add_machine(bench)
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -173,6 +196,23 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument("--seed", metavar="S", type=int, help=f"of the sampling (default {defaults.seed})", **given)
     sampling.add_argument("--stop", metavar="TEXT", action="append", help="end the reply before this text", **given)
+    _add_machine(parser)
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    defaults = Workload()
+    workload = parser.add_argument_group("workload", "random token ids, batch 1, greedy")
+    for option, what in (
+        ("prompt-tokens", "tokens of the base's prompt"),
+        ("new-tokens", "tokens decoded after each prefill"),
+        ("top-k", "candidates that the base proposes for each token"),
+        ("rounds", "prefills of each side, base and guided in turn"),
+    ):
+        default = getattr(defaults, option.replace("-", "_"))
+        workload.add_argument(f"--{option}", metavar="N", type=int, default=default, help=f"{what} (default {default})")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", metavar="DEVICE", default="auto", help="auto or cpu (default auto)")
     machine.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the physical cores)")

@@ -1,0 +1,177 @@
+"""What guided decoding costs on this machine: steps of a bundle against steps of its base, taking turns in one process.
+
+    ratio = median PAD step / median base step
+
+Prompts are random token ids: the time of a step does not depend on which tokens it reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pad_rt.config import GenerationConfig
+from pad_rt.generator import Generator
+from pad_rt.prompt import EncodedPrompt
+from pad_rt.rounds import time_turns
+from pad_runtime.bundle import Bundle
+from pad_runtime.errors import OptionError
+from pad_runtime.manifest import Manifest
+from pad_runtime.rows import Reward, plan_rows
+from pad_runtime.step import Step, StepRequest
+
+REWARD_EXTRA = 32  # tokens that a PersRM's template and a preference in words add to a prompt
+_WARMUP = 4  # steps
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is decoded: batch 1, greedy, beta 1, the bundle's first PersRM at its default weights.
+
+    Attributes:
+        prompt_tokens: of the base's prompt; the reward rows read `REWARD_EXTRA` more.
+        new_tokens: decoded after each prefill.
+        top_k: candidates.
+        rounds: prefills of each side.
+    """
+
+    prompt_tokens: int = 64
+    new_tokens: int = 64
+    top_k: int = 10
+    rounds: int = 3
+
+    @property
+    def reward_tokens(self) -> int:
+        """Tokens of the reward rows' prompt."""
+        return self.prompt_tokens + REWARD_EXTRA
+
+    @property
+    def config(self) -> GenerationConfig:
+        """The workload as a reply that a `Generator` makes."""
+        return GenerationConfig(beta=1.0, top_k=self.top_k, max_new_tokens=self.new_tokens)
+
+    def check(self, manifest: Manifest) -> None:
+        """Refuse what this bundle cannot run.
+
+        Raises:
+            OptionError: a number outside its range.
+        """
+        room = manifest.max_length - REWARD_EXTRA
+        for option, value, low, high in (
+            ("--prompt-tokens", self.prompt_tokens, 1, room - 2),
+            ("--new-tokens", self.new_tokens, 2, room - self.prompt_tokens),
+            ("--top-k", self.top_k, 1, manifest.max_top_k),
+            ("--rounds", self.rounds, 1, 10_000),
+        ):
+            if not low <= value <= high:
+                raise OptionError(
+                    f"{option} {value}",
+                    expected=f"{low} to {high} for this bundle" if high >= low else "a bundle with more max_length",
+                )
+
+    def prompt(self, manifest: Manifest) -> EncodedPrompt:
+        """Random ids, the same ones each time."""
+        draw = np.random.default_rng(0).integers
+        base, reward = (
+            draw(manifest.vocab_size, size=count).tolist() for count in (self.prompt_tokens, self.reward_tokens)
+        )
+        return EncodedPrompt(base=base, reward=reward)
+
+    def request(self, manifest: Manifest, *, guided: bool) -> StepRequest:
+        """The prompt as rows of a step: all of them, or the base row alone."""
+        prompt = self.prompt(manifest)
+        weights = tuple(manifest.persrms[0].default_weights)
+        rewards = [Reward(0, weights, 1.0, tuple(prompt.reward or ()))] if guided else []
+        return StepRequest(
+            sequences=[plan_rows(manifest, tuple(prompt.base), rewards, 1.0)],
+            max_new_tokens=self.new_tokens + 1,
+            top_k=self.top_k,
+            temperature=0.0,
+            top_p=1.0,
+            seeds=(0,),
+        )
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Milliseconds of every prefill and every step, by side, in the order of the rounds."""
+
+    prefill: dict[str, list[float]]
+    step: dict[str, list[float]]
+
+
+def measure_steps(
+    sides: Mapping[str, tuple[Step, StepRequest]],
+    workload: Workload,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StepTimes:
+    """Prefill every side and let them decode step by step in turn, `rounds` times.
+
+    Args:
+        sides: a step and what it decodes, by name.
+        workload: its `rounds` and `new_tokens`.
+        clock: seconds.
+    """
+
+    def decode(steps: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        prefills = {
+            name: lambda step=step, request=request: step.prefill(request) for name, (step, request) in sides.items()
+        }
+        first = time_turns(prefills, rounds=1, clock=clock)
+        return first, time_turns({name: step.step for name, (step, _) in sides.items()}, rounds=steps, clock=clock)
+
+    decode(min(_WARMUP, workload.new_tokens))
+    prefill: dict[str, list[float]] = {name: [] for name in sides}
+    step: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(workload.rounds):
+        for kept, taken in zip((prefill, step), decode(workload.new_tokens), strict=True):
+            for name, seconds in taken.items():
+                kept[name] += [value * 1e3 for value in seconds]
+    return StepTimes(prefill, step)
+
+
+@dataclass(frozen=True)
+class ReplyTimes:
+    """Guided replies as a caller gets them.
+
+    Attributes:
+        host_us: microseconds a token outside the graph (ids to text, stop strings, the loop), reply by reply.
+        tokens_per_s: after the first token, as the reader sees them, reply by reply.
+        bytes_to_host_per_token: read back from the device.
+    """
+
+    host_us: list[float]
+    tokens_per_s: list[float]
+    bytes_to_host_per_token: int
+
+
+def measure_replies(generator: Generator, workload: Workload) -> ReplyTimes:
+    """Generate `rounds` guided replies; what their steps do not account for is the host's."""
+    prompt, config = workload.prompt(generator.manifest), workload.config
+    generator.generate(prompt, config=replace(config, max_new_tokens=2))  # buffers and tokenizer are there from now on
+    host_us, tokens_per_s, num_bytes = [], [], 0
+    for _ in range(workload.rounds):
+        start = time.perf_counter()
+        timing = generator.generate(prompt, config=config).timing
+        after_first = time.perf_counter() - start - timing.first_token_s
+        in_steps = workload.new_tokens / timing.tokens_per_s - timing.prefill_s
+        host_us.append((after_first - in_steps) * 1e6 / (workload.new_tokens - 1))
+        tokens_per_s.append((workload.new_tokens - 1) / after_first)
+        num_bytes = timing.bytes_to_host_per_token
+    return ReplyTimes(host_us, tokens_per_s, num_bytes)
+
+
+def open_bundle(folder: Path, *, device: str = "auto", num_threads: int | None = None) -> Bundle:
+    """A bundle in which no token ends a reply: on random prompts the end of a turn means nothing.
+
+    Raises:
+        BundleError, DeviceError: as `Bundle`.
+    """
+    bundle = Bundle(folder, device=device, num_threads=num_threads)
+    bundle.manifest = replace(bundle.manifest, eos_token_ids=[])
+    return bundle

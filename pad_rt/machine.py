@@ -1,0 +1,69 @@
+"""The machine, as far as a measurement needs it: name, cores, memory, bandwidth. What cannot be told is None."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+_BUFFER = 256 * 2**20  # bytes, several times the last-level cache of common machines
+_PASSES = 5
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it; its architecture where it gives none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return next(names, platform.processor() or platform.machine())
+
+
+def num_cores() -> int:
+    """Logical cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_rss_mib() -> float | None:
+    """Most MiB of memory that this process has held at once, mapped files included."""
+    try:
+        # Linux hands ru_maxrss on from the parent to what it starts, so the process's own figure comes first.
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def read_bandwidth(threads: int) -> float | None:
+    """GB/s (10^9 bytes) at which NumPy reads a buffer far larger than the caches: the best of a few passes.
+
+    Args:
+        threads: each reads a part of its own.
+    """
+    try:
+        words = np.ones(_BUFFER // 8, np.uint64)
+    except MemoryError:
+        return None
+    parts = np.array_split(words, threads)
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_PASSES):
+            start = time.perf_counter()
+            list(pool.map(np.bitwise_or.reduce, parts))  # NumPy lets go of the GIL
+            best = min(best, time.perf_counter() - start)
+    return words.nbytes / best / 1e9
