@@ -6,12 +6,16 @@ from collections.abc import Sequence
 
 from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
+from pad_runtime import contract
 from pad_runtime.errors import PreferenceError
 from pad_runtime.manifest import Manifest
 from pad_runtime.rows import Reward, Row, plan_rows
 
 MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, float32 still holds it
-_MAX_WEIGHT = {"fp32": MAX_STRENGTH, "fp16": 100.0}  # a feature head mixes hidden states in the bundle's precision
+_MAX_WEIGHT = {
+    "float32": MAX_STRENGTH,
+    "float16": 100.0,
+}  # a feature head mixes hidden states in the bundle's precision
 
 
 class RowPlanner:
@@ -46,7 +50,7 @@ class RowPlanner:
         else:
             base = self._encoder.encode(prompt)
         rows = plan_rows(self._manifest, tuple(base), rewards, beta)
-        _check_strengths(rows, _MAX_WEIGHT[self._manifest.precision])
+        _check_strengths(rows, _MAX_WEIGHT[contract.FLOAT_TYPES[self._manifest.precision]])
         return rows
 
     def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:

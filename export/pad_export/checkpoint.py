@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+from pad_export.blocks import Blocks
 from pad_export.checkpoint_tokenizer import (
     CheckpointTokenizer,
     TokenizerInfo,
@@ -80,6 +81,12 @@ class Checkpoint:
             CheckpointError: no tensor of that name, or one that cannot be read.
         """
         return self._weights.read(self._stored(name))
+
+    def blocks(self, name: str, bits: int) -> Blocks | None:
+        """Return a matrix in the blocks in which it is stored, where they can be had in `bits` bits with no loss."""
+        if not isinstance(self._weights, GgufWeights):
+            return None
+        return self._weights.read_blocks(self._stored(name), bits)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape without reading it; errors are those of `tensor`."""

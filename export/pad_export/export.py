@@ -11,11 +11,14 @@ import onnx
 from tqdm import tqdm
 
 from pad_export.adapter_file import write_adapter, write_head
+from pad_export.blocks import BLOCK, Blocks
+from pad_export.calibrate import calibrate_trunk
 from pad_export.graph import Graph
+from pad_export.matrix import matrix_bits
 from pad_export.plan import Plan, make_plan
 from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
-from pad_export.trunk import Trunk, write_weights
+from pad_export.trunk import SITE_MODULES, Trunk, write_weights
 from pad_export.verify import verify_bundle
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
@@ -45,7 +48,7 @@ def export_bundle(
     topology: Literal["auto", "shared", "pair"] = "auto",
     reference: Reference = "base",
     backbone: Path | None = None,
-    precision: Literal["fp32", "fp16"] = "fp32",
+    precision: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
     dialect: Literal["ort", "standard"] = "ort",
     max_length: int | None = None,
     max_batch: int = 8,
@@ -63,7 +66,7 @@ def export_bundle(
         base: Hugging Face folder or GGUF file of the base model.
         output: bundle folder to create, or to replace if it is a bundle.
         persrms, topology, reference, backbone: see `pad_export.plan.make_plan`.
-        precision: element type of weights, activations and KV cache.
+        precision: element type of weights, activations and KV cache; int8 and int4 are of the weights alone.
         dialect: "ort" for ONNX Runtime's fused operators, "standard" for opset 24 alone.
         max_length: most tokens of prompt and reply together; by default the model's limit, at most 4096.
         max_batch: most sequences at once.
@@ -79,6 +82,7 @@ def export_bundle(
         Provider()  # a runtime that is missing is told before the work and not after it
     plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)
     _check_dialect(plan, dialect)
+    _check_precision(plan, precision, dialect)
     max_length, max_top_k = _check_limits(plan, max_length, max_batch, max_top_k)
     with staged(output) as folder:
         report(_summary(plan, precision, dialect))
@@ -127,16 +131,25 @@ def _write_graphs(
     folder: Path, plan: Plan, precision: str, dialect: str, max_length: int, quiet: bool
 ) -> dict[str, GraphInfo]:
     """Stream the weights, then write both graphs that refer to them."""
+    calibrated = [_calibrate(trunk, precision, quiet) for trunk in plan.trunks]
     layers = sum(trunk.spec.num_layers for trunk in plan.trunks)
     with (
         WeightsFile(folder / WEIGHTS_FILE) as weights,
         tqdm(total=layers, desc="weights", unit="layer", disable=True if quiet else None, leave=False) as bar,
     ):
-        for trunk in plan.trunks:
-            write_weights(trunk, weights, precision=precision, max_length=max_length, progress=bar.update)
+        for trunk, blocks in zip(plan.trunks, calibrated, strict=True):
+            write_weights(
+                trunk, weights, precision=precision, max_length=max_length, progress=bar.update, calibrated=blocks
+            )
     step = build_step_graph(plan.trunks, weights, dialect=dialect, precision=precision)
     alone = build_base_graph(plan.base, weights, dialect=dialect, precision=precision)
     return {graph.name: _save_graph(folder, graph, dialect) for graph in (step, alone)}
+
+
+def _calibrate(trunk: Trunk, precision: str, quiet: bool) -> dict[str, Blocks]:
+    """What is fitted to the calibration text before weights are written."""
+    with tqdm(desc="calibrating", unit=" linears", disable=True if quiet else None, leave=False) as bar:
+        return calibrate_trunk(trunk, precision, bar.update)
 
 
 def _save_graph(folder: Path, graph: Graph, dialect: str) -> GraphInfo:
@@ -156,6 +169,21 @@ def _check_dialect(plan: Plan, dialect: str) -> None:
                 expected="a multiple of 16 in the ort dialect",
                 hint="pass --dialect standard",
             )
+
+
+def _check_precision(plan: Plan, precision: str, dialect: str) -> None:
+    """Weights in blocks are ONNX Runtime's own operators, and blocks are 32 wide."""
+    for trunk in plan.trunks:
+        widths = {trunk.spec.hidden_size, *(trunk.site_sizes(site)[0] for site in SITE_MODULES)}
+        for width in sorted(widths):
+            if matrix_bits(precision, "qkv", 0, trunk.spec.num_layers) and width % BLOCK:
+                raise CheckpointError(
+                    f"{trunk.checkpoint.path} has matrices {width} wide",
+                    expected=f"a multiple of {BLOCK} at {precision}",
+                    hint="pass --precision fp32 or fp16",
+                )
+    if matrix_bits(precision, "qkv", 0, 1) and dialect != "ort":
+        raise OptionError(f"--precision {precision} with --dialect {dialect}", expected="--dialect ort")
 
 
 def _check_limits(plan: Plan, max_length: int | None, max_batch: int, max_top_k: int) -> tuple[int, int]:
@@ -189,6 +217,7 @@ def _describe_trunk(trunk: Trunk) -> TrunkInfo:
         head_dim=spec.head_dim,
         lora_sites={site: list(trunk.site_sizes(site)) for site in trunk.lora_sites},
         has_features=trunk.has_features,
+        mixes_heads=not spec.logit_softcap,
     )
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gguf
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from pad_export.blocks import BLOCK, Blocks
 from pad_export.gguf_vocabulary import GgufVocabulary, read_vocabulary
 from pad_runtime.errors import CheckpointError
 
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
+
+_T = TypeVar("_T", bound=np.generic)
 
 _MODULES = ("model.embed_tokens", "model.norm", "lm_head")
 _LAYER_MODULES = (
@@ -42,6 +45,12 @@ _CONFIG_KEYS = {
 _ROPE_FACTORS = "rope_freqs.weight"
 # Every Llama 3.1, 3.2 and 3.3 release has these; a GGUF keeps only the factors that follow from them.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# (stored as, bits wanted) -> the zero point that says the same
+_ZERO_POINTS = {
+    (gguf.GGMLQuantizationType.Q4_0, 4): 8,
+    (gguf.GGMLQuantizationType.Q4_0, 8): 128,
+    (gguf.GGMLQuantizationType.Q8_0, 8): 128,
+}
 _UNCLEAR = "export from the model's safetensors folder"
 
 
@@ -88,6 +97,15 @@ class GgufWeights:
         """
         block = self._blocks[name]
         return torch.from_numpy(_dequantise(self.path, name, block))
+
+    def read_blocks(self, name: str, bits: int) -> Blocks | None:
+        """Return a matrix as it is stored, or None where `bits` bits with an integer zero point cannot say the same.
+
+        Q4_0 and Q8_0 can be said; Q4_1, whose blocks have a minimum that is no multiple of their scale, cannot.
+        """
+        block = self._blocks[name]
+        zero = _ZERO_POINTS.get((block.kind, bits))
+        return None if zero is None else _carry_over(self.path, block, bits, zero)
 
 
 def open_gguf(path: Path) -> GgufWeights:
@@ -274,7 +292,29 @@ def _dequantise(path: Path, name: str, block: _Block) -> npt.NDArray[np.float32]
     return values if values.flags.writeable and values.base is not raw else np.array(values)
 
 
-def _split_rotary_halves(values: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
+def _carry_over(path: Path, block: _Block, bits: int, zero: int) -> Blocks:
+    """Codes and scales of a Q4_0 or Q8_0 tensor: each block is a float16 scale, then its codes.
+
+    Q4_0 keeps the codes of a block's first half in the low four bits of its bytes, and those of the second in the high.
+    """
+    raw = np.fromfile(path, dtype=np.uint8, count=block.nbytes, offset=block.offset)
+    rows, columns = block.shape
+    stored = raw.reshape(rows, columns // BLOCK, -1)  # [out, in / 32, bytes of a block]
+    scales = np.ascontiguousarray(stored[..., :2]).view(np.float16)[..., 0].astype(np.float32)
+    codes = stored[..., 2:]
+    if block.kind == gguf.GGMLQuantizationType.Q4_0:
+        codes = np.concatenate([codes & 15, codes >> 4], axis=-1) + np.uint8(zero - 8)
+    else:
+        codes = codes ^ np.uint8(zero)  # from two's complement to an offset of 128
+    codes = codes.reshape(rows, columns)
+    if block.num_heads:
+        codes = _split_rotary_halves(codes, block.num_heads)
+        scales = _split_rotary_halves(scales, block.num_heads)
+    zero_points = torch.full(scales.shape, zero, dtype=torch.uint8)
+    return Blocks(bits, torch.from_numpy(codes), torch.from_numpy(scales), zero_points)
+
+
+def _split_rotary_halves(values: npt.NDArray[_T], num_heads: int) -> npt.NDArray[_T]:
     """Reorder each head's rows from llama.cpp's (0, d/2, 1, d/2 + 1, ...) back to (0, 1, ..., d - 1).
 
     Args:

@@ -1,31 +1,24 @@
 """The torch side of every comparison: transformers and PEFT run the rows of a plan.
 
-Weights are streamed: a module's are read when it runs and dropped when it is done, so that a model larger than memory
-can be compared. Rows of one kind therefore run together, one pass for all of them. A folder is read by safetensors
-under transformers' own parameter names, past our reader, which is part of what is verified; a GGUF file by our reader,
-because transformers reads those with losses (head_dim, biases, Llama 3's rotary scaling).
+Weights are streamed (see `pad_export.torch_model`), so that a model larger than memory can be compared; rows of one
+kind therefore run together, one pass for all of them. Where a bundle keeps matrices in blocks, the models take what
+those stand for: the graph is held against its own weights, and the weights against the checkpoint by their perplexity.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM
-from transformers.initialization import no_init_weights
 
-from pad_export.checkpoint import Checkpoint
 from pad_export.persrm.persrm import FeatureHead
 from pad_export.plan import Plan
-from pad_runtime.errors import CheckpointError
+from pad_export.torch_model import load_model
 
 
 @dataclass(frozen=True)
@@ -102,15 +95,18 @@ class RowModel:
 class TrunkModel:
     """A trunk's torch model, for all kinds of rows that run on it."""
 
-    def __init__(self, plan: Plan, trunk: int) -> None:
+    def __init__(self, plan: Plan, trunk: int, stored: Callable[[str], torch.Tensor | None] | None = None) -> None:
+        """Stream a trunk's weights, those that `stored` knows (by parameter, adapter merged) from there."""
         self._plan = plan
-        self._model = load_model(plan.trunks[trunk].checkpoint)
+        self._is_merged = stored is not None and plan.trunks[trunk].merged is not None
+        checkpoint = plan.trunks[trunk].checkpoint
+        self._model = load_model(checkpoint) if stored is None else load_model(checkpoint, stored)
 
     @contextmanager
     def row_model(self, persrm: int | None) -> Iterator[RowModel]:
         """The trunk's own weights, under a PersRM's adapter and head where the row wears one (index, or None)."""
         source = self._plan.sources[persrm] if persrm is not None and self._plan.sources else None
-        if source is None or source.adapter is None:
+        if source is None or source.adapter is None or self._is_merged:
             yield RowModel(self._model, source.head if source else None)
             return
         with warnings.catch_warnings():
@@ -118,90 +114,6 @@ class TrunkModel:
             wrapped = PeftModel.from_pretrained(self._model, source.adapter.path)
         yield RowModel(wrapped.get_base_model(), source.head)
         self._model = wrapped.unload()
-
-
-def load_model(checkpoint: Checkpoint) -> Any:
-    """A checkpoint as a transformers model in float32 on the CPU, its weights read only while they are in use.
-
-    Raises:
-        CheckpointError: transformers' model has a parameter that the checkpoint lacks.
-    """
-    with no_init_weights():  # memory that is never written is never taken
-        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
-    source = _GgufSource(checkpoint) if checkpoint.path.is_file() else _FolderSource(checkpoint.path)
-    for path, module in model.named_modules():
-        names = {parameter: f"{path}.{name}" for name, parameter in module.named_parameters(recurse=False)}
-        if names:
-            _stream(module, names, source)
-    return model.eval()
-
-
-class _FolderSource:
-    """Tensors of a Hugging Face folder, by the name of a parameter."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: dict[str, Path] = {}
-        for path in _weight_files(folder):
-            with safe_open(path, framework="pt") as file:
-                self._files.update(dict.fromkeys(file.keys(), path))
-
-    def __call__(self, parameter: str) -> torch.Tensor | None:
-        inner = parameter.removeprefix("model.")
-        wrapped = f"language_model.{parameter}", f"model.language_model.{inner}"  # text models out of larger ones
-        for name in (*wrapped, parameter, inner):
-            if name in self._files:
-                with safe_open(self._files[name], framework="pt") as file:
-                    tensor: torch.Tensor = file.get_tensor(name)
-                return tensor
-        return None
-
-
-class _GgufSource:
-    """Tensors of a GGUF file, by the name of a parameter."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def __call__(self, parameter: str) -> torch.Tensor | None:
-        return self._checkpoint.tensor(parameter) if parameter in self._checkpoint.names else None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():  # a model saved anew over a sharded one leaves the old index beside it
-        return [single]
-    return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-
-
-def _stream(
-    module: torch.nn.Module, names: dict[torch.nn.Parameter, str], source: Callable[[str], torch.Tensor | None]
-) -> None:
-    """Have a module read its parameters before it runs and drop them after."""
-
-    def read(*_: Any) -> None:
-        for parameter, name in names.items():
-            parameter.data = _find(name, parameter.shape, source).float()
-
-    def drop(*_: Any) -> None:
-        for parameter in names:
-            parameter.data = torch.zeros(1).expand(parameter.shape)  # the shape that PEFT looks at, and no memory
-
-    module.register_forward_pre_hook(read)
-    module.register_forward_hook(drop)
-    drop()
-
-
-def _find(name: str, shape: torch.Size, source: Callable[[str], torch.Tensor | None]) -> torch.Tensor:
-    """A parameter's value: a head that is not stored is the embedding's, and a bias that is not stored is zero."""
-    tensor = source(name)
-    if tensor is None and name == "lm_head.weight":
-        tensor = source("model.embed_tokens.weight")
-    if tensor is None and name.endswith(".bias"):
-        tensor = torch.zeros(shape)
-    if tensor is None:
-        raise CheckpointError(f"the checkpoint has no tensor {name}", expected="every parameter of transformers' model")
-    return tensor
 
 
 def _kept(layer: Any, row: int, length: int, longest: int) -> tuple[int, torch.Tensor, torch.Tensor]:

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from pad_export.dialect import DIALECTS
 from pad_export.graph import Graph, element_type
+from pad_export.matrix import gather_rows, multiply_transposed
 from pad_export.trunk import Trunk, emit_trunk, head_weight
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
@@ -50,7 +51,7 @@ class _StepBuilder:
         grouped = [self._group(value, batch, trunk) for value, trunk in zip(hidden, self.trunks, strict=True)]
         first = g.constant(0, np.int64)
         base_hidden = g.op("Gather", grouped[0], first, name="base_hidden", axis=1)  # [batch, hidden]
-        logits = g.op("Gemm", base_hidden, self._head(base), name="lm_head", transB=1)
+        logits = multiply_transposed(g, self.weights, head_weight(base), base_hidden, name="lm_head")
         logits = self._to_float(self._softcap(logits, base, "lm_head"), "lm_head")  # [batch, vocab]
         best, candidates = g.ops(
             "TopK", logits, self.top_k, name="top_k_", outputs=["best", contract.CANDIDATES], axis=-1
@@ -106,7 +107,8 @@ class _StepBuilder:
                 hidden = g.op("Reshape", phi, flat, name=f"{at}features/flat")  # [batch, rows x (1 + P), hidden]
             else:
                 hidden = self._mix_features(phi, weights, trunk)
-        rows = g.op("Gather", self._head(trunk), candidates, name=f"{at}reward/head_rows")  # [batch, k, hidden]
+        head_rows = f"{at}reward/head_rows"
+        rows = gather_rows(g, self.weights, head_weight(trunk), candidates, name=head_rows)  # [batch, k, hidden]
         columns = g.op("Transpose", hidden, name=f"{at}reward/columns", perm=[0, 2, 1])  # [batch, hidden, rows]
         logits = g.op("MatMul", rows, columns, name=f"{at}reward/dots")
         logits = g.op("Transpose", logits, name=f"{at}reward/logits", perm=[0, 2, 1])
@@ -188,9 +190,6 @@ class _StepBuilder:
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 
-    def _head(self, trunk: Trunk) -> str:
-        return self.graph.weight(self.weights[head_weight(trunk)])
-
     def _softcap(self, logits: str, trunk: Trunk, name: str) -> str:
         """cap * tanh(logits / cap), where the family caps its logits."""
         cap = trunk.spec.logit_softcap
@@ -203,6 +202,6 @@ class _StepBuilder:
         )
 
     def _to_float(self, logits: str, name: str) -> str:
-        if self.precision == "fp32":
+        if contract.FLOAT_TYPES[self.precision] == "float32":
             return logits
         return self.graph.op("Cast", logits, name=f"{name}/float", to=_FLOAT)

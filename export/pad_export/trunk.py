@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 from onnx import TensorProto
 
 from pad_export.adapter import LoraAdapter
+from pad_export.blocks import Blocks, concatenate, quantise
 from pad_export.checkpoint import Checkpoint
 from pad_export.dialect import Dialect, LayerCache, TrunkInputs
 from pad_export.graph import Graph, element_type
+from pad_export.matrix import EMBEDDING_BITS, gather_rows, matrix_bits, multiply, write_blocks
 from pad_export.spec import DecoderSpec
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
@@ -68,20 +70,35 @@ def torch_type(precision: str) -> torch.dtype:
 
 
 def write_weights(
-    trunk: Trunk, file: WeightsFile, *, precision: str, max_length: int, progress: Callable[[int], object]
+    trunk: Trunk,
+    file: WeightsFile,
+    *,
+    precision: str,
+    max_length: int,
+    progress: Callable[[int], object],
+    calibrated: Mapping[str, Blocks],
 ) -> None:
-    """Stream a trunk's weights to `file`, one packed tensor at a time; `progress(1)` is called after each layer."""
+    """Stream a trunk's weights to `file`, one packed tensor at a time; `progress(1)` is called after each layer.
+
+    `calibrated` holds linears that are already quantised, by their path in the checkpoint.
+    """
     dtype = torch_type(precision)
-    for name, tensor in _tensors(trunk, max_length):
-        file.write(f"{trunk.name}/{name}", tensor.to(dtype))
+    for name, weight in _tensors(trunk, precision, max_length, calibrated):
+        if isinstance(weight, Blocks):
+            write_blocks(file, f"{trunk.name}/{name}", weight)
+        else:
+            file.write(f"{trunk.name}/{name}", weight.to(dtype))
         if name.endswith(".down.weight"):
             progress(1)
 
 
-def _tensors(trunk: Trunk, max_length: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a trunk under its name in the graph, in the order in which the graph uses them."""
+def _tensors(
+    trunk: Trunk, precision: str, max_length: int, calibrated: Mapping[str, Blocks]
+) -> Iterator[tuple[str, torch.Tensor | Blocks]]:
+    """Every weight of a trunk under its name in the graph, in the order in which the graph uses them."""
     source, spec = trunk.checkpoint, trunk.spec
-    yield "embed", source.tensor("model.embed_tokens.weight")
+    rows_bits = EMBEDDING_BITS if matrix_bits(precision, "qkv", 0, spec.num_layers) else 0
+    yield "embed", _rows(source, "model.embed_tokens.weight", rows_bits)
     for i, rope in enumerate(spec.ropes):
         cos, sin = rope.tables(max_length)
         yield f"rope.{i}.cos", cos
@@ -91,19 +108,26 @@ def _tensors(trunk: Trunk, max_length: int) -> Iterator[tuple[str, torch.Tensor]
         for graph_name, norm in _norms(spec).items():
             yield f"layers.{layer}.{graph_name}", source.tensor(f"{at}{norm}.weight").float() + spec.norm_offset
         for site, modules in SITE_MODULES.items():
-            parts = [_linear(trunk, at + module) for module in modules]
-            yield f"layers.{layer}.{site}.weight", torch.cat(parts).T
+            bits = matrix_bits(precision, site, layer, spec.num_layers)
+            if bits:
+                parts = [calibrated.get(at + module) or _linear_blocks(trunk, at + module, bits) for module in modules]
+                yield f"layers.{layer}.{site}.weight", concatenate(parts)
+            else:
+                yield (
+                    f"layers.{layer}.{site}.weight",
+                    torch.cat([linear_weight(trunk, at + module) for module in modules]).T,
+                )
             if site_has_bias(trunk, layer, site):
                 biases = [
                     source.tensor(f"{at}{module}.bias")
                     if f"{at}{module}.bias" in source.names
-                    else torch.zeros(part.shape[0], dtype=part.dtype)
-                    for module, part in zip(modules, parts, strict=True)
+                    else torch.zeros(source.shape(f"{at}{module}.weight")[0])
+                    for module in modules
                 ]
                 yield f"layers.{layer}.{site}.bias", torch.cat(biases)
     yield "norm", source.tensor("model.norm.weight").float() + spec.norm_offset
     if not spec.tied:
-        yield "lm_head", source.tensor("lm_head.weight")
+        yield "lm_head", _rows(source, "lm_head.weight", rows_bits)
 
 
 def _norms(spec: DecoderSpec) -> dict[str, str]:
@@ -121,11 +145,28 @@ def _norms(spec: DecoderSpec) -> dict[str, str]:
     return norms
 
 
-def _linear(trunk: Trunk, module: str) -> torch.Tensor:
+def linear_weight(trunk: Trunk, module: str) -> torch.Tensor:
     """Weight [out, in] of one linear, with the merged adapter added in float32."""
     weight = trunk.checkpoint.tensor(f"{module}.weight")
     delta = trunk.merged.delta.get(module) if trunk.merged else None
     return weight if delta is None else weight.float() + delta.b @ delta.a
+
+
+def _linear_blocks(trunk: Trunk, module: str, bits: int) -> Blocks:
+    return stored_blocks(trunk, module, bits) or quantise(linear_weight(trunk, module), bits)
+
+
+def stored_blocks(trunk: Trunk, module: str, bits: int) -> Blocks | None:
+    """The checkpoint's own blocks of a linear, where it is stored in such and nothing is merged into them."""
+    merged = trunk.merged is not None and module in trunk.merged.delta
+    return None if merged else trunk.checkpoint.blocks(f"{module}.weight", bits)
+
+
+def _rows(source: Checkpoint, name: str, bits: int) -> torch.Tensor | Blocks:
+    """A matrix whose rows are looked up: embedding or lm_head."""
+    if not bits:
+        return source.tensor(name)
+    return source.blocks(name, bits) or quantise(source.tensor(name), bits)
 
 
 def site_has_bias(trunk: Trunk, layer: int, site: str) -> bool:
@@ -174,7 +215,9 @@ class _Emitter:
             for site in self.trunk.lora_sites
         }
         self.dialect.begin(inputs)
-        x = g.op("Gather", self._weight("embed"), inputs.input_ids, name=f"{at}embed")  # [R, s, hidden]
+        x = gather_rows(
+            g, self.weights, f"{self.trunk.name}/embed", inputs.input_ids, name=f"{at}embed"
+        )  # [R, s, hidden]
         if spec.embedding_scale != 1.0:
             scale = g.constant(spec.embedding_scale, np.dtype(contract.FLOAT_TYPES[self.dialect.precision]))
             x = g.op("Mul", x, scale, name=f"{at}embed/scale")
@@ -235,9 +278,9 @@ class _Emitter:
         """x @ W (+ bias) (+ gate * (x @ A) @ B): the gate is zero on rows that have no adapter, and exact there."""
         g, trunk = self.graph, self.trunk
         name = f"{trunk.prefix}layers.{layer}/{site}"
-        y = g.op("MatMul", x, self._weight(f"layers.{layer}.{site}.weight"), name=name)
-        if site_has_bias(trunk, layer, site):
-            y = g.op("Add", y, self._weight(f"layers.{layer}.{site}.bias"), name=f"{name}/bias")
+        stored = f"{trunk.name}/layers.{layer}.{site}"
+        bias = f"{stored}.bias" if site_has_bias(trunk, layer, site) else ""
+        y = multiply(g, self.weights, f"{stored}.weight", x, name=name, bias=bias)
         if site in self.gates:
             size_in, size_out = trunk.site_sizes(site)
             rank = f"{trunk.prefix}rank.{site}"

@@ -13,10 +13,13 @@ from pathlib import Path
 import onnx
 import torch
 
+from pad_export.calibrate import perplexity
 from pad_export.graph import element_type
 from pad_export.plan import Plan
 from pad_export.reference import RowInput, RowModel, RowOutput, TrunkModel
+from pad_export.stored_weights import StoredWeights
 from pad_export.tolerance import TOLERANCE, difference
+from pad_export.trunk import Trunk
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import VerificationError
@@ -46,7 +49,7 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
     """Hold a bundle against the models it came from.
 
     Returns:
-        One line that says what was compared and the worst differences.
+        What was compared and the worst differences, and what quantisation cost each trunk: a line each.
 
     Raises:
         VerificationError: every difference found.
@@ -54,19 +57,40 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
     manifest = read_manifest(folder)
     findings = _Findings(TOLERANCE[manifest.precision], _check_graphs(folder, manifest, plan))
     runs: list[_Run] = []
+    stored = [_stored(folder, manifest, trunk) for trunk in plan.trunks]
     if not findings.failures:
         runs = [run for guided in (True, False) for run in _run_graph(folder, plan, guided)]
-        _compare(plan, runs, findings)
+        _compare(plan, runs, stored, findings)
     failures = findings.failures
     if failures:
         shown = "; ".join(failures[:_MAX_REPORTED])
         more = f"; and {len(failures) - _MAX_REPORTED} more" if len(failures) > _MAX_REPORTED else ""
         raise VerificationError(f"{len(failures)} differences from torch: {shown}{more}")
     guided = [run for run in runs if run.traces]
-    return (
+    lines = [
+        _compare_perplexity(trunk, weights, manifest.precision)
+        for trunk, weights in zip(plan.trunks, stored, strict=True)
+        if weights
+    ]
+    lines.append(
         f"verified against torch: {len(guided)} batches x {min(len(run.tokens) for run in guided)} tokens, worst "
         f"difference {findings.worst['logits']:.1e} (logits), {findings.worst['KV']:.1e} (KV), "
         f"tolerance {findings.tolerance:.0e}"
+    )
+    return "\n".join(lines)
+
+
+def _stored(folder: Path, manifest: Manifest, trunk: Trunk) -> StoredWeights | None:
+    """What a bundle keeps in blocks of a trunk."""
+    return StoredWeights(folder, manifest.graphs[contract.STEP_GRAPH].file, trunk) or None
+
+
+def _compare_perplexity(trunk: Trunk, stored: StoredWeights, precision: str) -> str:
+    """One line: what the weights in blocks cost, on real text that calibration did not read."""
+    whole = perplexity(trunk.checkpoint)
+    ours = perplexity(trunk.checkpoint, stored)
+    return (
+        f"{trunk.name}: perplexity {ours:.2f} at {precision}, {whole:.2f} with whole weights ({ours / whole - 1:+.1%})"
     )
 
 
@@ -176,7 +200,7 @@ def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run
 # -- the comparison -------------------------------------------------------------------------------------------------
 
 
-def _compare(plan: Plan, runs: list[_Run], findings: _Findings) -> None:
+def _compare(plan: Plan, runs: list[_Run], stored: list[StoredWeights | None], findings: _Findings) -> None:
     """Run all rows of each torch model, then compare run by run."""
     outputs: list[_Outputs] = [{} for _ in runs]
     kinds = {
@@ -187,7 +211,7 @@ def _compare(plan: Plan, runs: list[_Run], findings: _Findings) -> None:
         for row in rows[trunk]
     }
     for trunk in sorted({trunk for trunk, _ in kinds}):
-        models = TrunkModel(plan, trunk)
+        models = TrunkModel(plan, trunk, stored[trunk])
         for persrm in [persrm for kind, persrm in kinds if kind == trunk]:
             with models.row_model(persrm) as model:
                 _forward_rows(runs, outputs, trunk, persrm, model)

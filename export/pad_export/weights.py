@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -14,6 +15,7 @@ _ALIGNMENT = 4096  # a page: ONNX Runtime maps external tensors into memory only
 _ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
+    torch.uint8: TensorProto.UINT8,
 }
 
 
@@ -57,6 +59,18 @@ class WeightsFile:
             proto.external_data.add(key=key, value=value)
         self._tensors[name] = proto
         return proto
+
+    def write_again(self, name: str, of: str, shape: Sequence[int]) -> None:
+        """Call what was written as `of` also `name`, in another shape of the same size: the bytes are there once."""
+        proto = TensorProto()
+        proto.CopyFrom(self._tensors[of])
+        proto.name = name
+        proto.dims[:] = shape
+        self._tensors[name] = proto
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a tensor of that name was written."""
+        return name in self._tensors
 
     def __getitem__(self, name: str) -> onnx.TensorProto:
         """The external tensor of that name."""

@@ -2,14 +2,19 @@
 
 The graph takes one set of LoRA factors per trunk and a gate that says which row uses which of their columns. Several
 PersRMs at once are their columns side by side; another PersRM is another set of inputs, and the weights stay put.
+
+It also takes feature heads, and weights that mix their logits by row. Where logits are linear in the head, the heads of
+one person are mixed here, once a request, so that a step multiplies by one matrix and not by one for each feature.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +28,9 @@ from pad_runtime.rows import Row
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-_KEPT_SETS = 4  # device copies of adapter combinations kept for the next request
+_KEPT_SETS = 8  # device copies of adapter combinations and of heads kept for the next request
 Array = npt.NDArray[Any]
+_Mix: TypeAlias = tuple[int | None, tuple[float, ...]]  # a PersRM, and its features' weights
 
 
 class AdapterBank:
@@ -33,21 +39,32 @@ class AdapterBank:
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider) -> None:
         self._folder, self._manifest, self._provider = folder, manifest, provider
         self._files: dict[str, dict[str, Array]] = {}
-        self._sets: OrderedDict[tuple[int, ...], dict[str, ort.OrtValue]] = OrderedDict()
+        self._sets: OrderedDict[tuple[object, ...], dict[str, ort.OrtValue]] = OrderedDict()
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
         self.float_type = np.dtype(contract.FLOAT_TYPES[manifest.precision])
 
-    def inputs(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
-        """LoRA factors and feature heads of the active PersRMs (indices, ascending), by graph input name."""
+    def inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, ort.OrtValue]:
+        """LoRA factors and feature heads of a request's PersRMs (indices, ascending), by graph input name."""
+        values = dict(self._kept((active,), lambda: self._factors(active)))
+        for index, trunk in enumerate(self._manifest.trunks):
+            if trunk.has_features:
+                mixes = self._mixes(trunk, [row for sequence in sequences for row in sequence[index]])
+                make = partial(self._heads, trunk, active, mixes)
+                values |= self._kept((trunk.name, mixes or active), make)
+        return values
+
+    def _kept(self, key: tuple[object, ...], make: Callable[[], dict[str, ort.OrtValue]]) -> dict[str, ort.OrtValue]:
+        """What was made for that key before, if it was used lately."""
         with self._lock:
-            if active not in self._sets:
-                self._sets[active] = self._make_inputs(active)
-            self._sets.move_to_end(active)
+            if key not in self._sets:
+                self._sets[key] = make()
+            self._sets.move_to_end(key)
             if len(self._sets) > _KEPT_SETS:
                 self._sets.popitem(last=False)
-            return self._sets[active]
+            return self._sets[key]
 
-    def _make_inputs(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
+    def _factors(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
+        """LoRA factors."""
         values: dict[str, ort.OrtValue] = {}
         for trunk in self._manifest.trunks:
             at = contract.trunk_prefix(trunk.name)
@@ -56,11 +73,32 @@ class AdapterBank:
                 for site in trunk.lora_sites:
                     for name, axis in ((contract.lora_a(layer, site), 1), (contract.lora_b(layer, site), 0)):
                         values[at + name] = self._upload([adapter[name] for adapter in adapters], axis)
-            if trunk.has_features:
-                heads = self._heads(trunk, active)
-                values[at + contract.FEATURE_HEADS] = self._upload([head["heads"] for head in heads], 0)
-                values[at + contract.FEATURE_BIASES] = self._upload([head["biases"] for head in heads], 0)
         return values
+
+    def _heads(self, trunk: TrunkInfo, active: tuple[int, ...], mixes: tuple[_Mix, ...]) -> dict[str, ort.OrtValue]:
+        """Heads and biases of a trunk: one of each mix, or else of each feature of the active PersRMs."""
+        at = contract.trunk_prefix(trunk.name)
+        values = {}
+        for name, key in ((contract.FEATURE_HEADS, "heads"), (contract.FEATURE_BIASES, "biases")):
+            if mixes:
+                parts = [
+                    np.tensordot(np.asarray(weights, self.float_type), self._head(persrm)[key], 1)[None]
+                    for persrm, weights in mixes
+                ]
+            else:
+                parts = [self._head(owner)[key] for owner in self._owners(trunk, active, heads=True)]
+            values[at + name] = self._upload(parts, 0)
+        return values
+
+    def _mixes(self, trunk: TrunkInfo, rows: list[Row]) -> tuple[_Mix, ...]:
+        """The different mixes of features that rows ask for; none where they outnumber the features, or cannot mix."""
+        mixes = dict.fromkeys((row.persrm, row.weights) for row in rows if self._has_head(row))
+        wearers = {persrm for persrm, _ in mixes if persrm is not None}
+        num_features = sum(len(self._manifest.persrms[persrm].features) for persrm in wearers)
+        return tuple(mixes) if trunk.mixes_heads and len(mixes) <= num_features else ()
+
+    def _has_head(self, row: Row) -> bool:
+        return row.persrm is not None and self._manifest.persrms[row.persrm].head is not None
 
     def row_inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, Array]:
         """Gates [R, 1, rank] of every site and preference weights [batch, reward rows, 1 + P], by graph input name."""
@@ -72,8 +110,9 @@ class AdapterBank:
                 values[at + contract.lora_gate(site)] = self._gate(trunk, site, active, rows)
             if trunk.has_features:
                 first = 1 if index == 0 else 0  # the base row has no reward
+                mixes = self._mixes(trunk, rows)
                 values[at + contract.PREFERENCE_WEIGHTS] = np.stack(
-                    [self._weights(trunk, active, sequence[index][first:]) for sequence in sequences]
+                    [self._weights(trunk, active, mixes, sequence[index][first:]) for sequence in sequences]
                 )
         return values
 
@@ -86,17 +125,20 @@ class AdapterBank:
         gate: Array = (wearers[:, None, None] == columns[None, None, :]).astype(self.float_type)
         return gate
 
-    def _weights(self, trunk: TrunkInfo, active: tuple[int, ...], rows: list[Row]) -> Array:
+    def _weights(self, trunk: TrunkInfo, active: tuple[int, ...], mixes: tuple[_Mix, ...], rows: list[Row]) -> Array:
         """[rows, 1 + P]: a row without a head takes its hidden state as it is, by column 0."""
+        if mixes:
+            columns = [1 + mixes.index((row.persrm, row.weights)) if self._has_head(row) else 0 for row in rows]
+            return np.eye(1 + len(mixes), dtype=self.float_type)[columns]
         owners = self._owners(trunk, active, heads=True)
         starts = np.cumsum([1] + [len(self._manifest.persrms[owner].features) for owner in owners])
         values = np.zeros((len(rows), starts[-1]), self.float_type)
         for row, value in zip(rows, values, strict=True):
-            if row.persrm is None or self._manifest.persrms[row.persrm].head is None:
-                value[0] = 1
-            else:
-                start = starts[owners.index(row.persrm)]
+            if self._has_head(row):
+                start = starts[owners.index(cast(int, row.persrm))]
                 value[start : start + len(row.weights)] = row.weights
+            else:
+                value[0] = 1
         return values
 
     def _owners(self, trunk: TrunkInfo, active: tuple[int, ...], *, heads: bool = False) -> list[int]:
@@ -114,10 +156,8 @@ class AdapterBank:
             return []
         return [self._load(self._adapter_file(owner)) for owner in self._owners(trunk, active)]
 
-    def _heads(self, trunk: TrunkInfo, active: tuple[int, ...]) -> list[dict[str, Array]]:
-        return [
-            self._load(str(self._manifest.persrms[owner].head)) for owner in self._owners(trunk, active, heads=True)
-        ]
+    def _head(self, persrm: int | None) -> dict[str, Array]:
+        return self._load(str(self._manifest.persrms[cast(int, persrm)].head))
 
     def _adapter_file(self, persrm: int) -> str:
         return str(self._manifest.persrms[persrm].adapter)

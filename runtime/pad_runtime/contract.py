@@ -57,7 +57,9 @@ DIALECTS = ("ort", "standard")
 FLOAT_TYPES = {
     "fp32": "float32",
     "fp16": "float16",
-}  # precision -> NumPy's and torch's name
+    "int8": "float32",
+    "int4": "float32",
+}  # precision -> NumPy's and torch's name of what activations, KV cache and adapters are in
 
 
 def trunk_prefix(trunk: str) -> str:

@@ -26,7 +26,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TrunkInfo:
-    """Sizes of one trunk. `lora_sites` maps a packed linear to its [in_features, out_features]."""
+    """Sizes of one trunk.
+
+    `lora_sites` maps a packed linear to its [in_features, out_features]; `mixes_heads` says that its logits are linear
+    in the feature head, which they are unless the family caps its logits.
+    """
 
     name: str
     model_type: str
@@ -37,6 +41,7 @@ class TrunkInfo:
     head_dim: int
     lora_sites: dict[str, list[int]]
     has_features: bool
+    mixes_heads: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Manifest:
     base: str
     topology: Topology
     reference: Reference
-    precision: Literal["fp32", "fp16"]
+    precision: Literal["fp32", "fp16", "int8", "int4"]
     dialect: Literal["ort", "standard"]
     vocab_size: int
     max_length: int

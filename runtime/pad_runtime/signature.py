@@ -11,7 +11,7 @@ from pad_runtime.manifest import Manifest, TrunkInfo
 Size: TypeAlias = int | None  # None: any
 Shape: TypeAlias = tuple[Size, ...]
 
-_TYPES = {"fp32": "tensor(float)", "fp16": "tensor(float16)"}
+_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
 
 
 def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) -> list[str]:
@@ -32,10 +32,11 @@ def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) 
         shapes = _cache_shapes(trunk) | (_reward_shapes(trunk) if guided else {})
         expected |= {at + name: shape for name, shape in shapes.items()}
     found = []
+    float_type = _TYPES[contract.FLOAT_TYPES[manifest.precision]]
     for name, shape in expected.items():
         if name not in real:
             found.append(f"the graph has no {name}")
-        elif real[name].type != _TYPES[manifest.precision] or not _fits(real[name].shape, shape):
+        elif real[name].type != float_type or not _fits(real[name].shape, shape):
             found.append(f"{name} is {real[name].type} {real[name].shape} in the graph")
     fed = {contract.trunk_prefix(trunk.name) + name for trunk in manifest.trunks for name in contract.TRUNK_INPUTS}
     found += [f"nothing feeds {name}" for name in real if name not in fed | expected.keys() | {*contract.STEP_INPUTS}]

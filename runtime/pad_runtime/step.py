@@ -213,7 +213,7 @@ class OrtStep:
             active = request.active
             for name, array in self._bank.row_inputs(active, request.sequences).items():
                 self._put(name, array)
-            for name, value in self._bank.inputs(active).items():
+            for name, value in self._bank.inputs(active, request.sequences).items():
                 self._stale |= self._values.get(name) is not value
                 self._values[name] = value
         if len(self.next_ids) != batch:

@@ -79,6 +79,7 @@ def write_gguf(
     architecture: str,
     *,
     quantise: bool = False,
+    kind: Any = gguf.GGMLQuantizationType.Q8_0,
     tokenizer: bool = True,
     extend: Extend | None = None,
 ) -> Path:
@@ -120,7 +121,6 @@ def write_gguf(
         for module, short in RENAMED.items():
             stored = stored.replace(module, short)
         if quantise and array.ndim == 2:
-            kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(stored, gguf.quants.quantize(array, kind), raw_dtype=kind)
         elif array.ndim == 2:
             writer.add_tensor(stored, array.astype(np.float16))
@@ -331,3 +331,25 @@ def test_real_smollm2() -> None:
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]
     assert checkpoint.tokenizer.backend.decode([int(logits.argmax())]) == " Paris"
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q4_0", 8), ("Q8_0", 8)], ids=lambda value: str(value))
+def test_blocks_are_carried_over_with_no_second_rounding(kind: str, bits: int, tmp_path: Path) -> None:
+    stored = getattr(gguf.GGMLQuantizationType, kind)
+    path = write_gguf(tmp_path / "m.gguf", tiny_model("llama"), "llama", quantise=True, kind=stored)
+    checkpoint = open_checkpoint(path)
+    for module in ("embed_tokens", "layers.1.self_attn.q_proj", "layers.0.mlp.down_proj"):
+        name = f"model.{module}.weight"
+        blocks = checkpoint.blocks(name, bits)
+        assert blocks is not None
+        assert blocks.bits == bits
+        assert torch.equal(blocks.dequantise(), checkpoint.tensor(name))  # gguf's own reading of the file
+        assert blocks.codes.max() < 2**bits
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("Q4_1", 4), ("Q4_1", 8), ("Q8_0", 4)])
+def test_blocks_that_would_be_rounded_are_not_carried_over(kind: str, bits: int, tmp_path: Path) -> None:
+    stored = getattr(gguf.GGMLQuantizationType, kind)
+    path = write_gguf(tmp_path / "m.gguf", tiny_model("llama"), "llama", quantise=True, kind=stored)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.blocks("model.layers.0.mlp.down_proj.weight", bits) is None

@@ -1,0 +1,158 @@
+"""int8 and int4 bundles: what is stored, what it does to the tokens, and that shared and pair say the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import tiny_bundles
+import tiny_models
+import tiny_tokenizers
+from error_checks import edit_manifest, refused
+from pad_export.export import export_bundle
+from pad_export.plan import make_plan
+from pad_export.stored_weights import StoredWeights
+from pad_export.tolerance import INT8_ARITHMETIC, difference
+from pad_export.verify import verify_bundle
+from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Preference
+from pad_runtime.bundle import Bundle
+from pad_runtime.errors import CheckpointError, OptionError, VerificationError
+from pad_runtime.manifest import read_manifest
+from pad_runtime.rows import Row
+from pad_runtime.step import OrtStep, StepRequest
+
+SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 6, "num_hidden_layers": 3}
+PRECISIONS = ("int8", "int4")
+PROMPT = EncodedPrompt(base=(5, 9, 3, 40, 7), reward=(11, 2, 30, 8, 21, 6))
+NUM_TOKENS = tiny_tokenizers.byte_level().get_vocab_size() + 3  # as tiny_models pads it
+CONFIG = GenerationConfig(beta=1.25, top_k=6, max_new_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    base, adapter = folder / "base", folder / "adapter"
+    tiny_models.make_base(base, "llama", seed=4, tied=True, **SIZES)
+    tiny_models.make_adapter(adapter, base, seed=5)
+    return base, adapter
+
+
+def generate(bundle: Path, beta: float = CONFIG.beta) -> GenerationResult:
+    persrm = read_manifest(bundle).persrms[0].name
+    preference = Preference(weights={persrm: 1.0})
+    return tiny_bundles.load(bundle).generate(
+        PROMPT, preference=preference, config=replace(CONFIG, beta=beta), trace=True
+    )
+
+
+def read_row(step: OrtStep, prompt: tuple[int, ...], persrm: int | None) -> np.ndarray:
+    """Next-token logits [vocab] of one row that is alone in its batch."""
+    row = Row(prompt, 1.0, persrm, (1.0,) if persrm is not None else ())
+    step.prefill(StepRequest([[[row]]], 1, NUM_TOKENS, temperature=0.0, top_p=1.0, seeds=(0,), trace=True))
+    trace = step.trace()
+    logits = np.empty(NUM_TOKENS, np.float32)
+    logits[trace.candidates[0]] = trace.row_logits[0, 0]
+    return logits
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("topology", ["shared", "pair"])
+def test_bundles_verify_and_say_what_quantisation_cost(
+    models: tuple[Path, Path], precision: str, topology: str, tmp_path: Path
+) -> None:
+    base, adapter = models
+    lines: list[str] = []
+    manifest = export_bundle(
+        base,
+        tmp_path / "bundle",
+        persrms=[adapter],
+        topology=topology,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        quiet=True,
+        report=lines.append,
+    )
+    assert manifest.precision == precision
+    said = [line for line in "\n".join(lines).splitlines() if "perplexity" in line]
+    assert len(said) == len(manifest.trunks)
+    assert all(f"at {precision}" in line for line in said)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_altered_weight_does_not_verify(models: tuple[Path, Path], precision: str, tmp_path: Path) -> None:
+    base, adapter = models
+    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision)
+    plan = make_plan(base, [adapter])
+    verify_bundle(bundle, plan)
+    model = onnx.load(bundle / "step.onnx", load_external_data=False)
+    node = next(node for node in model.graph.node if node.name == "layers.1/o")
+    node.input[2] = node.input[2].replace("layers.1", "layers.0")  # another layer's scales
+    onnx.save_model(model, bundle / "step.onnx")
+    edit_manifest(bundle, rehash=True)
+    with pytest.raises(VerificationError):
+        verify_bundle(bundle, plan)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_stored_weights_are_near_the_checkpoints(models: tuple[Path, Path], precision: str, tmp_path: Path) -> None:
+    base, adapter = models
+    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision)
+    trunk = make_plan(base, [adapter]).base
+    stored = StoredWeights(bundle, "step.onnx", trunk)
+    assert stored
+    worst = {"int8": 0.01, "int4": 0.2}[precision]
+    for name in trunk.checkpoint.names:
+        ours = stored(name)
+        if name.endswith("_proj.weight") or "embed_tokens" in name:
+            assert ours is not None
+            whole = trunk.checkpoint.tensor(name)
+            assert ours.shape == whole.shape
+            assert float((ours - whole).norm() / whole.norm()) < worst
+            assert not torch.equal(ours, whole)
+        else:
+            assert ours is None
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_guided_tokens_are_those_of_two_passes(models: tuple[Path, Path], precision: str, tmp_path: Path) -> None:
+    """The reference reads base and PersRM one after the other, from the start at every token, and mixes in NumPy."""
+    base, adapter = models
+    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision, max_top_k=1000)
+    together = generate(bundle)
+    step = Bundle(bundle, num_threads=1).guided_step()
+    ids: list[int] = []
+    for _ in range(CONFIG.max_new_tokens):
+        z_base = read_row(step, (*PROMPT.base, *ids), None)
+        z_persrm = read_row(step, (*PROMPT.reward, *ids), 0)
+        candidates = np.argsort(-z_base)[: CONFIG.top_k]
+        scores = (1 - CONFIG.beta) * z_base[candidates] + CONFIG.beta * z_persrm[candidates]
+        ids.append(int(candidates[scores.argmax()]))
+    assert list(together.token_ids) == ids
+    plain = generate(bundle, beta=0.0)
+    assert list(plain.token_ids) != ids, "the PersRM changed nothing: no test"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_int8_arithmetic_stays_within_its_tolerance(models: tuple[Path, Path], precision: str, tmp_path: Path) -> None:
+    base, adapter = models
+    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision, max_top_k=1000)
+    for persrm in (None, 0):
+        packed, floats = (
+            torch.from_numpy(read_row(Bundle(bundle, low_memory=low_memory).guided_step(), PROMPT.base, persrm))
+            for low_memory in (False, True)
+        )
+        assert 1e-5 < difference(packed, floats) < INT8_ARITHMETIC
+
+
+def test_what_cannot_be_quantised_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = models
+    with refused(OptionError, given="--dialect standard", expected="--dialect ort"):
+        tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision="int4", dialect="standard")
+    narrow = tmp_path / "narrow"
+    tiny_models.make_base(narrow, "llama", seed=4)
+    with refused(CheckpointError, given="72 wide", expected="a multiple of 32"):
+        tiny_bundles.export(tmp_path / "bundle", narrow, [], precision="int8")
