@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import tiny_training
+from error_checks import refused
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.example import Example, make_batch
 from pad_export.persrm.reward_model import Reference, RewardModel
+from pad_runtime.errors import OptionError
 
 Array = npt.NDArray[Any]
 EXAMPLES = [
@@ -149,3 +151,14 @@ def test_gradients_reach_adapter_and_head_and_nothing_else(backbone: Backbone) -
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert touched == model.trainable().keys() - {"learned_weights"}
     assert all(parameter.grad.abs().max() > 0 for name, parameter in model.trainable().items() if name in touched)
+
+
+def test_only_the_named_linears_wear_the_lora(backbone: Backbone) -> None:
+    model = RewardModel(backbone, ("a",), rank=2, alpha=4.0, modules="v_proj,down_proj")
+    worn = {name.split(".lora_")[0].rpartition(".")[2] for name in model.trainable() if "lora_" in name}
+    assert worn == {"v_proj", "down_proj"}
+
+
+def test_an_unknown_linear_is_refused(backbone: Backbone) -> None:
+    with refused(OptionError, given="--modules w_proj", expected="down_proj"):
+        RewardModel(backbone, ("a",), rank=2, alpha=4.0, modules="v_proj,w_proj")

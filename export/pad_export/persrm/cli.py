@@ -284,6 +284,7 @@ def _train_parser() -> argparse.ArgumentParser:
     settings: tuple[tuple[str, Callable[[str], float], str, str], ...] = (
         ("rank", _count, "N", "rank of the LoRA"),
         ("alpha", real, "X", "its alpha"),
+        ("modules", str, "NAMES", "linears that wear it, such as v_proj,o_proj,down_proj"),
         ("beta", real, "X", "scale of the log-ratio in the loss"),
         ("calm", real, "X", "weight of the term that keeps rewards small where nothing is at stake"),
         ("lr", rate, "X", "learning rate of the LoRA"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ALL_LINEAR = "all-linear"  # PEFT's word for every linear of the decoder
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -11,6 +13,7 @@ class TrainingOptions:
 
     Attributes:
         rank, alpha: of the LoRA.
+        modules: linears that wear it, by the last part of their names, with commas between; "all-linear" for all.
         beta: scale of the log-ratio in the loss.
         calm: weight of the term that keeps the reward quiet; 0 leaves the paper's loss.
         lr, head_lr: learning rates of the LoRA, and of head and w_p.
@@ -26,6 +29,7 @@ class TrainingOptions:
 
     rank: int = 8
     alpha: float = 16.0
+    modules: str = ALL_LINEAR
     beta: float = 0.1
     calm: float = 0.5
     lr: float = 8e-4

@@ -12,6 +12,8 @@ from peft import LoraConfig, get_peft_model
 
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.example import Batch
+from pad_export.persrm.options import ALL_LINEAR
+from pad_runtime.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,18 @@ class Reference:
     log_probs: torch.Tensor
 
 
+def _targets(backbone: Backbone, modules: str) -> str | list[str]:
+    """PEFT's `target_modules`. PEFT itself passes over a name that it does not find beside one that it does."""
+    if modules == ALL_LINEAR:
+        return modules
+    layers = backbone.model.model.layers.named_modules()
+    known = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
+    targets = modules.split(",")
+    if unknown := [name for name in targets if name not in known]:
+        raise OptionError(f"--modules {unknown[0]}", expected=f"{ALL_LINEAR}, or some of {', '.join(known)}")
+    return targets
+
+
 class RewardModel(torch.nn.Module):
     """phi_i(s, a) = log p_i(a|s) - log p_base(a|s), with p_i(a|s) = softmax over T of lm_head(h + M_i h + b_i).
 
@@ -37,13 +51,22 @@ class RewardModel(torch.nn.Module):
     Args:
         backbone: frozen.
         features: names of the d features.
-        rank, alpha: of the LoRA on all linear layers of the decoder.
+        rank, alpha, modules: of the LoRA, as in `TrainingOptions`.
     """
 
-    def __init__(self, backbone: Backbone, features: Sequence[str], *, rank: int, alpha: float) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        features: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        modules: str = ALL_LINEAR,
+    ) -> None:
         super().__init__()
         hidden = backbone.model.config.hidden_size
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        targets = _targets(backbone, modules)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
         self.features = tuple(features)
         self.backbone = backbone
         with warnings.catch_warnings():

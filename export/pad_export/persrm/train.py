@@ -80,7 +80,7 @@ def train_persrm(
     backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     if backbone.tokenizer.chat_template is None:
         report(f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will")
-    model = RewardModel(backbone, features, rank=options.rank, alpha=options.alpha)
+    model = RewardModel(backbone, features, rank=options.rank, alpha=options.alpha, modules=options.modules)
     with torch.no_grad():
         model.learned_weights.copy_(_first_weights(features))
     train, held_out = _split(pairs, options)
