@@ -281,7 +281,7 @@ def _train_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("training")
     real, rate, share = _number(0.0), _number(0.0, 1.0), _number(0.0, 0.9)
-    settings: tuple[tuple[str, Callable[[str], float], str, str], ...] = (
+    settings: tuple[tuple[str, Callable[[str], object], str, str], ...] = (
         ("rank", _count, "N", "rank of the LoRA"),
         ("alpha", real, "X", "its alpha"),
         ("modules", str, "NAMES", "linears that wear it, such as v_proj,o_proj,down_proj"),
