@@ -1,0 +1,56 @@
+"""Our own bundles for the latency benchmarks, exported under build/latency and kept until the exporter changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from pad_export.export import export_bundle
+from pad_runtime.errors import PadError
+from peer_models import BUILD
+from peer_process import PeerError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@cache
+def code_mark() -> str:
+    """Of the code and the runtime that decide how fast a bundle is."""
+    digest = hashlib.sha256(json.dumps([version(name) for name in ("onnxruntime", "numpy", "torch")]).encode())
+    for folder in ("export", "runtime"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def bundle(name: str, base: Path, adapter: Path, *, topology: str, precision: str, calibrated: bool = True) -> Path:
+    """A bundle of a base and an adapter, not verified: the tests do that.
+
+    Args:
+        name: of the model.
+        base, adapter, topology, precision: as `export_bundle` takes them.
+        calibrated: False rounds weights to the nearest value: it takes minutes less, and random ones have no better.
+
+    Raises:
+        PeerError: pad-export refuses; says why.
+    """
+    folder = BUILD / "bundles" / f"{name}-{topology}-{precision}"
+    stamp = folder.with_name(f"{folder.name}.txt")
+    if not (folder.is_dir() and stamp.is_file() and stamp.read_text(encoding="utf-8") == code_mark()):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        print(f"   exporting {folder.name}", flush=True)
+        options: dict[str, Any] = {"topology": topology, "precision": precision, "backbone": base}
+        trunks = nullcontext() if calibrated else patch("pad_export.export.calibrate_trunk", lambda *_: {})
+        try:
+            with trunks:
+                export_bundle(base, folder, persrms=[adapter], max_length=1024, verify=False, quiet=True, **options)
+        except PadError as error:
+            raise PeerError(f"pad-export refuses {precision} {topology}: {error}") from None
+        stamp.write_text(code_mark(), encoding="utf-8")
+    return folder

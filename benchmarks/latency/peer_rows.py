@@ -1,0 +1,123 @@
+"""A row of the comparison: one system and ours in processes of their own, round by round in turn."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import peer_models
+from pad_export.persrm.persrm import PROMPT_TEMPLATE
+from pad_rt.rounds import Spread, compare, turn
+from peer_loop import Task
+from peer_models import BUILD
+from peer_process import PeerError, PeerProcess
+from peer_sides import ROWS, SIDES
+from settings import Settings
+
+QUESTION = (
+    "I would like to spend a weekend by the sea with my family in late autumn, when it is cold. Where in Europe should "
+    "we go, and what can we do there when it rains?"
+)
+PREFERENCE = "Be cheerful and positive."
+TOP_K = 10
+BETA = 0.5  # both models count, so that a wrong mix shows in the tokens; the time does not depend on it
+WARMUP = 4  # tokens
+
+
+def prompts() -> tuple[list[int], list[int]]:
+    """Token ids that the base and the PersRM read."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(peer_models.huggingface("base"))
+    worded = PROMPT_TEMPLATE.replace("{p}", PREFERENCE).replace("{x}", QUESTION)
+    base, reward = (
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in (QUESTION, worded)
+    )
+    return base, reward
+
+
+def measure_row(name: str, settings: Settings) -> dict[str, Any]:
+    """The record of one row; where the system cannot be had, its `skipped` says why."""
+    record: dict[str, Any] = {"row": name, "label": SIDES[name].label, "left_out": {}}
+    with ExitStack() as stack:
+        processes: dict[str, PeerProcess] = {}
+        for side in (name, *ROWS[name]):
+            try:
+                processes[side] = stack.enter_context(_start(side, settings))
+            except PeerError as error:
+                if side == name:
+                    return record | {"skipped": str(error)}
+                record["left_out"][side] = str(error)
+        if len(processes) == 1:
+            return record | {"skipped": "; ".join(record["left_out"].values())}
+        try:
+            rounds = _take_turns(processes, settings)
+        except PeerError as error:
+            return record | {"skipped": str(error)}
+        record["sides"] = {
+            side: {"label": SIDES[side].label, "versions": processes[side].versions, **_figures(taken)}
+            for side, taken in rounds.items()
+        }
+    ours = [side for side in rounds if side != name]
+    medians = {side: [statistics.median(one["step_ms"]) for one in taken] for side, taken in rounds.items()}
+    record["times_ours"] = {side: asdict(compare(medians[name], medians[side])) for side in ours}
+    record["exact"] = SIDES[name].exact
+    record["first_difference"] = first_difference(rounds[name][0]["tokens"], rounds[ours[0]][0]["tokens"])
+    return record
+
+
+def first_difference(tokens: list[int], others: list[int]) -> int | None:
+    """The index of the first token that is not the other's, or None."""
+    pairs = enumerate(zip(tokens, others, strict=True))
+    return next((index for index, (token, other) in pairs if token != other), None)
+
+
+def _start(side: str, settings: Settings) -> PeerProcess:
+    """Make what a side needs and start it; raises `PeerError`."""
+    base_ids, reward_ids = prompts()
+    files = {name: str(path) for name, path in SIDES[side].files(settings.threads).items()}
+    task = Task(
+        base_ids=base_ids,
+        reward_ids=reward_ids,
+        top_k=TOP_K,
+        beta=BETA,
+        max_new_tokens=max(settings.new_tokens, WARMUP),
+        threads=settings.threads,
+        core=settings.core,
+        files=files,
+    )
+    log = BUILD / f"{side}.log"
+    return PeerProcess(SIDES[side].python(), Path(__file__).with_name(SIDES[side].script), task, log)
+
+
+def _take_turns(processes: dict[str, PeerProcess], settings: Settings) -> dict[str, list[dict[str, Any]]]:
+    """Every process's rounds, after one that warms it up."""
+    for process in processes.values():
+        process.round(WARMUP, guided_first=True)
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in processes}
+    for index in range(settings.rounds):
+        for side in turn(list(processes), index):
+            rounds[side].append(processes[side].round(settings.new_tokens, guided_first=index % 2 == 0))
+    return rounds
+
+
+def _figures(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Milliseconds of one side over all rounds, and the tokens, which must be the same in each."""
+    figures: dict[str, Any] = {}
+    for at in ("", "base_"):
+        steps = [value for one in rounds for value in one[f"{at}step_ms"]]
+        figures[f"{at}step_ms"] = asdict(Spread.of(steps))
+        figures[f"{at}prefill_ms"] = statistics.median(one[f"{at}prefill_ms"] for one in rounds)
+        figures[f"{at}tokens"] = rounds[0][f"{at}tokens"]
+        if len({json.dumps(one[f"{at}tokens"]) for one in rounds}) > 1:
+            figures[f"{at}tokens_vary"] = True
+    figures["ratio"] = figures["step_ms"]["p50"] / figures["base_step_ms"]["p50"]
+    figures["tokens_per_s"] = 1e3 / figures["step_ms"]["p50"]
+    return figures

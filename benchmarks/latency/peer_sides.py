@@ -1,0 +1,89 @@
+"""The systems that are compared, and the rows of the comparison."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import peer_models
+from bundles import bundle
+from peer_environments import ensure_environment
+from shapes import SMOLLM2, checkpoint
+
+
+@dataclass(frozen=True)
+class Side:
+    """One system on one form of the weights.
+
+    Attributes:
+        label: for people.
+        script: its process, beside this file.
+        environment: of `peer_environments`, or None for this one.
+        files: makes what it reads, given the threads; raises `PeerError`.
+        exact: whether it computes with the very same weights in fp32, so that its tokens must be ours.
+    """
+
+    label: str
+    script: str
+    environment: str | None
+    files: Callable[[int], dict[str, Path]]
+    exact: bool = False
+
+    def python(self) -> Path:
+        """The interpreter that runs it; makes the environment."""
+        return ensure_environment(self.environment) if self.environment else Path(sys.executable)
+
+
+def _ours(topology: str, precision: str) -> Side:
+    def files(_: int) -> dict[str, Path]:
+        base, adapter = checkpoint(SMOLLM2)
+        return {"bundle": bundle(SMOLLM2, base, adapter, topology=topology, precision=precision)}
+
+    return Side(f"PAD-RT {topology}, {precision}", "peer_ours.py", None, files, precision == "fp32")
+
+
+def _two(files: Callable[[str, int], Path]) -> Callable[[int], dict[str, Path]]:
+    return lambda threads: {which: files(which, threads) for which in ("base", "persrm")}
+
+
+def _genai(precision: str) -> Side:
+    files = _two(lambda which, threads: peer_models.genai(which, precision, threads=threads))
+    return Side(f"ONNX Runtime GenAI, {precision}", "peer_genai.py", "genai", files, precision == "fp32")
+
+
+def _llamacpp(precision: str, label: str) -> Side:
+    files = _two(lambda which, _: peer_models.gguf(which, precision))
+    return Side(f"llama.cpp, {label}", "peer_llamacpp.py", "llamacpp", files, precision == "fp32")
+
+
+SIDES = {
+    **{f"{topology}-{bits}": _ours(topology, bits) for topology in ("shared", "pair") for bits in ("fp32", "int4")},
+    "transformers-fp32": Side(
+        "transformers, fp32",
+        "peer_transformers.py",
+        None,
+        _two(lambda which, _: peer_models.huggingface(which)),
+        exact=True,
+    ),
+    "genai-fp32": _genai("fp32"),
+    "genai-int4": _genai("int4"),
+    "optimum-fp32": Side(
+        "Optimum, fp32", "peer_optimum.py", "optimum", _two(lambda which, _: peer_models.optimum(which)), exact=True
+    ),
+    "llamacpp-fp32": _llamacpp("fp32", "fp32"),
+    "llamacpp-q4": _llamacpp("q4", "Q4_1"),
+}
+
+# A row: the side that is measured, and ours that take turns with it. The first of ours is held against its tokens.
+ROWS = {
+    "pair-fp32": ("shared-fp32",),
+    "pair-int4": ("shared-int4",),
+    "transformers-fp32": ("shared-fp32", "shared-int4"),
+    "optimum-fp32": ("shared-fp32", "shared-int4"),
+    "genai-fp32": ("shared-fp32",),
+    "genai-int4": ("shared-int4",),
+    "llamacpp-fp32": ("shared-fp32",),
+    "llamacpp-q4": ("shared-int4",),
+}

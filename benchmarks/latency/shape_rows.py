@@ -1,0 +1,58 @@
+"""A row of the shapes: base alone, shared and pair of one size, precision, k and prompt, step by step in turn."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from dataclasses import asdict
+from typing import Any
+
+from bundles import bundle
+from pad_rt.bench import Workload, measure_steps, open_bundle
+from pad_rt.graph_weights import GraphWeights
+from pad_rt.rounds import Spread, compare
+from pad_runtime import contract
+from pad_runtime.step import Step, StepRequest
+from peer_process import PeerError
+from settings import Settings, pinned
+from shapes import SHAPES, SMOLLM2, checkpoint
+
+TOPOLOGIES = ("shared", "pair")
+SHAPE_ROWS = {
+    f"{shape}-{precision}-k{top_k}-p{prompt}": (shape, precision, top_k, prompt)
+    for shape, sizes in SHAPES.items()
+    for precision, top_k, prompt in itertools.product(sizes.precisions, (5, 10, 20), (64, 512))
+}
+
+
+def measure_shape(name: str, settings: Settings) -> dict[str, Any]:
+    """The record of one row; where pad-export refuses, its `skipped` says why."""
+    shape, precision, top_k, prompt = SHAPE_ROWS[name]
+    record: dict[str, Any] = {"row": name, "shape": shape, "precision": precision, "top_k": top_k, "prompt": prompt}
+    base, adapter = checkpoint(shape)
+    try:
+        folders = {
+            topology: bundle(shape, base, adapter, topology=topology, precision=precision, calibrated=shape == SMOLLM2)
+            for topology in TOPOLOGIES
+        }
+    except PeerError as error:
+        return record | {"skipped": str(error)}
+    workload = Workload(prompt_tokens=prompt, new_tokens=settings.new_tokens, top_k=top_k, rounds=settings.rounds)
+    with pinned(settings.core):
+        opened = {topology: open_bundle(folder, num_threads=settings.threads) for topology, folder in folders.items()}
+        shared = opened["shared"]
+        sides: dict[str, tuple[Step, StepRequest]] = {
+            "base": (shared.base_step(), workload.request(shared.manifest, guided=False))
+        }
+        for topology, one in opened.items():
+            sides[topology] = one.guided_step(), workload.request(one.manifest, guided=True)
+        times = measure_steps(sides, workload)
+    read = GraphWeights.of(folders["shared"] / shared.manifest.graphs[contract.BASE_GRAPH].file).read
+    steps = {side: asdict(Spread.of(values)) for side, values in times.step.items()}
+    return record | {
+        "reward_prompt": workload.reward_tokens,
+        "step_ms": steps,
+        "prefill_ms": {side: statistics.median(values) for side, values in times.prefill.items()},
+        "ratio_to_base": {side: asdict(compare(times.step[side], times.step["base"])) for side in TOPOLOGIES},
+        "base_read_gb_s": read / steps["base"]["p50"] / 1e6,
+    }

@@ -1,0 +1,111 @@
+"""Models of the sizes that people run: SmolLM2 itself, and published shapes with random weights and a random adapter.
+
+The time of a step does not depend on the values of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peer_models import MODELS, made, persrm_adapter, save_tokenizer
+from smollm2 import find_smollm2
+
+_RANK = 8  # as the shipped PersRM's
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model by the fields of its published transformers configuration, and the precisions that it is measured in."""
+
+    config_class: str
+    config: Mapping[str, Any]
+    precisions: tuple[str, ...]
+
+
+SMOLLM2 = "smollm2-135m"
+SHAPES = {
+    SMOLLM2: Shape("", {}, ("fp32", "int4")),
+    "qwen2.5-0.5b": Shape(
+        "Qwen2Config",
+        {
+            "vocab_size": 151936,
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 32768,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
+        ("fp32", "int4"),
+    ),
+    "llama-3.2-1b": Shape(
+        "LlamaConfig",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 131072,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        },
+        ("int4",),
+    ),
+}
+
+
+def checkpoint(name: str) -> tuple[Path, Path]:
+    """Base and adapter of a shape; random ones are made on first use."""
+    if name == SMOLLM2:
+        return find_smollm2(), persrm_adapter()
+    base = made(MODELS / name, lambda folder: _save_base(folder, SHAPES[name]))
+    return base, made(MODELS / f"{name}-adapter", lambda folder: _save_adapter(folder, base))
+
+
+def _save_base(folder: Path, shape: Shape) -> None:
+    import torch
+    import transformers
+
+    config = getattr(transformers, shape.config_class)(**shape.config)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def _save_adapter(folder: Path, base: Path) -> None:
+    """LoRA of rank `_RANK` on every linear of every layer, as PEFT saves it."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    with safe_open(base / "model.safetensors", "pt") as weights:
+        for name in weights.keys():  # noqa: SIM118 - not a dict
+            if "_proj.weight" in name:
+                size_out, size_in = weights.get_slice(name).get_shape()
+                at = f"base_model.model.{name.removesuffix('.weight')}"
+                tensors[f"{at}.lora_A.weight"] = 0.02 * torch.randn(_RANK, size_in, generator=generator)
+                tensors[f"{at}.lora_B.weight"] = 0.02 * torch.randn(size_out, _RANK, generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": _RANK, "lora_alpha": 2 * _RANK, "bias": "none"}
+    config |= {"target_modules": "all-linear", "base_model_name_or_path": base.name}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
