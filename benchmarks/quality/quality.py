@@ -1,9 +1,9 @@
 """Does guidance give users what they ask for, and at what price? Prompts x preferences x methods, judged.
 
-Replies come from the bundle that pad-export makes of the PersRM, greedy, fp32. Each cell (a method, a user, a setting)
-is kept as a file under --work, so an interrupted run goes on where it stopped. Then judges that never saw the training
-text score them. Writes benchmarks/results/quality.json (figures with 95 % intervals), quality_replies.json (replies to
-read) and docs/plots/quality-*.png, and prints tables.
+Replies come from the bundle that pad-export makes of the PersRM, greedy, int4 unless told otherwise. Each cell (a
+method, a user, a setting) is kept as a file under --work, so an interrupted run goes on where it stopped. Then judges
+that never saw the training text score them. Writes benchmarks/results/quality.json (figures with 95 % intervals),
+quality_replies.json (replies to read) and docs/plots/quality-*.png, and prints tables.
 
 A win rate is wins plus half of the ties. Where a judge's score may depend on length (all but those of "concise"),
 "equal words" first cuts both replies to a prompt to the shorter one's number of words: with nearly all of the base's
@@ -22,13 +22,13 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from evaluation import Evaluation
 from generation import Job, fill
 from judges import load_judges
 from methods import BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
-from quality_bundle import MAX_BATCH, SEED, ensure_bundle, ensure_scales, fingerprint
+from quality_bundle import MAX_BATCH, SEED, Precision, ensure_bundle, ensure_scales, fingerprint
 from random_reward import factors
 from replies import ReplyStore, is_complete
 from smollm2 import DEMO_PERSRM
@@ -62,6 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to generate")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
     parser.add_argument("--persrm", type=Path, default=DEMO_PERSRM)
+    parser.add_argument("--precision", choices=get_args(Precision), default="int4", help="of the bundle (default int4)")
     parser.add_argument("--wordings", type=Path, default=WORDINGS, help="features.json of the PersRM's training")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "quality", help="bundle and replies")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -87,8 +88,8 @@ def main() -> None:
     judges = load_judges()
     for judge in judges:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
-    mark = fingerprint(arguments.persrm)
-    bundle = ensure_bundle(arguments.persrm, arguments.work, mark)
+    mark = fingerprint(arguments.persrm, arguments.precision)
+    bundle = ensure_bundle(arguments.persrm, arguments.precision, arguments.work, mark)
     scales = ensure_scales(bundle, read_prompts(NUM_CALIBRATION), list(traits), arguments.work, mark)
     for feature, scale in scales.items():
         print(f"random reward for {feature}: {asdict(scale)}")
@@ -124,7 +125,7 @@ def main() -> None:
     print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)
     parts["timings"] = ensure_timings(arguments.work / "timings.json", mark, bundle, weights, prompts, traits)
     record = {
-        "what": "SmolLM2-135M-Instruct and its PersRM, fp32, greedy, by the exported bundle",
+        "what": f"SmolLM2-135M-Instruct and its PersRM, {arguments.precision}, greedy, by the exported bundle",
         "settings": {
             "prompts": arguments.prompts,
             "sweep_prompts": arguments.sweep_prompts,

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from methods import TOP_K, WIDE_TOP_K
 from pad_export.export import export_bundle
@@ -16,21 +17,24 @@ from smollm2 import find_smollm2
 
 MAX_BATCH = 8
 SEED = 0  # of the random reward
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 _PERSRM_FILES = ("adapter_config.json", "adapter_model.safetensors", "pad_persrm.json", "value_head.safetensors")
 
 
-def fingerprint(persrm: Path) -> str:
+def fingerprint(persrm: Path, precision: str) -> str:
     """Of everything that decides what the bundle says."""
     digest = hashlib.sha256()
     for path in (find_smollm2(), *(persrm / name for name in _PERSRM_FILES)):
         if not path.is_file():
             raise SystemExit(f"{path} is missing: the benchmark needs a PersRM with a feature head")
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    digest.update(json.dumps([SEED, MAX_BATCH, WIDE_TOP_K, version("pad-rt"), version("onnxruntime")]).encode())
+    digest.update(
+        json.dumps([precision, SEED, MAX_BATCH, WIDE_TOP_K, version("pad-rt"), version("onnxruntime")]).encode()
+    )
     return digest.hexdigest()[:16]
 
 
-def ensure_bundle(persrm: Path, work: Path, mark: str) -> Path:
+def ensure_bundle(persrm: Path, precision: Precision, work: Path, mark: str) -> Path:
     """The bundle's folder; exports (and verifies) it unless the one there carries the mark."""
     bundle, stamp = work / "bundle", work / "bundle.txt"
     if not (bundle.is_dir() and stamp.is_file() and stamp.read_text() == mark):
@@ -40,6 +44,7 @@ def ensure_bundle(persrm: Path, work: Path, mark: str) -> Path:
             bundle,
             persrms=[persrm, random],
             topology="shared",
+            precision=precision,
             max_length=1024,
             max_batch=MAX_BATCH,
             max_top_k=WIDE_TOP_K,
