@@ -255,7 +255,7 @@ def _weight_bytes(bundle: Bundle) -> int:
 
 def _kv_bytes(manifest: Manifest, request: StepRequest) -> int:
     """Keys and values of every row, prompt and reply, on every layer."""
-    item = np.dtype(contract.FLOAT_TYPES[manifest.precision]).itemsize
+    item = np.dtype(manifest.float_type).itemsize
     rows = request.sequences[0]
     length = max(len(row.prompt) for trunk in rows for row in trunk) + request.max_new_tokens
     return sum(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
-from pad_runtime import contract
 from pad_runtime.errors import PreferenceError
 from pad_runtime.manifest import Manifest
 from pad_runtime.rows import Reward, Row, plan_rows
@@ -50,7 +49,7 @@ class RowPlanner:
         else:
             base = self._encoder.encode(prompt)
         rows = plan_rows(self._manifest, tuple(base), rewards, beta)
-        _check_strengths(rows, _MAX_WEIGHT[contract.FLOAT_TYPES[self._manifest.precision]])
+        _check_strengths(rows, _MAX_WEIGHT[self._manifest.float_type])
         return rows
 
     def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:

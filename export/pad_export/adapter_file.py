@@ -13,7 +13,7 @@ from pad_export.trunk import SITE_MODULES, Trunk, torch_type
 from pad_runtime import contract
 
 
-def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, precision: str) -> None:
+def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, float_type: str) -> None:
     """Pack an adapter for a trunk's sites.
 
     The linears of a site share one input, so their A stand side by side, A [in, r_q + r_k + r_v], and their B form the
@@ -28,15 +28,15 @@ def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, precision: str
             missing = rank - a.shape[1]
             a_full = torch.nn.functional.pad(a, (0, missing))
             b_full = torch.nn.functional.pad(b, (0, 0, 0, missing))
-            tensors[contract.lora_a(layer, site)] = a_full.to(torch_type(precision)).contiguous()
-            tensors[contract.lora_b(layer, site)] = b_full.to(torch_type(precision)).contiguous()
+            tensors[contract.lora_a(layer, site)] = a_full.to(torch_type(float_type)).contiguous()
+            tensors[contract.lora_b(layer, site)] = b_full.to(torch_type(float_type)).contiguous()
     path.parent.mkdir(exist_ok=True)
     save_file(tensors, path)
 
 
-def write_head(path: Path, head: FeatureHead, precision: str) -> None:
+def write_head(path: Path, head: FeatureHead, float_type: str) -> None:
     """Feature heads for `h @ head + bias`: heads [d, hidden, hidden] transposed, biases [d, 1, hidden]."""
-    dtype = torch_type(precision)
+    dtype = torch_type(float_type)
     path.parent.mkdir(exist_ok=True)
     tensors = {
         "heads": head.weight.transpose(1, 2).to(dtype).contiguous(),

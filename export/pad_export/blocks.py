@@ -1,6 +1,7 @@
 """Weight-only quantisation: a matrix as blocks of 32 weights along its input axis, each with a scale and a zero point.
 
-w = scale * (code - zero_point), codes of 4 or 8 bits without a sign: what ONNX Runtime's MatMulNBits reads.
+w = scale * (code - zero_point), codes of 4 or 8 bits without a sign: what ONNX Runtime's MatMulNBits reads. Symmetric
+blocks have their zero point in the middle: then code - zero_point is a number with a sign, what DequantizeLinear reads.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ class Blocks:
     scales: torch.Tensor
     zero_points: torch.Tensor
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every zero point is the middle code."""
+        return bool((self.zero_points == 2 ** (self.bits - 1)).all())
+
     def dequantise(self) -> torch.Tensor:
         """The matrix that these blocks stand for: [out, in] float32."""
         rows, columns = self.codes.shape
@@ -41,12 +47,16 @@ class Blocks:
         """Codes as they lie in memory: [out, in / 32, 32 * bits / 8] uint8, of two in a byte the first below."""
         return _pack(self.codes, self.bits).view(len(self.codes), -1, BLOCK * self.bits // 8)
 
+    def packed_signed(self) -> torch.Tensor:
+        """Symmetric 4-bit codes as signed numbers, of the transposed matrix: [in, out / 2] uint8, the first below."""
+        return _pack((self.codes.T ^ 8).contiguous(), self.bits)  # two's complement: the top bit turns over
+
     def packed_zero_points(self) -> torch.Tensor:
         """Zero points in the same way, each row filled up to whole bytes: [out, ceil(in / 32 * bits / 8)] uint8."""
         return _pack(self.zero_points, self.bits)
 
 
-def quantise(weight: torch.Tensor, bits: int) -> Blocks:
+def quantise(weight: torch.Tensor, bits: int, *, symmetric: bool = False) -> Blocks:
     """Find the scale and zero point of each block that leave the least squared error, and round to them.
 
     The range from the block's least to its largest weight is tried whole and narrowed: giving up an extreme makes every
@@ -55,20 +65,22 @@ def quantise(weight: torch.Tensor, bits: int) -> Blocks:
     Args:
         weight: [out, in], `in` a multiple of 32.
         bits: 4 or 8.
+        symmetric: keep every zero point at the middle code.
     """
     blocks = weight.float().view(len(weight), -1, BLOCK)
-    scale, zero = _fit(blocks, bits, torch.ones(BLOCK))
+    scale, zero = _fit(blocks, bits, torch.ones(BLOCK), symmetric)
     codes = ((blocks / scale).round_() + zero).clamp_(0, 2**bits - 1)
     return _blocks(bits, codes.view(weight.shape), scale, zero)
 
 
-def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor) -> Blocks:
+def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor, *, symmetric: bool = False) -> Blocks:
     """The same, for inputs of known second moments: what rounding one column loses, those after it make up for (GPTQ).
 
     Args:
         weight: [out, in].
         bits: 4 or 8.
         moments: [in, in], the sum of x x^T over the inputs.
+        symmetric: keep every zero point at the middle code.
     """
     rows, columns = weight.shape
     damped = moments.double() + torch.eye(columns) * (_DAMPING * moments.diag().mean().clamp(min=1e-8))
@@ -78,7 +90,7 @@ def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor) -> Bloc
     scales, zeros = (torch.empty(rows, columns // BLOCK) for _ in range(2))
     for start in range(0, columns, BLOCK):
         block, part = left[:, start : start + BLOCK], slice(start, start + BLOCK)
-        scale, zero = _fit(block[:, None], bits, moments.diag()[part])
+        scale, zero = _fit(block[:, None], bits, moments.diag()[part], symmetric)
         scale, zero = scale[:, 0], zero[:, 0]  # [out, 1]
         errors = torch.empty_like(block)
         for column in range(BLOCK):
@@ -92,16 +104,19 @@ def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor) -> Bloc
     return _blocks(bits, codes, scales, zeros)
 
 
-def _fit(blocks: torch.Tensor, bits: int, importance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _fit(
+    blocks: torch.Tensor, bits: int, importance: torch.Tensor, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point, [out, n, 1] each, of blocks [out, n, 32] that leave the least error, weighed by column."""
-    top = 2**bits - 1
+    top, middle = 2**bits - 1, 2 ** (bits - 1)
     low = blocks.amin(-1, keepdim=True).clamp(max=0)
     high = blocks.amax(-1, keepdim=True).clamp(min=0)
-    whole = ((high - low) / top).clamp(min=torch.finfo(torch.float32).tiny)
+    steps = torch.maximum(-low / middle, high / (top - middle)) if symmetric else (high - low) / top
+    whole = steps.clamp(min=torch.finfo(torch.float32).tiny)
     best: tuple[torch.Tensor, ...] = ()
     for shrink in _SHRINK if bits < _FINE else (1.0,):  # with 8 bits there is nothing to win
         scale = whole * shrink
-        zero = (-low / scale).round().clamp(0, top)
+        zero = torch.full_like(scale, middle) if symmetric else (-low / scale).round().clamp(0, top)
         rounded = (((blocks / scale).round_() + zero).clamp_(0, top) - zero) * scale
         error = ((rounded - blocks).square_() * importance).sum(-1, keepdim=True)
         if not best:

@@ -15,7 +15,7 @@ import torch
 
 from pad_export.blocks import Blocks, quantise_for
 from pad_export.checkpoint import Checkpoint
-from pad_export.matrix import matrix_bits
+from pad_export.matrix import Storage
 from pad_export.torch_model import load_model
 from pad_export.trunk import SITE_MODULES, Trunk, linear_weight, stored_blocks
 
@@ -23,19 +23,25 @@ _SEQUENCE = 256  # tokens read at once
 _MAX_TOKENS = 4096
 
 
-def calibrate_trunk(trunk: Trunk, precision: str, progress: Callable[[int], object]) -> dict[str, Blocks]:
+def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Callable[[int], object]) -> dict[str, Blocks]:
     """Linears that are worth fitting to what they read: those of 4 bits that are not stored so already."""
     bits = {
-        module: matrix_bits(precision, site, layer, trunk.spec.num_layers)
+        module: storage.bits(site, layer, trunk.spec.num_layers)
         for layer in range(trunk.spec.num_layers)
         for site, modules in SITE_MODULES.items()
         for module in (f"model.layers.{layer}.{name}" for name in modules)
     }
-    bits = {module: width for module, width in bits.items() if width == 4 and not stored_blocks(trunk, module, width)}
-    return _calibrate(trunk, bits, progress) if bits else {}
+    bits = {
+        module: width
+        for module, width in bits.items()
+        if width == 4 and not stored_blocks(trunk, module, width, storage)
+    }
+    return _calibrate(trunk, bits, storage.symmetric, progress) if bits else {}
 
 
-def _calibrate(trunk: Trunk, bits: Mapping[str, int], progress: Callable[[int], object]) -> dict[str, Blocks]:
+def _calibrate(
+    trunk: Trunk, bits: Mapping[str, int], symmetric: bool, progress: Callable[[int], object]
+) -> dict[str, Blocks]:
     model = load_model(trunk.checkpoint)
     found: dict[str, Blocks] = {}
 
@@ -43,7 +49,7 @@ def _calibrate(trunk: Trunk, bits: Mapping[str, int], progress: Callable[[int], 
         def quantise(_: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             matrix = linear_weight(trunk, name).float()
             read = inputs[0].reshape(-1, matrix.shape[1])
-            found[name] = quantise_for(matrix, bits[name], read.T @ read)
+            found[name] = quantise_for(matrix, bits[name], read.T @ read, symmetric=symmetric)
             progress(1)
             return output + torch.nn.functional.linear(inputs[0], found[name].dequantise() - matrix)
 

@@ -45,10 +45,10 @@ class Dialect(ABC):
 
     name: str
 
-    def __init__(self, graph: Graph, spec: DecoderSpec, precision: str) -> None:
+    def __init__(self, graph: Graph, spec: DecoderSpec, float_type: str) -> None:
         self.graph = graph
         self.spec = spec
-        self.precision = precision
+        self.float_type = float_type
 
     @abstractmethod
     def begin(self, trunk: TrunkInputs) -> None:
@@ -208,7 +208,7 @@ class StandardDialect(Dialect):
                 oldest = g.op("Sub", queries, g.constant(window, np.int64), name=f"{at}mask/window{window}/before")
                 inside = g.op("Greater", keys, oldest, name=f"{at}mask/window{window}/inside")
                 visible = g.op("And", seen, inside, name=f"{at}mask/window{window}/seen")
-            dtype = np.dtype(contract.FLOAT_TYPES[self.precision])
+            dtype = np.dtype(self.float_type)
             self._masks[window] = g.op(
                 "Where",
                 visible,

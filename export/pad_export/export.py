@@ -14,7 +14,7 @@ from pad_export.adapter_file import write_adapter, write_head
 from pad_export.blocks import BLOCK, Blocks
 from pad_export.calibrate import calibrate_trunk
 from pad_export.graph import Graph
-from pad_export.matrix import matrix_bits
+from pad_export.matrix import Storage
 from pad_export.plan import Plan, make_plan
 from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
@@ -66,7 +66,8 @@ def export_bundle(
         base: Hugging Face folder or GGUF file of the base model.
         output: bundle folder to create, or to replace if it is a bundle.
         persrms, topology, reference, backbone: see `pad_export.plan.make_plan`.
-        precision: element type of weights, activations and KV cache; int8 and int4 are of the weights alone.
+        precision: element type of weights, activations and KV cache; int8 and int4 are of the weights alone, beside
+            float32 in the ort dialect and float16 in the standard one, which has int4 only.
         dialect: "ort" for ONNX Runtime's fused operators, "standard" for opset 24 alone.
         max_length: most tokens of prompt and reply together; by default the model's limit, at most 4096.
         max_batch: most sequences at once.
@@ -82,18 +83,19 @@ def export_bundle(
         Provider()  # a runtime that is missing is told before the work and not after it
     plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)
     _check_dialect(plan, dialect)
-    _check_precision(plan, precision, dialect)
+    storage = Storage(precision, dialect)
+    _check_precision(plan, storage)
     max_length, max_top_k = _check_limits(plan, max_length, max_batch, max_top_k)
     with staged(output) as folder:
         report(_summary(plan, precision, dialect))
         for note in plan.notes:
             report(f"note: {note}")
-        graphs = _write_graphs(folder, plan, precision, dialect, max_length, quiet)
+        graphs = _write_graphs(folder, plan, storage, max_length, quiet)
         for info, source in zip(plan.persrms, plan.sources, strict=False):
             if info.adapter and source.adapter:
-                write_adapter(folder / info.adapter, source.adapter, _trunk(plan, info.trunk), precision)
+                write_adapter(folder / info.adapter, source.adapter, _trunk(plan, info.trunk), storage.float_type)
             if info.head and source.head:
-                write_head(folder / info.head, source.head, precision)
+                write_head(folder / info.head, source.head, storage.float_type)
         tokenizer = plan.base.checkpoint.save_tokenizer(folder)
         manifest = Manifest(
             format=contract.FORMAT,
@@ -127,11 +129,9 @@ def export_bundle(
     return manifest
 
 
-def _write_graphs(
-    folder: Path, plan: Plan, precision: str, dialect: str, max_length: int, quiet: bool
-) -> dict[str, GraphInfo]:
+def _write_graphs(folder: Path, plan: Plan, storage: Storage, max_length: int, quiet: bool) -> dict[str, GraphInfo]:
     """Stream the weights, then write both graphs that refer to them."""
-    calibrated = [_calibrate(trunk, precision, quiet) for trunk in plan.trunks]
+    calibrated = [_calibrate(trunk, storage, quiet) for trunk in plan.trunks]
     layers = sum(trunk.spec.num_layers for trunk in plan.trunks)
     with (
         WeightsFile(folder / WEIGHTS_FILE) as weights,
@@ -139,17 +139,17 @@ def _write_graphs(
     ):
         for trunk, blocks in zip(plan.trunks, calibrated, strict=True):
             write_weights(
-                trunk, weights, precision=precision, max_length=max_length, progress=bar.update, calibrated=blocks
+                trunk, weights, storage=storage, max_length=max_length, progress=bar.update, calibrated=blocks
             )
-    step = build_step_graph(plan.trunks, weights, dialect=dialect, precision=precision)
-    alone = build_base_graph(plan.base, weights, dialect=dialect, precision=precision)
-    return {graph.name: _save_graph(folder, graph, dialect) for graph in (step, alone)}
+    step = build_step_graph(plan.trunks, weights, storage)
+    alone = build_base_graph(plan.base, weights, storage)
+    return {graph.name: _save_graph(folder, graph, storage.dialect) for graph in (step, alone)}
 
 
-def _calibrate(trunk: Trunk, precision: str, quiet: bool) -> dict[str, Blocks]:
+def _calibrate(trunk: Trunk, storage: Storage, quiet: bool) -> dict[str, Blocks]:
     """What is fitted to the calibration text before weights are written."""
     with tqdm(desc="calibrating", unit=" linears", disable=True if quiet else None, leave=False) as bar:
-        return calibrate_trunk(trunk, precision, bar.update)
+        return calibrate_trunk(trunk, storage, bar.update)
 
 
 def _save_graph(folder: Path, graph: Graph, dialect: str) -> GraphInfo:
@@ -171,19 +171,19 @@ def _check_dialect(plan: Plan, dialect: str) -> None:
             )
 
 
-def _check_precision(plan: Plan, precision: str, dialect: str) -> None:
-    """Weights in blocks are ONNX Runtime's own operators, and blocks are 32 wide."""
+def _check_precision(plan: Plan, storage: Storage) -> None:
+    """Blocks of 8 bits are ONNX Runtime's own operators, and all blocks are 32 wide."""
+    if storage.precision == "int8" and storage.dialect != "ort":
+        raise OptionError("--precision int8 with --dialect standard", expected="--precision int4, or --dialect ort")
     for trunk in plan.trunks:
         widths = {trunk.spec.hidden_size, *(trunk.site_sizes(site)[0] for site in SITE_MODULES)}
         for width in sorted(widths):
-            if matrix_bits(precision, "qkv", 0, trunk.spec.num_layers) and width % BLOCK:
+            if storage.in_blocks and width % BLOCK:
                 raise CheckpointError(
                     f"{trunk.checkpoint.path} has matrices {width} wide",
-                    expected=f"a multiple of {BLOCK} at {precision}",
+                    expected=f"a multiple of {BLOCK} at {storage.precision}",
                     hint="pass --precision fp32 or fp16",
                 )
-    if matrix_bits(precision, "qkv", 0, 1) and dialect != "ort":
-        raise OptionError(f"--precision {precision} with --dialect {dialect}", expected="--dialect ort")
 
 
 def _check_limits(plan: Plan, max_length: int | None, max_batch: int, max_top_k: int) -> tuple[int, int]:

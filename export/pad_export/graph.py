@@ -10,8 +10,6 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from pad_runtime import contract
-
 IR_VERSION = 11
 OPSET = 24
 MICROSOFT = "com.microsoft"
@@ -97,6 +95,6 @@ class Graph:
         return tuple(value.name for value in self._outputs)
 
 
-def element_type(precision: str) -> int:
-    """ONNX element type of a precision's weights, activations and KV cache."""
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(contract.FLOAT_TYPES[precision])))
+def element_type(float_type: str) -> int:
+    """ONNX element type of a NumPy type by name."""
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(float_type)))

@@ -1,48 +1,91 @@
 """A weight matrix in the graph: how each precision stores it, and the operators that multiply by it or read its rows.
 
-fp32 and fp16 store it whole. int8 and int4 store blocks (see `pad_export.blocks`): MatMulNBits multiplies by them in
-int8 arithmetic, and GatherBlockQuantized reads rows of the same bytes, so that embedding and lm_head are stored once.
+fp32 and fp16 store it whole. int8 and int4 store blocks (see `pad_export.blocks`). In the ort dialect MatMulNBits
+multiplies by them in int8 arithmetic, and GatherBlockQuantized reads rows of the same bytes, so that embedding and
+lm_head are stored once. In the standard dialect the linears are signed 4-bit numbers under DequantizeLinear, which
+TensorRT folds into its matrix products; embedding and lm_head stay whole.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+
 from pad_export.blocks import BLOCK, Blocks
 from pad_export.graph import MICROSOFT, Graph
 from pad_export.weights import WeightsFile
+from pad_runtime import contract
 
 _INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations are rounded to int8 in blocks too; 3 to 4 times as fast
-EMBEDDING_BITS = 8  # an embedding is looked up, not streamed, and the lm_head that it often is decides between tokens
 
 
-def matrix_bits(precision: str, site: str, layer: int, num_layers: int) -> int:
-    """Bits of a layer's packed linear at a precision; 0 where it is stored whole.
+@dataclass(frozen=True)
+class Storage:
+    """How the numbers of a bundle are stored, by its precision and dialect."""
 
-    At int4 the values' projection is what perplexity hangs on, and with it the query's and key's, which it is packed
-    with; the MLP's second matrix comes next. These keep 8 bits, the latter in the layers where llama.cpp's
-    Q4_K_M keeps more too: the first and last eighth, and every third between.
-    """
-    if precision == "int8":
-        return 8
-    if precision != "int4":
-        return 0
-    if site == "qkv":
-        return 8
-    eighth = num_layers // 8
-    outer = layer < eighth or layer >= num_layers - eighth or (layer - eighth) % 3 == 2
-    return 8 if site == "down" and outer else 4
+    precision: str
+    dialect: str
+
+    @property
+    def float_type(self) -> str:
+        """Torch's and NumPy's name of what is not in blocks, activations and KV cache included."""
+        return contract.float_type(self.precision, self.dialect)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether linears are stored in blocks."""
+        return self.precision in ("int8", "int4")
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether blocks have their zero point in the middle."""
+        return self.dialect == "standard"
+
+    @property
+    def embedding_bits(self) -> int:
+        """Bits of embedding and lm_head, 0 where they are stored whole.
+
+        An embedding is looked up, not streamed, and the lm_head that it often is decides between tokens.
+        """
+        return 8 if self.in_blocks and self.dialect == "ort" else 0
+
+    def bits(self, site: str, layer: int, num_layers: int) -> int:
+        """Bits of a layer's packed linear, 0 where it is stored whole.
+
+        At int4 the values' projection is what perplexity hangs on, and with it the query's and key's, which it is
+        packed with; the MLP's second matrix comes next. In the ort dialect these keep 8 bits, the latter in the layers
+        where llama.cpp's Q4_K_M keeps more too: the first and last eighth, and every third between. TensorRT multiplies
+        by blocks of 4 bits only.
+        """
+        if self.precision == "int8":
+            return 8
+        if self.precision != "int4":
+            return 0
+        if self.dialect == "standard":
+            return 4
+        if site == "qkv":
+            return 8
+        eighth = num_layers // 8
+        outer = layer < eighth or layer >= num_layers - eighth or (layer - eighth) % 3 == 2
+        return 8 if site == "down" and outer else 4
 
 
-def write_blocks(file: WeightsFile, name: str, blocks: Blocks) -> None:
+def write_blocks(file: WeightsFile, name: str, blocks: Blocks, storage: Storage) -> None:
     """Store a quantised matrix [out, in], under names that the functions below know."""
-    rows = len(blocks.codes)
+    rows, columns = blocks.codes.shape
+    if storage.symmetric:
+        file.write_int4(f"{name}.int4", blocks.packed_signed(), (columns, rows))
+        file.write(f"{name}.scales", blocks.scales.T.to(getattr(torch, storage.float_type)))
+        return
     file.write(f"{name}.codes", blocks.packed_codes())
-    file.write_again(f"{name}.rows", of=f"{name}.codes", shape=(rows, blocks.codes.shape[1] * blocks.bits // 8))
+    file.write_again(f"{name}.rows", of=f"{name}.codes", shape=(rows, columns * blocks.bits // 8))
     file.write(f"{name}.scales", blocks.scales)
     file.write(f"{name}.zero_points", blocks.packed_zero_points())
 
 
 def is_quantised(file: WeightsFile, name: str) -> bool:
-    """Whether a matrix is stored in blocks."""
+    """Whether a matrix is stored in the blocks that ONNX Runtime's own operators read."""
     return f"{name}.codes" in file
 
 
@@ -50,8 +93,16 @@ def multiply(graph: Graph, file: WeightsFile, weight: str, x: str, *, name: str,
     """x [.., in] times a layer's linear (+ bias): [.., out]."""
     if is_quantised(file, weight):
         return _multiply_blocks(graph, file, weight, x, name, bias)
-    y = graph.op("MatMul", x, graph.weight(file[weight]), name=name)
+    y = graph.op("MatMul", x, _matrix(graph, file, weight, name), name=name)
     return graph.op("Add", y, graph.weight(file[bias]), name=f"{name}/bias") if bias else y
+
+
+def _matrix(graph: Graph, file: WeightsFile, weight: str, name: str) -> str:
+    """A linear [in, out] as a value of the graph."""
+    if f"{weight}.int4" not in file:
+        return graph.weight(file[weight])
+    parts = [graph.weight(file[f"{weight}.{part}"]) for part in ("int4", "scales")]
+    return graph.op("DequantizeLinear", *parts, name=f"{name}/weight", axis=0, block_size=BLOCK)
 
 
 def multiply_transposed(graph: Graph, file: WeightsFile, weight: str, x: str, *, name: str) -> str:

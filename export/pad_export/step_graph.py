@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from pad_export.dialect import DIALECTS
 from pad_export.graph import Graph, element_type
-from pad_export.matrix import gather_rows, multiply_transposed
+from pad_export.matrix import Storage, gather_rows, multiply_transposed
 from pad_export.trunk import Trunk, emit_trunk, head_weight
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
@@ -21,29 +21,28 @@ from pad_runtime import contract
 _FLOAT, _INT64, _INT32 = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.INT32)
 
 
-def build_step_graph(trunks: Sequence[Trunk], weights: WeightsFile, *, dialect: str, precision: str) -> Graph:
+def build_step_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage) -> Graph:
     """The guided graph over all trunks. `trunks[0]` is the base; its further rows, if it serves any, are rewards."""
-    return _StepBuilder(contract.STEP_GRAPH, trunks, weights, dialect, precision).build(guided=True)
+    return _StepBuilder(contract.STEP_GRAPH, trunks, weights, storage).build(guided=True)
 
 
-def build_base_graph(base: Trunk, weights: WeightsFile, *, dialect: str, precision: str) -> Graph:
+def build_base_graph(base: Trunk, weights: WeightsFile, storage: Storage) -> Graph:
     """The base alone over the same weights: one row a sequence, no adapter, no mix, the same choice at the end."""
     plain = Trunk(base.name, base.checkpoint, base.spec)
-    return _StepBuilder(contract.BASE_GRAPH, [plain], weights, dialect, precision).build(guided=False)
+    return _StepBuilder(contract.BASE_GRAPH, [plain], weights, storage).build(guided=False)
 
 
 class _StepBuilder:
-    def __init__(self, name: str, trunks: Sequence[Trunk], weights: WeightsFile, dialect: str, precision: str) -> None:
+    def __init__(self, name: str, trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage) -> None:
         self.graph = Graph(name)
         self.trunks, self.weights = trunks, weights
-        self.dialect, self.precision = dialect, precision
+        self.dialect, self.float_type = DIALECTS[storage.dialect], storage.float_type
 
     def build(self, *, guided: bool) -> Graph:
         g = self.graph
         base = self.trunks[0]
         hidden = [
-            emit_trunk(g, trunk, self.weights, DIALECTS[self.dialect](g, trunk.spec, self.precision))
-            for trunk in self.trunks
+            emit_trunk(g, trunk, self.weights, self.dialect(g, trunk.spec, self.float_type)) for trunk in self.trunks
         ]  # each [R, hidden]
         self.top_k = g.input(contract.TOP_K, _INT64, [1])
         self.temperature = g.input(contract.TEMPERATURE, _FLOAT, ["batch", 1])
@@ -123,7 +122,7 @@ class _StepBuilder:
     def _features(self, hidden: str, trunk: Trunk) -> tuple[str, str]:
         """h and every W_i h + b_i of each reward row [batch, rows, 1 + P, hidden], and their weights [.., 1, 1 + P]."""
         g, at, spec = self.graph, trunk.prefix, trunk.spec
-        float_type = element_type(self.precision)
+        float_type = element_type(self.float_type)
         features, rows = f"{at}features", f"{at}reward_rows"
         heads = g.input(at + contract.FEATURE_HEADS, float_type, [features, spec.hidden_size, spec.hidden_size])
         biases = g.input(at + contract.FEATURE_BIASES, float_type, [features, 1, spec.hidden_size])
@@ -195,13 +194,13 @@ class _StepBuilder:
         cap = trunk.spec.logit_softcap
         if not cap:
             return logits
-        g, dtype = self.graph, np.dtype(contract.FLOAT_TYPES[self.precision])
+        g, dtype = self.graph, np.dtype(self.float_type)
         scaled = g.op("Div", logits, g.constant(cap, dtype), name=f"{name}/softcap/scaled")
         return g.op(
             "Mul", g.op("Tanh", scaled, name=f"{name}/softcap/tanh"), g.constant(cap, dtype), name=f"{name}/softcap"
         )
 
     def _to_float(self, logits: str, name: str) -> str:
-        if contract.FLOAT_TYPES[self.precision] == "float32":
+        if self.float_type == "float32":
             return logits
         return self.graph.op("Cast", logits, name=f"{name}/float", to=_FLOAT)

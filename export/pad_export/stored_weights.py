@@ -42,11 +42,13 @@ class StoredWeights:
 
     def __bool__(self) -> bool:
         """Whether anything is kept in blocks."""
-        return any(name.endswith(".codes") for name in self._tensors)
+        return any(name.endswith((".codes", ".int4")) for name in self._tensors)
 
     def __call__(self, parameter: str) -> torch.Tensor | None:
         """One parameter [out, in] in float32."""
         name, first, end = self._places.get(parameter, ("", 0, None))
+        if f"{name}.int4" in self._tensors:
+            return self._read_signed(name)[first:end]
         if f"{name}.codes" not in self._tensors and f"{name}.rows" not in self._tensors:
             return None
         scales = self._read(f"{name}.scales")[first:end]  # [out, in / 32]
@@ -57,6 +59,12 @@ class StoredWeights:
         offsets = _unpack(packed, columns).reshape(rows, num_blocks, BLOCK).astype(np.float32)
         offsets -= _unpack(self._read(f"{name}.zero_points")[first:end], num_blocks)[..., None]
         return torch.from_numpy((offsets * scales[..., None]).reshape(rows, columns))
+
+    def _read_signed(self, name: str) -> torch.Tensor:
+        """A matrix that lies transposed, [in, out], in symmetric blocks: [out, in]."""
+        scales = self._read(f"{name}.scales").astype(np.float32)  # [in / 32, out]
+        values = self._read(f"{name}.int4").astype(np.float32) * scales.repeat(BLOCK, axis=0)
+        return torch.from_numpy(values.T.copy())
 
     def _read(self, name: str) -> np.ndarray:
         tensor = onnx.TensorProto()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from pad_runtime.manifest import Manifest
+
 TOLERANCE = {
     "fp32": 1e-4,
     "fp16": 2e-2,
@@ -15,6 +17,11 @@ TOLERANCE = {
     "int4": 1e-4,
 }
 INT8_ARITHMETIC = 5e-2
+
+
+def tolerance_of(manifest: Manifest) -> float:
+    """What verification grants a bundle: weights in blocks are compared as they are, so its float type decides."""
+    return TOLERANCE["fp16"] if manifest.float_type == "float16" else TOLERANCE[manifest.precision]
 
 
 def difference(value: torch.Tensor, reference: torch.Tensor) -> float:

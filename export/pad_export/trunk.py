@@ -14,7 +14,7 @@ from pad_export.blocks import Blocks, concatenate, quantise
 from pad_export.checkpoint import Checkpoint
 from pad_export.dialect import Dialect, LayerCache, TrunkInputs
 from pad_export.graph import Graph, element_type
-from pad_export.matrix import EMBEDDING_BITS, gather_rows, matrix_bits, multiply, write_blocks
+from pad_export.matrix import Storage, gather_rows, multiply, write_blocks
 from pad_export.spec import DecoderSpec
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
@@ -60,9 +60,9 @@ class Trunk:
         }[site]
 
 
-def torch_type(precision: str) -> torch.dtype:
-    """Torch's element type of a precision."""
-    dtype: torch.dtype = getattr(torch, contract.FLOAT_TYPES[precision])
+def torch_type(float_type: str) -> torch.dtype:
+    """Torch's element type by name."""
+    dtype: torch.dtype = getattr(torch, float_type)
     return dtype
 
 
@@ -73,7 +73,7 @@ def write_weights(
     trunk: Trunk,
     file: WeightsFile,
     *,
-    precision: str,
+    storage: Storage,
     max_length: int,
     progress: Callable[[int], object],
     calibrated: Mapping[str, Blocks],
@@ -82,10 +82,10 @@ def write_weights(
 
     `calibrated` holds linears that are already quantised, by their path in the checkpoint.
     """
-    dtype = torch_type(precision)
-    for name, weight in _tensors(trunk, precision, max_length, calibrated):
+    dtype = torch_type(storage.float_type)
+    for name, weight in _tensors(trunk, storage, max_length, calibrated):
         if isinstance(weight, Blocks):
-            write_blocks(file, f"{trunk.name}/{name}", weight)
+            write_blocks(file, f"{trunk.name}/{name}", weight, storage)
         else:
             file.write(f"{trunk.name}/{name}", weight.to(dtype))
         if name.endswith(".down.weight"):
@@ -93,12 +93,11 @@ def write_weights(
 
 
 def _tensors(
-    trunk: Trunk, precision: str, max_length: int, calibrated: Mapping[str, Blocks]
+    trunk: Trunk, storage: Storage, max_length: int, calibrated: Mapping[str, Blocks]
 ) -> Iterator[tuple[str, torch.Tensor | Blocks]]:
     """Every weight of a trunk under its name in the graph, in the order in which the graph uses them."""
     source, spec = trunk.checkpoint, trunk.spec
-    rows_bits = EMBEDDING_BITS if matrix_bits(precision, "qkv", 0, spec.num_layers) else 0
-    yield "embed", _rows(source, "model.embed_tokens.weight", rows_bits)
+    yield "embed", _rows(source, "model.embed_tokens.weight", storage.embedding_bits)
     for i, rope in enumerate(spec.ropes):
         cos, sin = rope.tables(max_length)
         yield f"rope.{i}.cos", cos
@@ -108,9 +107,12 @@ def _tensors(
         for graph_name, norm in _norms(spec).items():
             yield f"layers.{layer}.{graph_name}", source.tensor(f"{at}{norm}.weight").float() + spec.norm_offset
         for site, modules in SITE_MODULES.items():
-            bits = matrix_bits(precision, site, layer, spec.num_layers)
+            bits = storage.bits(site, layer, spec.num_layers)
             if bits:
-                parts = [calibrated.get(at + module) or _linear_blocks(trunk, at + module, bits) for module in modules]
+                parts = [
+                    calibrated.get(at + module) or _linear_blocks(trunk, at + module, bits, storage)
+                    for module in modules
+                ]
                 yield f"layers.{layer}.{site}.weight", concatenate(parts)
             else:
                 yield (
@@ -127,7 +129,7 @@ def _tensors(
                 yield f"layers.{layer}.{site}.bias", torch.cat(biases)
     yield "norm", source.tensor("model.norm.weight").float() + spec.norm_offset
     if not spec.tied:
-        yield "lm_head", _rows(source, "lm_head.weight", rows_bits)
+        yield "lm_head", _rows(source, "lm_head.weight", storage.embedding_bits)
 
 
 def _norms(spec: DecoderSpec) -> dict[str, str]:
@@ -152,14 +154,17 @@ def linear_weight(trunk: Trunk, module: str) -> torch.Tensor:
     return weight if delta is None else weight.float() + delta.b @ delta.a
 
 
-def _linear_blocks(trunk: Trunk, module: str, bits: int) -> Blocks:
-    return stored_blocks(trunk, module, bits) or quantise(linear_weight(trunk, module), bits)
+def _linear_blocks(trunk: Trunk, module: str, bits: int, storage: Storage) -> Blocks:
+    return stored_blocks(trunk, module, bits, storage) or quantise(
+        linear_weight(trunk, module), bits, symmetric=storage.symmetric
+    )
 
 
-def stored_blocks(trunk: Trunk, module: str, bits: int) -> Blocks | None:
+def stored_blocks(trunk: Trunk, module: str, bits: int, storage: Storage) -> Blocks | None:
     """The checkpoint's own blocks of a linear, where it is stored in such and nothing is merged into them."""
     merged = trunk.merged is not None and module in trunk.merged.delta
-    return None if merged else trunk.checkpoint.blocks(f"{module}.weight", bits)
+    blocks = None if merged else trunk.checkpoint.blocks(f"{module}.weight", bits)
+    return blocks if blocks and (blocks.is_symmetric or not storage.symmetric) else None
 
 
 def _rows(source: Checkpoint, name: str, bits: int) -> torch.Tensor | Blocks:
@@ -197,7 +202,7 @@ class _Emitter:
         self.graph, self.trunk, self.weights, self.dialect = graph, trunk, weights, dialect
         self.spec = trunk.spec
         self.rows = f"{trunk.prefix}rows"
-        self.float_type = element_type(dialect.precision)
+        self.float_type = element_type(dialect.float_type)
 
     def run(self) -> str:
         g, spec, at = self.graph, self.spec, self.trunk.prefix
@@ -219,7 +224,7 @@ class _Emitter:
             g, self.weights, f"{self.trunk.name}/embed", inputs.input_ids, name=f"{at}embed"
         )  # [R, s, hidden]
         if spec.embedding_scale != 1.0:
-            scale = g.constant(spec.embedding_scale, np.dtype(contract.FLOAT_TYPES[self.dialect.precision]))
+            scale = g.constant(spec.embedding_scale, np.dtype(self.dialect.float_type))
             x = g.op("Mul", x, scale, name=f"{at}embed/scale")
         delta = ""  # what the block before returned and the residual stream has not yet taken in
         for layer in range(spec.num_layers):

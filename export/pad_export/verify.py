@@ -18,7 +18,7 @@ from pad_export.graph import element_type
 from pad_export.plan import Plan
 from pad_export.reference import RowInput, RowModel, RowOutput, TrunkModel
 from pad_export.stored_weights import StoredWeights
-from pad_export.tolerance import TOLERANCE, difference
+from pad_export.tolerance import difference, tolerance_of
 from pad_export.trunk import Trunk
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
@@ -55,7 +55,7 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
         VerificationError: every difference found.
     """
     manifest = read_manifest(folder)
-    findings = _Findings(TOLERANCE[manifest.precision], _check_graphs(folder, manifest, plan))
+    findings = _Findings(tolerance_of(manifest), _check_graphs(folder, manifest, plan))
     runs: list[_Run] = []
     stored = [_stored(folder, manifest, trunk) for trunk in plan.trunks]
     if not findings.failures:
@@ -133,7 +133,7 @@ def _check_graphs(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
                         continue
                     sizes = [dim.dim_value for dim in kind.shape.dim]
                     expected = [0, trunk.spec.num_kv_heads, 0, trunk.spec.head_dim]
-                    if sizes != expected or kind.elem_type != element_type(manifest.precision):
+                    if sizes != expected or kind.elem_type != element_type(manifest.float_type):
                         failures.append(f"{name}: {trunk.prefix}{tensor} is {sizes}, expected {expected}")
     return failures
 

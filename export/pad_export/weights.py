@@ -39,6 +39,13 @@ class WeightsFile:
 
     def write(self, name: str, tensor: torch.Tensor) -> onnx.TensorProto:
         """Append `tensor` in its own dtype and shape. Nothing of it is kept in memory."""
+        return self._write(name, tensor, _ELEMENT_TYPES[tensor.dtype], tensor.shape)
+
+    def write_int4(self, name: str, packed: torch.Tensor, shape: Sequence[int]) -> onnx.TensorProto:
+        """Append signed 4-bit numbers of that shape, which lie in `packed` two in a byte, the first below."""
+        return self._write(name, packed, TensorProto.INT4, shape)
+
+    def _write(self, name: str, tensor: torch.Tensor, element_type: int, shape: Sequence[int]) -> onnx.TensorProto:
         if name in self._tensors:
             raise ValueError(f"two weights are called {name}")
         tensor = tensor.detach().contiguous()
@@ -47,8 +54,8 @@ class WeightsFile:
         self._file.write(tensor.view(torch.uint8).numpy().data)
         proto = TensorProto(
             name=name,
-            data_type=_ELEMENT_TYPES[tensor.dtype],
-            dims=list(tensor.shape),
+            data_type=element_type,
+            dims=list(shape),
             data_location=TensorProto.EXTERNAL,
         )
         for key, value in (

@@ -41,7 +41,7 @@ class AdapterBank:
         self._files: dict[str, dict[str, Array]] = {}
         self._sets: OrderedDict[tuple[object, ...], dict[str, ort.OrtValue]] = OrderedDict()
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
-        self.float_type = np.dtype(contract.FLOAT_TYPES[manifest.precision])
+        self.float_type = np.dtype(manifest.float_type)
 
     def inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, ort.OrtValue]:
         """LoRA factors and feature heads of a request's PersRMs (indices, ascending), by graph input name."""

@@ -59,7 +59,12 @@ FLOAT_TYPES = {
     "fp16": "float16",
     "int8": "float32",
     "int4": "float32",
-}  # precision -> NumPy's and torch's name of what activations, KV cache and adapters are in
+}  # precision -> NumPy's and torch's name of what activations, KV cache and adapters are in, in the ort dialect
+
+
+def float_type(precision: str, dialect: str) -> str:
+    """The same by dialect: beside weights in blocks the standard one computes in float16, as TensorRT's kernels do."""
+    return "float16" if dialect == "standard" and precision in ("int8", "int4") else FLOAT_TYPES[precision]
 
 
 def trunk_prefix(trunk: str) -> str:

@@ -117,6 +117,11 @@ class Manifest:
     tokenizer: TokenizerInfo
     files: dict[str, FileInfo]
 
+    @property
+    def float_type(self) -> str:
+        """NumPy's name of what activations, KV cache, adapters and heads are in."""
+        return contract.float_type(self.precision, self.dialect)
+
     def trunk_index(self, name: str) -> int:
         """Position of a trunk by name."""
         return [trunk.name for trunk in self.trunks].index(name)

@@ -32,7 +32,7 @@ def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) 
         shapes = _cache_shapes(trunk) | (_reward_shapes(trunk) if guided else {})
         expected |= {at + name: shape for name, shape in shapes.items()}
     found = []
-    float_type = _TYPES[contract.FLOAT_TYPES[manifest.precision]]
+    float_type = _TYPES[manifest.float_type]
     for name, shape in expected.items():
         if name not in real:
             found.append(f"the graph has no {name}")

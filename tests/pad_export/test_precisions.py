@@ -150,8 +150,8 @@ def test_int8_arithmetic_stays_within_its_tolerance(models: tuple[Path, Path], p
 
 def test_what_cannot_be_quantised_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = models
-    with refused(OptionError, given="--dialect standard", expected="--dialect ort"):
-        tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision="int4", dialect="standard")
+    with refused(OptionError, given="--precision int8 with --dialect standard", expected="--dialect ort"):
+        tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision="int8", dialect="standard")
     narrow = tmp_path / "narrow"
     tiny_models.make_base(narrow, "llama", seed=4)
     with refused(CheckpointError, given="72 wide", expected="a multiple of 32"):
