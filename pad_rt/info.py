@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_runtime import contract
-from pad_runtime.manifest import Manifest, PersRMInfo, TrunkInfo, read_manifest, verify_files
+from pad_runtime.manifest import EngineInfo, Manifest, PersRMInfo, TrunkInfo, read_manifest, verify_files
 from pad_runtime.providers import DEVICES
 
 _TOPOLOGIES = {
@@ -96,6 +96,8 @@ class BundleInfo:
         ]
         for persrm in manifest.persrms:
             lines += _describe_persrm(persrm)
+        for index, engine in enumerate(manifest.engines):
+            lines.append(_line("" if index else "engines", _describe_engine(engine)))
         for index, (name, file) in enumerate(manifest.files.items()):
             lines.append(_line("" if index else "files", f"{_size(file.size):>10}  {name}"))
         versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
@@ -128,6 +130,12 @@ def _describe_persrm(persrm: PersRMInfo) -> list[str]:
         _line("", "features and their default weights: " + ", ".join(f"{name}={w:g}" for name, w in weights)),
         _line("", f"prompt: {persrm.prompt_template}"),
     ]
+
+
+def _describe_engine(engine: EngineInfo) -> str:
+    sizes = ", ".join(f"{name} {axes['batch'][2]} x {axes['s'][2]} tokens" for name, axes in engine.profiles.items())
+    gpus = ", ".join(engine.compute_capabilities)
+    return f"{engine.graph}: {engine.target} {engine.version} for {gpus} on {engine.platform}; up to {sizes}"
 
 
 def _line(label: str, text: str) -> str:

@@ -1,35 +1,56 @@
-"""The command `pad-export`: checkpoints in, a verified bundle out."""
+"""The command `pad-export`: checkpoints in, a verified bundle out; `pad-export engines`: on a bundle that exists."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from pad_runtime import contract
 from pad_runtime.command import run_interruptible
 from pad_runtime.errors import PadError
+from pad_runtime.manifest import read_manifest
 
 _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pad-export` with these arguments (None: the process's own) and give its exit code."""
-    options = _parser().parse_args(argv)
-    return run_interruptible("pad-export", lambda: _export(options))
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["engines"]:
+        options = _engines_parser().parse_args(arguments[1:])
+        return run_interruptible("pad-export engines", lambda: _with_extra(lambda: _engines(options)))
+    options = _parser().parse_args(arguments)
+    return run_interruptible("pad-export", lambda: _with_extra(lambda: _export(options)))
+
+
+def _with_extra(command: Callable[[], None]) -> None:
+    try:
+        command()
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise PadError(f"{error.name} is not installed", hint="pip install 'pad-rt[export]'") from None
+
+
+def _engines(options: argparse.Namespace) -> None:
+    from pad_export.engine import EngineBuilder
+    from pad_export.engines import add_engines
+
+    manifest = read_manifest(options.bundle)
+    builder = EngineBuilder(options.target, options.compute_capability, timing_cache=options.timing_cache)
+    add_engines(options.bundle, manifest, builder, _silent if options.quiet else _report)
+    print(f"wrote the {options.target} engines of {options.bundle}")
 
 
 def _export(options: argparse.Namespace) -> None:
     report = _silent if options.quiet else _report
     report("loading torch")
-    try:
-        from pad_export.export import export_bundle
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        raise PadError(f"{error.name} is not installed", hint="pip install 'pad-rt[export]'") from None
+    from pad_export.export import export_bundle
+
     manifest = export_bundle(
         options.base,
         options.output,
@@ -39,6 +60,9 @@ def _export(options: argparse.Namespace) -> None:
         backbone=options.backbone,
         precision=options.precision,
         dialect=options.dialect,
+        target=options.target,
+        compute_capabilities=options.compute_capability,
+        timing_cache=options.timing_cache,
         max_length=options.max_length,
         max_batch=options.max_batch,
         max_top_k=options.max_top_k,
@@ -60,10 +84,37 @@ def _silent(line: str) -> None:
     del line
 
 
+def _engines_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pad-export engines",
+        description="Build the engines of a bundle in the standard dialect, in place of its old ones.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that pad-export wrote")
+    parser.add_argument("--target", choices=contract.ENGINE_TARGETS, required=True, help="library to build with")
+    _add_engine_options(parser)
+    parser.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compute-capability",
+        metavar="SM",
+        action="append",
+        default=[],
+        help="GPU that a tensorrt-rtx engine is for, such as sm89; may be given several times, for one engine of all",
+    )
+    parser.add_argument(
+        "--timing-cache", metavar="FILE", type=Path, help="keep what tensorrt timed, so that the next build is quicker"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pad-export",
         description="Write a bundle that `pad generate` runs: a base model and its PersRMs in one step graph.",
+        epilog="pad-export engines BUNDLE builds the engines of a bundle again, on the machine that is to run them.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"pad-export {version('pad-rt')}")
@@ -105,9 +156,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dialect",
         choices=contract.DIALECTS,
-        default="ort",
-        help="ort (default): ONNX Runtime's fused operators; standard: ONNX opset 24 alone",
+        help="ort: ONNX Runtime's fused operators (default); standard: ONNX opset 24 alone (default with engines)",
     )
+    parser.add_argument(
+        "--target",
+        choices=("onnx", *contract.ENGINE_TARGETS),
+        default="onnx",
+        help="onnx (default): the graphs alone; tensorrt: engines for the GPU here, too; "
+        "tensorrt-rtx: engines for named GPUs, which need not be here",
+    )
+    _add_engine_options(parser)
     parser.add_argument(
         "--max-length",
         metavar="N",

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from pad_export.adapter_file import write_adapter, write_head
 from pad_export.blocks import BLOCK, Blocks
 from pad_export.calibrate import calibrate_trunk
+from pad_export.engine import EngineBuilder
+from pad_export.engines import add_engines
 from pad_export.graph import Graph
 from pad_export.matrix import Storage
 from pad_export.plan import Plan, make_plan
@@ -49,7 +51,10 @@ def export_bundle(
     reference: Reference = "base",
     backbone: Path | None = None,
     precision: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
-    dialect: Literal["ort", "standard"] = "ort",
+    dialect: Literal["ort", "standard"] | None = None,
+    target: Literal["onnx", "tensorrt", "tensorrt-rtx"] = "onnx",
+    compute_capabilities: Sequence[str] = (),
+    timing_cache: Path | None = None,
     max_length: int | None = None,
     max_batch: int = 8,
     max_top_k: int = 128,
@@ -68,7 +73,10 @@ def export_bundle(
         persrms, topology, reference, backbone: see `pad_export.plan.make_plan`.
         precision: element type of weights, activations and KV cache; int8 and int4 are of the weights alone, beside
             float32 in the ort dialect and float16 in the standard one, which has int4 only.
-        dialect: "ort" for ONNX Runtime's fused operators, "standard" for opset 24 alone.
+        dialect: "ort" for ONNX Runtime's fused operators, "standard" for opset 24 alone; by default what the target
+            takes, and that is "ort" for "onnx".
+        target: "onnx" for the graphs alone, or a library to build engines of them with.
+        compute_capabilities, timing_cache: see `pad_export.engine.EngineBuilder`.
         max_length: most tokens of prompt and reply together; by default the model's limit, at most 4096.
         max_batch: most sequences at once.
         max_top_k: most candidates a step.
@@ -81,6 +89,8 @@ def export_bundle(
     """
     if verify:
         Provider()  # a runtime that is missing is told before the work and not after it
+    builder = _make_builder(target, dialect, compute_capabilities, timing_cache)
+    dialect = dialect or ("standard" if builder else "ort")
     plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)
     _check_dialect(plan, dialect)
     storage = Storage(precision, dialect)
@@ -126,7 +136,24 @@ def export_bundle(
         if verify:
             report("verifying against the torch models")
             report(verify_bundle(folder, plan))
+        if builder:
+            manifest = add_engines(folder, manifest, builder, report)
     return manifest
+
+
+def _make_builder(
+    target: str, dialect: str | None, compute_capabilities: Sequence[str], timing_cache: Path | None
+) -> EngineBuilder | None:
+    """What builds engines, if any are to be built; the options that are for engines need some."""
+    if target != "onnx":
+        if dialect == "ort":
+            raise OptionError(f"--dialect ort with --target {target}", expected="--dialect standard")
+        return EngineBuilder(target, compute_capabilities, timing_cache=timing_cache)
+    for option in [f"--compute-capability {name}" for name in compute_capabilities] + ["--timing-cache"] * bool(
+        timing_cache
+    ):
+        raise OptionError(f"{option} without engines", expected="--target tensorrt or tensorrt-rtx beside it")
+    return None
 
 
 def _write_graphs(folder: Path, plan: Plan, storage: Storage, max_length: int, quiet: bool) -> dict[str, GraphInfo]:

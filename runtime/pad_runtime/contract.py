@@ -57,6 +57,7 @@ DIALECTS = ("ort", "standard")
 FLOAT_TYPES = {
     "fp32": "float32",
     "fp16": "float16",
+ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
     "int8": "float32",
     "int4": "float32",
 }  # precision -> NumPy's and torch's name of what activations, KV cache and adapters are in, in the ort dialect

@@ -64,5 +64,9 @@ class DeviceError(PadError):
     """A device or execution provider that is not available here."""
 
 
+class EngineError(PadError):
+    """A TensorRT engine that cannot be built, or that was built for something else than what is here."""
+
+
 class OutOfMemoryError(PadError):
     """The weights or the KV cache do not fit in memory."""

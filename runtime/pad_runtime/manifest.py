@@ -9,9 +9,9 @@ import reprlib
 import sys
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pad_runtime import contract
 from pad_runtime.errors import BundleError
@@ -21,7 +21,6 @@ Topology = Literal["shared", "pair"]
 
 _SMALL_FILE = 32 * 1024 * 1024  # bytes; loading hashes files up to this size, `verify_files` hashes all
 _HINT = "export it again with pad-export, or copy it again"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,23 @@ class GraphInfo:
 
 
 @dataclass(frozen=True)
+class EngineInfo:
+    """A TensorRT engine of one graph and what it was built for: it runs on that and on nothing else.
+
+    `version` is the library's; `compute_capabilities` are written "sm89"; `profiles` are by name, and give each axis of
+    the graph's inputs its least size, the one that it was tuned for, and its largest.
+    """
+
+    file: str
+    graph: str
+    target: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    platform: str
+    compute_capabilities: list[str]
+    profiles: dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
 class TokenizerInfo:
     """Tokenizer files and the special tokens that chat templates ask for."""
 
@@ -116,6 +132,7 @@ class Manifest:
     graphs: dict[str, GraphInfo]
     tokenizer: TokenizerInfo
     files: dict[str, FileInfo]
+    engines: list[EngineInfo] = field(default_factory=list)
 
     @property
     def float_type(self) -> str:
@@ -128,9 +145,12 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `pad.json` into a bundle folder."""
+    """Write `pad.json` into a bundle folder; one that is there is replaced whole or not at all."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
-    (folder / contract.MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    path = folder / contract.MANIFEST_FILE
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -230,7 +250,7 @@ def _check_references(manifest: Manifest) -> None:
     for name, count in (("max_length", 2), ("max_batch", 1), ("max_top_k", 1), ("vocab_size", 1)):
         if getattr(manifest, name) < count:
             raise BundleError(f"{at}: {name} is {getattr(manifest, name)}", expected=f"at least {count}", hint=_HINT)
-    needed = [graph.file for graph in manifest.graphs.values()]
+    needed = [graph.file for graph in manifest.graphs.values()] + [engine.file for engine in manifest.engines]
     needed += [name for p in manifest.persrms for name in (p.adapter, p.head) if name]
     needed += [name for name in (manifest.tokenizer.file, manifest.tokenizer.chat_template) if name]
     for name in needed:
@@ -239,7 +259,7 @@ def _check_references(manifest: Manifest) -> None:
     for name in manifest.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{at}: file '{name}' lies outside the bundle", hint=_HINT)
-    for name in (contract.STEP_GRAPH, contract.BASE_GRAPH):
+    for name in (contract.STEP_GRAPH, contract.BASE_GRAPH, *(engine.graph for engine in manifest.engines)):
         if name not in manifest.graphs:
             raise BundleError(f"{at}: no graph '{name}'", hint=_HINT)
 
@@ -274,17 +294,20 @@ def _parse(value: Any, kind: Any, at: str) -> Any:
     return value
 
 
-def _parse_dataclass(value: Any, kind: type[_T], at: str) -> _T:
+def _parse_dataclass(value: Any, kind: Any, at: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(at, value, "an object")
     hints = typing.get_type_hints(kind)
     for name in value:
         if name not in hints:
             raise BundleError(f"{at}: unknown field '{name}'", hint=_HINT)
-    for name in hints:
-        if name not in value:
-            raise BundleError(f"{at}: field '{name}' is missing", hint=_HINT)
-    return kind(**{name: _parse(value[name], hint, f"{at}.{name}") for name, hint in hints.items()})
+    given = {}
+    for item in dataclasses.fields(kind):
+        if item.name in value:
+            given[item.name] = _parse(value[item.name], hints[item.name], f"{at}.{item.name}")
+        elif item.default_factory is dataclasses.MISSING:
+            raise BundleError(f"{at}: field '{item.name}' is missing", hint=_HINT)
+    return kind(**given)
 
 
 def _wrong(at: str, value: Any, expected: str) -> BundleError:
