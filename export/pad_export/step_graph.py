@@ -157,8 +157,8 @@ class _StepBuilder:
         chances = g.op("Softmax", g.op("Div", ordered, floor, name="choose/scaled"), name="choose/chances", axis=-1)
         before = g.op("CumSum", chances, g.constant(1, np.int64), name="choose/mass_before", exclusive=1)
         inside = g.op("Less", before, top_p, name="choose/inside")
-        length = g.op("Shape", noise, name="choose/noise_steps", start=0, end=1)
-        now = g.op("Gather", noise, g.op("Mod", step, length, name="choose/index"), name="choose/noise_now", axis=0)
+        last = g.input(contract.LAST_NOISE, _INT64, [1])
+        now = g.op("Gather", noise, g.op("Min", step, last, name="choose/index"), name="choose/noise_now", axis=0)
         gumbel = g.op("Squeeze", now, axis0, name="choose/gumbel")  # [batch, k]
         shaken = g.op(
             "Add", ordered, g.op("Mul", gumbel, self.temperature, name="choose/spread"), name="choose/perturbed"

@@ -36,7 +36,8 @@ class Bundle:
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.provider = Provider(device, num_threads=num_threads, low_memory=low_memory)
+        float_type = contract.FLOAT_TYPES[self.manifest.precision]
+        self.provider = Provider(device, float_type=float_type, num_threads=num_threads, low_memory=low_memory)
         self._bank = AdapterBank(folder, self.manifest, self.provider)
 
     def guided_step(self) -> OrtStep:

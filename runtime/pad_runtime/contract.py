@@ -33,7 +33,8 @@ COEFFICIENTS = "coefficients"  # [batch, rows] float32
 TOP_K = "top_k"  # [1] int64
 TEMPERATURE = "temperature"  # [batch, 1] float32, 0 is greedy
 TOP_P = "top_p"  # [batch, 1] float32, above 1 keeps every candidate
-NOISE = "noise"  # [n, batch, k] float32, standard Gumbel; step i uses noise[i mod n]
+NOISE = "noise"  # [n, batch, k] float32, standard Gumbel; step i uses noise[min(i, n - 1)]
+LAST_NOISE = "last_noise"  # [1] int64, n - 1: an input, for a length that the graph takes itself would be on the host
 STEP = "step"  # [1] int64, how many tokens were chosen before this one
 MAX_POSITION = "max_position"  # [1] int32, last slot of the KV cache: lengths never run past it
 
@@ -46,18 +47,20 @@ CANDIDATES = "candidates"  # trace: [batch, k] int64, best base logit first
 ROW_LOGITS = "row_logits"  # trace: [batch, rows, k] float32
 SCORES = "scores"  # trace: [batch, k] float32
 
+# Read by operators on the host, whatever the device: they size or bound other tensors.
+HOST_INPUTS = (TOP_K, TOTAL_SEQUENCE_LENGTH)
 TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, LAST_TOKEN, ROW_SEQUENCE, TOTAL_SEQUENCE_LENGTH)
-STEP_INPUTS = (COEFFICIENTS, TOP_K, TEMPERATURE, TOP_P, NOISE, STEP, MAX_POSITION)
+STEP_INPUTS = (COEFFICIENTS, TOP_K, TEMPERATURE, TOP_P, NOISE, LAST_NOISE, STEP, MAX_POSITION)
 TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
 
 # Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.
 LORA_SITES = ("qkv", "o", "gate_up", "down")
 
 DIALECTS = ("ort", "standard")
+ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
 FLOAT_TYPES = {
     "fp32": "float32",
     "fp16": "float16",
-ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
     "int8": "float32",
     "int4": "float32",
 }  # precision -> NumPy's and torch's name of what activations, KV cache and adapters are in, in the ort dialect

@@ -107,7 +107,8 @@ class OrtStep:
         self._capacity = 0
         self._stale = True  # a bound buffer was replaced since the bindings were made
         self._turn = 0
-        self._options = provider.run_options()
+        self._prefill_options = provider.run_options()
+        self._options = [self._prefill_options] * 2
         self._run = session.run_with_iobinding
         self.next_ids: Sequence[int] = ()
         self.bytes_to_host = 0  # per step
@@ -126,13 +127,16 @@ class OrtStep:
             prefill[at + contract.INPUT_IDS] = self._provider.upload(ids)
             prefill[at + contract.SEQLENS_K] = self._provider.upload((lengths - 1).astype(np.int32))
             prefill[at + contract.LAST_TOKEN] = self._provider.upload((lengths - 1)[:, None])
-            prefill[at + contract.TOTAL_SEQUENCE_LENGTH] = self._provider.upload(np.array(ids.shape[1], np.int32))
+            length = np.array(ids.shape[1], np.int32)
+            prefill[at + contract.TOTAL_SEQUENCE_LENGTH] = self._provider.upload(length, host=True)
         prefill[contract.STEP] = self._provider.upload(np.zeros(1, np.int64))
         if self._stale:
             self._bindings = [self._bind(self._turns[turn], self._turns[1 - turn]) for turn in (0, 1)]
+            if self._provider.captures:
+                self._options = [self._provider.run_options(captured=True) for _ in self._bindings]
             self._stale = False
         try:
-            self._run(self._bind(prefill, self._turns[0]), self._options)
+            self._run(self._bind(prefill, self._turns[0]), self._prefill_options)
         except Exception as error:  # ONNX Runtime's own exceptions have no base of their own
             if "alloc" in str(error).lower():
                 raise OutOfMemoryError(
@@ -144,7 +148,7 @@ class OrtStep:
 
     def step(self) -> Sequence[int]:
         """One token for every sequence: a run of a ready binding, and nothing else."""
-        self._run(self._bindings[self._turn], self._options)
+        self._run(self._bindings[self._turn], self._options[self._turn])
         self._turn ^= 1
         return self.next_ids
 
@@ -205,7 +209,9 @@ class OrtStep:
         self._put(contract.TOP_K, np.array([k], np.int64))
         self._put(contract.TEMPERATURE, np.full((batch, 1), request.temperature, np.float32))
         self._put(contract.TOP_P, np.full((batch, 1), top_p, np.float32))
-        self._put(contract.NOISE, draw_noise(request))
+        noise = draw_noise(request)
+        self._put(contract.NOISE, noise)
+        self._put(contract.LAST_NOISE, np.array([len(noise) - 1], np.int64))
         for index, _, at in self._trunks:
             owners = np.repeat(np.arange(batch), len(request.sequences[0][index]))
             self._put(at + contract.ROW_SEQUENCE, owners[:, None])
@@ -217,7 +223,9 @@ class OrtStep:
                 self._stale |= self._values.get(name) is not value
                 self._values[name] = value
         if len(self.next_ids) != batch:
-            self._next_ids, self.next_ids = self._provider.host_ids(batch)
+            ids = self._provider.ids(batch)
+            self._next_ids, self.next_ids = ids.value, ids.view
+            self._run = ids.reading(self._session.run_with_iobinding)
             self.bytes_to_host, self._stale = batch * _BYTES_PER_ID, True
         trace = {}
         if request.trace:
@@ -233,12 +241,18 @@ class OrtStep:
         self._trace = trace
 
     def _put(self, name: str, array: Array) -> None:
-        """Set an input: in place where its buffer has that shape, so that the bindings stay good."""
+        """Set an input: in place where its buffer has that shape, so that the bindings stay good.
+
+        A captured step has read its host inputs for good: another value of one makes the bindings stale.
+        """
         value = self._values.get(name)
-        if value is not None and tuple(value.shape()) == array.shape:
-            value.update_inplace(array)
-        else:
-            self._values[name], self._stale = self._provider.upload(array), True
+        on_host = name.rpartition(".")[2] in contract.HOST_INPUTS
+        if value is None or tuple(value.shape()) != array.shape:
+            self._values[name], self._stale = self._provider.upload(array, host=on_host), True
+            return
+        if on_host and self._provider.captures:
+            self._stale |= not np.array_equal(value.numpy(), array)
+        value.update_inplace(array)
 
     def _bind(self, state: dict[str, ort.OrtValue], next_state: dict[str, ort.OrtValue]) -> ort.IOBinding:
         """A binding that reads `state` and writes `next_state`."""

@@ -103,7 +103,8 @@ def test_options_may_be_a_mapping(tiny_bundle: Path) -> None:
 
 
 def test_a_view_of_the_ids_outlives_its_step() -> None:
-    value, view = Provider("cpu").host_ids(2)
+    ids = Provider("cpu").ids(2)
+    value, view = ids.value, ids.view
     value.update_inplace(np.array([13, 14]))
     assert list(view) == [13, 14]
     del value
