@@ -6,6 +6,7 @@ compute capabilities that it is told, on any machine, and compiles the rest on t
 
 from __future__ import annotations
 
+import functools
 import importlib
 import time
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ class EngineBuilder:
         profiles = make_profiles(folder, manifest, graph)
         model = _fix_capacity(onnx.load(path, load_external_data=False), manifest.max_length)
         start = time.perf_counter()
-        log = _make_log(trt)
+        log = _log_of(trt)
+        log.errors, log.engine = [], ""
         builder = trt.Builder(log)
         strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(strongly_typed)
@@ -159,8 +161,12 @@ def _load(target: str) -> Any:
         raise EngineError(f"{module} cannot be loaded: {error}", hint=f"pip install 'pad-rt[{target}]' again") from None
 
 
-def _make_log(trt: Any) -> Any:
-    """A logger that keeps errors, and what the builder lists of the finished engine."""
+@functools.cache
+def _log_of(trt: Any) -> Any:
+    """A logger that keeps errors, and what the builder lists of the finished engine.
+
+    One for good: the library holds on to the first that it is given, and writes to it when that is long gone.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
