@@ -260,5 +260,9 @@ def test_people_in_words() -> None:
         assert (pair.rejected, pair.rejected_finished) == ((PAIR.rejected, False) if more else (PAIR.chosen, True))
     assert with_words(pairs, features, 0) == result
     assert with_words(pairs, features, 1) != result
+    some = with_words(pairs, features, 0, 0.5)
+    assert len(some) == len(pairs) + len(pairs) // 2
+    assert all(pair in spoken for pair in some[len(pairs) :])
+    assert some[len(pairs) :] != spoken[: len(some) - len(pairs)]
     only_less = with_words([chosen], {"a": Feature("a", less=("less a",))}, 0)[1]
     assert (only_less.preference, only_less.chosen) == ("less a", PAIR.rejected)

@@ -72,7 +72,7 @@ def _train(options: argparse.Namespace) -> None:
                 f"the data speaks of the feature {unknown[0]}",
                 expected=f"one of {', '.join(described)}, those of {options.features}",
             )
-        pairs = with_words(pairs, described, settings.seed)
+        pairs = with_words(pairs, described, settings.seed, options.worded)
     checkpoint = open_checkpoint(options.base)
     metrics = train_persrm(
         checkpoint,
@@ -274,6 +274,13 @@ def _train_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=Path,
         help="JSON that words the features; the PersRM then also learns to read words",
+    )
+    parser.add_argument(
+        "--worded",
+        metavar="X",
+        type=_number(0.0, 1.0),
+        default=0.5,
+        help="share of the pairs that --features also puts in words (default %(default)s)",
     )
     parser.add_argument("--name", help="name of the PersRM in a bundle (default: that of the folder)")
     parser.add_argument(

@@ -66,11 +66,12 @@ def feature_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def with_words(pairs: Sequence[Pair], features: Mapping[str, Feature], seed: int) -> list[Pair]:
+def with_words(pairs: Sequence[Pair], features: Mapping[str, Feature], seed: int, share: float = 1.0) -> list[Pair]:
     """Add what the people of single features would say in words.
 
     A pair whose weights are one feature's becomes a second pair without weights, its preference one of the feature's
-    wordings: one for more, the chosen reply staying so, or one for less, the replies changing places.
+    wordings: one for more, the chosen reply staying so, or one for less, the replies changing places. At most
+    `share` times as many pairs as there were are added, drawn at random.
     """
     rng, spoken = random.Random(seed), []
     for pair in pairs:
@@ -85,7 +86,9 @@ def with_words(pairs: Sequence[Pair], features: Mapping[str, Feature], seed: int
             if wordings:
                 spoken.append(replace(side, weights={}, preference=rng.choice(wordings)))
                 break
-    return [*pairs, *spoken]
+    if share < 1:
+        random.Random(seed + 1).shuffle(spoken)
+    return [*pairs, *spoken[: int(share * len(pairs))]]
 
 
 def swapped(pair: Pair) -> Pair:

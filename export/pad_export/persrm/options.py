@@ -13,7 +13,8 @@ class TrainingOptions:
 
     Attributes:
         rank, alpha: of the LoRA.
-        modules: linears that wear it, by the last part of their names, with commas between; "all-linear" for all.
+        modules: linears that wear it, by the last part of their names, with commas between; "all-linear" for all. The
+            two that write to the residual stream learn as well as all, and cost a reward row a third of the time.
         beta: scale of the log-ratio in the loss.
         calm: weight of the term that keeps the reward quiet; 0 leaves the paper's loss.
         lr, head_lr: learning rates of the LoRA, and of head and w_p.
@@ -29,12 +30,12 @@ class TrainingOptions:
 
     rank: int = 8
     alpha: float = 16.0
-    modules: str = ALL_LINEAR
-    beta: float = 0.1
-    calm: float = 0.5
-    lr: float = 8e-4
+    modules: str = "o_proj,down_proj"
+    beta: float = 0.05
+    calm: float = 0.25
+    lr: float = 1.2e-3
     head_lr: float = 2e-4
-    epochs: float = 1.0
+    epochs: float = 1.25
     head_epochs: float = 2.0
     batch: int = 4
     accumulate: int = 1
