@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from pad_export.engine_profile import CAPACITY, Range, make_profiles
 from pad_export.engine_report import EngineReport
@@ -82,6 +84,8 @@ class EngineBuilder:
         trt, path = self._trt, folder / manifest.graphs[graph].file
         profiles = make_profiles(folder, manifest, graph)
         model = _fix_capacity(onnx.load(path, load_external_data=False), manifest.max_length)
+        if self.target == "tensorrt-rtx" and graph == contract.STEP_GRAPH:
+            _run_in_turn(model, manifest)
         start = time.perf_counter()
         log = _log_of(trt)
         log.errors, log.engine = [], ""
@@ -190,6 +194,30 @@ def _fix_capacity(model: onnx.ModelProto, capacity: int) -> onnx.ModelProto:
             if dim.dim_param == CAPACITY:
                 dim.dim_value = capacity
     return model
+
+
+def _run_in_turn(model: onnx.ModelProto, manifest: Manifest) -> None:
+    """Let each trunk start from the end of the one before: side by side they crash TensorRT-RTX 1.7.1's compiler.
+
+    ids -> embed -> ..   becomes   ids -> embed -> + <- 0 * max(last hidden state of the trunk before) -> ..
+    """
+    before, *others = [contract.trunk_prefix(trunk.name) for trunk in manifest.trunks]
+    zero = numpy_helper.from_array(np.zeros((), manifest.float_type), "in_turn/nothing")
+    model.graph.initializer.append(zero)
+    nodes = list(model.graph.node)
+    for at in others:
+        place = next(index for index, node in enumerate(nodes) if node.name == f"{at}embed")
+        nodes[place].output[0], name = f"{at}in_turn/embed", nodes[place].output[0]
+        nodes[place + 1 : place + 1] = [
+            helper.make_node(
+                "ReduceMax", [f"{before}last_hidden"], [f"{at}in_turn/end"], f"{at}in_turn/end", keepdims=0
+            ),
+            helper.make_node("Mul", [f"{at}in_turn/end", zero.name], [f"{at}in_turn/zero"], f"{at}in_turn/zero"),
+            helper.make_node("Add", [f"{at}in_turn/embed", f"{at}in_turn/zero"], [name], f"{at}in_turn"),
+        ]
+        before = at
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _make_profile(builder: Any, network: Any, model: onnx.ModelProto, axes: dict[str, Range]) -> Any:
