@@ -84,7 +84,7 @@ class EngineBuilder:
         profiles = make_profiles(folder, manifest, graph)
         model = _fix_capacity(onnx.load(path, load_external_data=False), manifest.max_length)
         if self.target == "tensorrt-rtx" and graph == contract.STEP_GRAPH:
-            _run_in_turn(model, manifest)
+            run_in_turn(model, manifest)
         start = time.perf_counter()
         log = _make_log(trt)
         builder = trt.Builder(log)
@@ -190,7 +190,7 @@ def _fix_capacity(model: onnx.ModelProto, capacity: int) -> onnx.ModelProto:
     return model
 
 
-def _run_in_turn(model: onnx.ModelProto, manifest: Manifest) -> None:
+def run_in_turn(model: onnx.ModelProto, manifest: Manifest) -> None:
     """Let each trunk start from the end of the one before: side by side they crash TensorRT-RTX 1.7.1's compiler.
 
     ids -> embed -> ..   becomes   ids -> embed -> + <- 0 * max(last hidden state of the trunk before) -> ..

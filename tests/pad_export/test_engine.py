@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,15 @@ import tiny_bundles
 import tiny_models
 from error_checks import edit_manifest, error_line, refused
 from pad_export.cli import main
-from pad_export.engine import EngineBuilder, cache_pairs
+from pad_export.engine import EngineBuilder, cache_pairs, run_in_turn
 from pad_export.engine_report import EngineReport
 from pad_export.engines import add_engines
+from pad_export.plan import make_plan
+from pad_export.verify import verify_bundle
 from pad_rt.cli import main as pad
 from pad_runtime import contract
 from pad_runtime.engine import EngineHost, find_engine
-from pad_runtime.errors import EngineError, OptionError, PadError
+from pad_runtime.errors import EngineError, OptionError, PadError, VerificationError
 from pad_runtime.manifest import EngineInfo, Manifest, read_manifest, verify_files
 
 needs_library = pytest.mark.skipif(
@@ -277,6 +280,12 @@ def test_engines_of_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 # -- what a bundle says of its engines ------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def bundle(contrast: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(contrast, tmp_path / "bundle"))
+
+
 def stamp(bundle: Path, **fields: object) -> Manifest:
     """Write a bundle's manifest with one engine in it."""
     engine = {
@@ -300,28 +309,26 @@ def stamp(bundle: Path, **fields: object) -> Manifest:
         ({"platform": "windows-amd64"}, "windows-amd64"),
     ],
 )
-def test_an_engine_for_something_else(contrast: Path, change: dict[str, str], given: str) -> None:
-    manifest = stamp(contrast)
+def test_an_engine_for_something_else(bundle: Path, change: dict[str, str], given: str) -> None:
+    manifest = stamp(bundle)
     host = EngineHost("tensorrt-rtx", "1.7", "sm89", "linux-x86_64")
-    assert find_engine(contrast, manifest, "step", host).version == "1.7"
+    assert find_engine(bundle, manifest, "step", host).version == "1.7"
     other = replace(host, **change)
     gpus = dict.fromkeys(["sm86", "sm89", other.compute_capability])
-    command = f"pad-export engines {contrast} --target tensorrt-rtx" + "".join(
-        f" --compute-capability {g}" for g in gpus
-    )
+    command = f"pad-export engines {bundle} --target tensorrt-rtx" + "".join(f" --compute-capability {g}" for g in gpus)
     with refused(EngineError, given=given, hint=f"run: {command}"):
-        find_engine(contrast, manifest, "step", other)
+        find_engine(bundle, manifest, "step", other)
     with refused(EngineError, given="has no engine of its base graph", hint="--compute-capability sm89"):
-        find_engine(contrast, manifest, "base", host)
-    with refused(EngineError, given="tensorrt 10.13", hint=f"run: pad-export engines {contrast} --target tensorrt"):
-        find_engine(contrast, manifest, "step", EngineHost("tensorrt", "10.13", "sm87", "linux-aarch64"))
+        find_engine(bundle, manifest, "base", host)
+    with refused(EngineError, given="tensorrt 10.13", hint=f"run: pad-export engines {bundle} --target tensorrt"):
+        find_engine(bundle, manifest, "step", EngineHost("tensorrt", "10.13", "sm87", "linux-aarch64"))
 
 
-def test_a_bundle_of_the_other_dialect_is_to_be_exported_again(contrast: Path) -> None:
-    manifest = replace(stamp(contrast), dialect="ort", engines=[])
+def test_a_bundle_of_the_other_dialect_is_to_be_exported_again(bundle: Path) -> None:
+    manifest = replace(stamp(bundle), dialect="ort", engines=[])
     host = EngineHost("tensorrt-rtx", "1.7", "sm89", "linux-x86_64")
     with refused(EngineError, given="ort dialect", expected=str(host), hint="export it again with --target"):
-        find_engine(contrast, manifest, "step", host)
+        find_engine(bundle, manifest, "step", host)
 
 
 @pytest.mark.parametrize(
@@ -332,18 +339,39 @@ def test_a_bundle_of_the_other_dialect_is_to_be_exported_again(contrast: Path) -
         ({"target": "tensorflow"}, "target is"),
     ],
 )
-def test_a_manifest_with_an_engine_that_cannot_be(contrast: Path, fields: dict[str, str], given: str) -> None:
+def test_a_manifest_with_an_engine_that_cannot_be(bundle: Path, fields: dict[str, str], given: str) -> None:
     with pytest.raises(PadError, match=given):
-        stamp(contrast, **fields)
+        stamp(bundle, **fields)
 
 
-def test_a_bundle_that_knows_of_no_engines_is_read(contrast: Path) -> None:
-    stamp(contrast)
-    path = contrast / "pad.json"
+def test_a_bundle_that_knows_of_no_engines_is_read(bundle: Path) -> None:
+    stamp(bundle)
+    path = bundle / "pad.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     del fields["engines"]
     path.write_text(json.dumps(fields), encoding="utf-8")
-    assert read_manifest(contrast).engines == []
+    assert read_manifest(bundle).engines == []
+
+
+def test_trunks_in_turn_compute_the_same(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """On ONNX Runtime against torch, as the graph itself; the control adds all of the trunk before."""
+    base, adapter = models
+    bundle = tiny_bundles.export(
+        tmp_path / "bundle", base, [adapter], topology="pair", reference="backbone", dialect="standard", **LIMITS
+    )
+    manifest, plan = read_manifest(bundle), make_plan(base, [adapter], topology="pair", reference="backbone")
+    model = onnx.load(bundle / "step.onnx", load_external_data=False)
+    run_in_turn(model, manifest)
+    assert sum(node.name.endswith("in_turn") for node in model.graph.node) == len(manifest.trunks) - 1 > 0
+    onnx.save_model(model, bundle / "step.onnx")
+    edit_manifest(bundle, rehash=True)
+    verify_bundle(bundle, plan)
+    nothing = next(tensor for tensor in model.graph.initializer if tensor.name == "in_turn/nothing")
+    nothing.CopyFrom(onnx.numpy_helper.from_array(np.ones((), np.float32), nothing.name))
+    onnx.save_model(model, bundle / "step.onnx")
+    edit_manifest(bundle, rehash=True)
+    with pytest.raises(VerificationError):
+        verify_bundle(bundle, plan)
 
 
 def test_int4_numbers_are_those_of_the_blocks(models: tuple[Path, Path], tmp_path: Path) -> None:
