@@ -21,7 +21,7 @@ PEOPLE = {
     "Ben": Preference(weights={"cheerful": -1.0}),
     "Cem": Preference(weights={"simple": 0.7, "concise": 0.7}),
 }
-CONFIG = GenerationConfig(beta=2.0, top_k=20, max_new_tokens=80)
+CONFIG = GenerationConfig(beta=1.0, top_k=10, max_new_tokens=80)
 
 
 def export() -> None:

@@ -17,6 +17,7 @@ from pad_rt.preference import Preference, parse_weight
 from pad_runtime.bundle import Bundle
 from pad_runtime.command import run_command
 from pad_runtime.errors import OptionError
+from pad_runtime.providers import DEVICES
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -214,5 +215,5 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--device", metavar="DEVICE", default="auto", help="auto or cpu (default auto)")
+    machine.add_argument("--device", metavar="DEVICE", default="auto", help=f"{', '.join(DEVICES)} (default auto)")
     machine.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the physical cores)")

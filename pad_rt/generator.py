@@ -55,7 +55,7 @@ class Generator:
 
         Args:
             bundle: the folder.
-            device: "auto" or "cpu".
+            device: "auto", "cuda" or "cpu"; "auto" takes the first that can be used here.
             num_threads: threads inside one operator; None takes the number of physical cores.
 
         Raises:

@@ -140,7 +140,7 @@ def test_a_prompt_from_stdin(
         (["hi", "--weight", "cheerful"], "--weight 'cheerful'; expected NAME=W"),
         (["hi", "--weight", "sad=1"], "unknown feature 'sad'; expected one of cheerful"),
         (["hi", "--weight", "a=1", "--weight", "a=2"], "--weight a given twice; expected one weight a feature"),
-        (["hi", "--device", "cuda"], "device 'cuda'; expected one of auto, cpu"),
+        (["hi", "--device", "tpu"], "device 'tpu'; expected one of auto, cuda, cpu"),
         (["hi", "--threads", "0"], "num_threads 0; expected a whole number, at least 1"),
         (["x" * 300], "tokens; expected at most 255"),
         (["a\udcffb"], "lone surrogate"),
@@ -447,7 +447,7 @@ def test_info_tells_what_a_bundle_holds(tiny_bundle: Path, capsys: pytest.Captur
         "torch 2.",
         "onnxruntime 1.",
         "CPUExecutionProvider",
-        "--device auto or cpu",
+        "--device auto or cuda or cpu",
     ):
         assert words in " ".join(out.split())
     assert "whole" not in out

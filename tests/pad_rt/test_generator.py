@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -682,6 +683,7 @@ def test_an_adapter_set_dropped_by_another_thread_is_no_loss(bank: Path) -> None
     """The worst moment: between finding a set of adapters and taking it, another thread's requests push it out."""
     generator = tiny_bundles.load(bank)
     adapters = generator._bundle._bank
+    others = [*itertools.combinations(range(1, 6), 1), *itertools.combinations(range(1, 6), 2)]
 
     class Interrupted(OrderedDict[Any, Any]):
         waiting = True
@@ -690,9 +692,7 @@ def test_an_adapter_set_dropped_by_another_thread_is_no_loss(bank: Path) -> None
             found = super().__contains__(key)
             if found and self.waiting:
                 self.waiting = False
-                other = threading.Thread(
-                    target=lambda: [adapters.inputs((index,)) for index in range(1, 6)], daemon=True
-                )
+                other = threading.Thread(target=lambda: [adapters.inputs(active, []) for active in others], daemon=True)
                 other.start()
                 other.join(timeout=0.3)
             return found

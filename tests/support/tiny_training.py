@@ -13,12 +13,14 @@ import tiny_models
 from pad_export.checkpoint import Checkpoint, open_checkpoint
 from pad_export.persrm.backbone import Backbone, load_backbone
 from pad_export.persrm.feature import Feature
-from pad_export.persrm.options import TrainingOptions
+from pad_export.persrm.options import ALL_LINEAR, TrainingOptions
 from pad_export.persrm.pair import Pair
 from pad_export.persrm.train import train_persrm
 
 QUICK = TrainingOptions(
+    beta=0.1,
     calm=0.0,
+    modules=ALL_LINEAR,
     rank=4,
     alpha=8.0,
     lr=5e-3,
