@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import statistics
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +63,10 @@ class Generator:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
             DeviceError: the device is unknown or not available here.
         """
-        generator = cls(Bundle(Path(bundle), device=device, num_threads=num_threads))
+        opened = Bundle(Path(bundle), device=device, num_threads=num_threads)
+        for note in opened.provider.notes:
+            warnings.warn(note, RuntimeWarning, stacklevel=2)
+        generator = cls(opened)
         generator.open(guided=True)
         return generator
 

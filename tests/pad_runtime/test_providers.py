@@ -71,6 +71,11 @@ def test_auto_falls_back_and_says_why_in_a_line(gpu_build: None) -> None:
     assert "\n" not in note
 
 
+def test_the_fallback_is_told_to_the_caller(bundle: Path, gpu_build: None) -> None:
+    with pytest.warns(RuntimeWarning, match="not on cuda: a bundle of float32"):
+        assert Generator.load(bundle).generate(PROMPTS[0], config=CONFIG).token_ids
+
+
 def test_a_device_asked_for_by_name_is_refused(gpu_build: None) -> None:
     with refused(DeviceError, given="cuda", hint="pad-rt[cuda]"):
         Provider("cuda", float_type="float16")
