@@ -376,3 +376,14 @@ def test_a_base_without_a_chat_template(base: Path, tmp_path: Path) -> None:
     assert any(line.startswith(f"note: {plain} has no chat template") for line in lines)
     assert sum("with several turns for a base without a chat template, left out" in line for line in lines) == 1
     assert read_persrm(tmp_path / "taste").adapter is not None
+
+
+def test_a_refused_command_does_not_refuse_the_corrected_one(base: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    short = replace(OPTIONS, epochs=0.2, head_epochs=0.0)
+    with refused(OptionError, given="--modules w_proj"):
+        fit(base, pairs, tmp_path / "taste", replace(short, modules="w_proj"))
+    with refused(DataError, given="no pair is left"):
+        fit(base, pairs, tmp_path / "taste", replace(short, max_prompt=3))
+    assert not any(tmp_path.iterdir())
+    fit(base, pairs, tmp_path / "taste", short)
+    assert read_persrm(tmp_path / "taste").features == NAMES

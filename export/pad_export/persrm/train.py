@@ -36,7 +36,9 @@ from pad_export.persrm.stage_trainer import (
     measure,
     save_trained,
 )
-from pad_runtime.errors import CheckpointError, DataError, OptionError
+from pad_runtime.errors import CheckpointError, DataError, OptionError, PadError
+
+_SETTINGS = "settings.json"  # of the call that began a folder
 
 
 def train_persrm(
@@ -76,25 +78,12 @@ def train_persrm(
             "base": [checkpoint.path.name, checkpoint.nbytes],
         },
     )
-    torch.manual_seed(options.seed)
-    backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
-    if backbone.tokenizer.chat_template is None:
-        report(f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will")
-    model = RewardModel(backbone, features, rank=options.rank, alpha=options.alpha, modules=options.modules)
-    with torch.no_grad():
-        model.learned_weights.copy_(_first_weights(features))
-    train, held_out = _split(pairs, options)
-    items = {}
-    for part, some in (("training", train), ("held-out", held_out)):
-        examples, counts = make_examples(
-            some, backbone, features, max_prompt=options.max_prompt, max_reply=options.max_reply, seed=options.seed
-        )
-        for reason, count in sorted(counts.items()):
-            report(f"{part}: {count} with {reason}")
-        report(f"{part}: {len(examples)} examples; asking the base about their replies")
-        items[part] = _refer(model, examples, options, quiet)
-    if not items["training"]:
-        raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
+    try:
+        model, items = _prepare(checkpoint, pairs, features, options, report, quiet)
+    except PadError:
+        if [path.name for path in work.iterdir()] == [_SETTINGS]:  # or it would refuse the corrected command
+            shutil.rmtree(work)
+        raise
     try:
         _train_trunk(model, items["training"], items["held-out"], work, options, report, quiet)
         recipe = _train_head(model, items["training"], items["held-out"], work, options, report, quiet)
@@ -118,6 +107,37 @@ def train_persrm(
         ) from None
     shutil.rmtree(work)
     return metrics
+
+
+def _prepare(
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    features: Sequence[str],
+    options: TrainingOptions,
+    report: Callable[[str], None],
+    quiet: bool,
+) -> tuple[RewardModel, dict[str, list[Item]]]:
+    """The model, and what it is trained and measured on, with the base's answers."""
+    torch.manual_seed(options.seed)
+    backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    if backbone.tokenizer.chat_template is None:
+        report(f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will")
+    model = RewardModel(backbone, features, rank=options.rank, alpha=options.alpha, modules=options.modules)
+    with torch.no_grad():
+        model.learned_weights.copy_(_first_weights(features))
+    train, held_out = _split(pairs, options)
+    items = {}
+    for part, some in (("training", train), ("held-out", held_out)):
+        examples, counts = make_examples(
+            some, backbone, features, max_prompt=options.max_prompt, max_reply=options.max_reply, seed=options.seed
+        )
+        for reason, count in sorted(counts.items()):
+            report(f"{part}: {count} with {reason}")
+        report(f"{part}: {len(examples)} examples; asking the base about their replies")
+        items[part] = _refer(model, examples, options, quiet)
+    if not items["training"]:
+        raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
+    return model, items
 
 
 def _is_full_disk(error: Exception) -> bool:
@@ -276,7 +296,7 @@ def _summary(stage: str, history: list[dict[str, Any]]) -> str:
 
 
 def _begin(work: Path, settings: dict[str, Any]) -> None:
-    path = work / "settings.json"
+    path = work / _SETTINGS
     if not path.exists():
         staged = path.with_suffix(".new")
         try:
