@@ -85,7 +85,7 @@ def _show_progress(stage: str) -> None:
 def _open(options: argparse.Namespace, preference: Preference | None) -> Generator:
     """Open only the graph that will run."""
     bundle = Bundle(options.bundle, device=options.device, num_threads=options.threads)
-    for note in bundle.provider.notes:
+    for note in bundle.notes:
         print(f"pad: {note}", file=sys.stderr)
     generator = Generator(bundle)
     generator.open(guided=preference is not None)

@@ -56,15 +56,16 @@ class Generator:
 
         Args:
             bundle: the folder.
-            device: "auto", "cuda" or "cpu"; "auto" takes the first that can be used here.
+            device: one of `pad_runtime.providers.DEVICES`; "auto" takes the first that can be used here of the bundle's
+                TensorRT engines, CUDA and the CPU.
             num_threads: threads inside one operator; None takes the number of physical cores.
 
         Raises:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
-            DeviceError: the device is unknown or not available here.
+            DeviceError, EngineError: the device is unknown, not available here, or does not run this bundle.
         """
         opened = Bundle(Path(bundle), device=device, num_threads=num_threads)
-        for note in opened.provider.notes:
+        for note in opened.notes:
             warnings.warn(note, RuntimeWarning, stacklevel=2)
         generator = cls(opened)
         generator.open(guided=True)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import platform
 import textwrap
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pad_runtime import contract
+from pad_runtime.cuda import Cuda, Gpu
+from pad_runtime.errors import DeviceError
 from pad_runtime.manifest import EngineInfo, Manifest, PersRMInfo, TrunkInfo, read_manifest, verify_files
-from pad_runtime.providers import DEVICES
+from pad_runtime.providers import Finding, survey
 
 _TOPOLOGIES = {
     "shared": "the PersRMs run as rows on the base's own weights",
     "pair": "the PersRMs run on weights of their own",
 }
 _REFERENCES = {"base": "the base itself", "backbone": "the PersRM's own frozen backbone"}
+_LIBRARIES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-python",
+)
 _LABEL_WIDTH = 12
 _WIDTH = 100
 
@@ -29,15 +41,17 @@ class BundleInfo:
         folder: the bundle.
         manifest: what it says of itself.
         checked: whether every file was hashed and found whole.
-        onnxruntime: its version here, None where it is not installed.
-        providers: its execution providers here.
+        findings: every device, and what would run the bundle there or why it cannot.
+        gpu: the CUDA device, None where there is none.
+        libraries: versions of what can run graphs, by package; what is not installed is left out.
     """
 
     folder: Path
     manifest: Manifest
     checked: bool
-    onnxruntime: str | None
-    providers: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    gpu: Gpu | None
+    libraries: dict[str, str]
 
     @classmethod
     def read(cls, folder: Path, *, check: bool = False) -> BundleInfo:
@@ -50,10 +64,10 @@ class BundleInfo:
         if check:
             verify_files(folder, manifest)
         try:
-            import onnxruntime
-        except ImportError:
-            return cls(folder, manifest, check, None, ())
-        return cls(folder, manifest, check, onnxruntime.__version__, tuple(onnxruntime.get_available_providers()))
+            gpu = Cuda().gpu()
+        except DeviceError:
+            gpu = None
+        return cls(folder, manifest, check, tuple(survey(folder, manifest)), gpu, _find_libraries())
 
     @property
     def size(self) -> int:
@@ -70,9 +84,9 @@ class BundleInfo:
             "manifest": asdict(self.manifest),
             "here": {
                 "python": platform.python_version(),
-                "onnxruntime": self.onnxruntime,
-                "providers": self.providers,
-                "devices": DEVICES,
+                "libraries": self.libraries,
+                "gpu": asdict(self.gpu) if self.gpu else None,
+                "devices": [asdict(finding) for finding in self.findings],
             },
         }
 
@@ -100,13 +114,28 @@ class BundleInfo:
             lines.append(_line("" if index else "engines", _describe_engine(engine)))
         for index, (name, file) in enumerate(manifest.files.items()):
             lines.append(_line("" if index else "files", f"{_size(file.size):>10}  {name}"))
-        versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+        versions = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
         lines.append(_line("written by", versions))
-        runtime = f"onnxruntime {self.onnxruntime}" if self.onnxruntime else "onnxruntime is not installed"
-        lines.append(_line("here", f"Python {platform.python_version()}, {runtime}"))
-        if self.onnxruntime:
-            lines.append(_line("", f"providers {', '.join(self.providers)}; --device {' or '.join(DEVICES)}"))
+        libraries = [f"{name} {version}" for name, version in self.libraries.items()]
+        lines.append(_line("here", ", ".join([f"Python {platform.python_version()}", *libraries])))
+        lines.append(_line("gpu", _describe_gpu(self.gpu) if self.gpu else "no CUDA device"))
+        for index, finding in enumerate(self.findings):
+            text = f"{finding.device}: {'yes' if finding.usable else 'no'}, {finding.detail}"
+            lines.append(_line("" if index else "--device", text))
         return "\n".join(lines)
+
+
+def _find_libraries() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _describe_gpu(gpu: Gpu) -> str:
+    cuda = f"CUDA {gpu.runtime} over a driver for {gpu.driver}"
+    return f"{gpu.name}, {gpu.compute_capability}, {_size(gpu.memory)}, {cuda}"
 
 
 def _describe_trunk(trunk: TrunkInfo) -> str:

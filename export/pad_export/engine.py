@@ -6,7 +6,6 @@ compute capabilities that it is told, on any machine, and compiles the rest on t
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +15,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from pad_export.engine_profile import CAPACITY, Range, make_profiles
+from pad_export.engine_profile import Range, make_profiles
 from pad_export.engine_report import EngineReport
 from pad_runtime import contract
 from pad_runtime.cuda import Cuda
 from pad_runtime.engine import this_platform
 from pad_runtime.errors import EngineError, OptionError
 from pad_runtime.manifest import EngineInfo, Manifest
-
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+from pad_runtime.tensorrt_provider import load_tensorrt, make_log
 
 
 class EngineBuilder:
@@ -46,7 +44,7 @@ class EngineBuilder:
             DeviceError: TensorRT is to build, and there is no GPU.
         """
         self.target = target
-        self._trt = _load(target)
+        self._trt = load_tensorrt(target)
         self._timing_cache = timing_cache
         self.version = str(self._trt.__version__)
         if target == "tensorrt":
@@ -86,7 +84,8 @@ class EngineBuilder:
         if self.target == "tensorrt-rtx" and graph == contract.STEP_GRAPH:
             run_in_turn(model, manifest)
         start = time.perf_counter()
-        log = _make_log(trt)
+        listed: list[str] = []  # what the builder says of the finished engine
+        log = make_log(trt, lambda message: listed.append(message) if message.startswith("Layers:") else None)
         builder = trt.Builder(log)
         strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(strongly_typed)
@@ -95,7 +94,7 @@ class EngineBuilder:
             error = parser.get_error(parser.num_errors - 1)
             raise EngineError(
                 f"{self.target} {self.version} cannot read {error.node_operator()} {error.node_name()} of {path}: "
-                f"{log.errors[0] if log.errors else error.desc()}",
+                f"{log.take() if log.errors else error.desc()}",
                 hint=f"install a newer {self.target}",
             )
         config = builder.create_builder_config()
@@ -111,14 +110,15 @@ class EngineBuilder:
         timings = self._read_timings(config)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            reason = log.errors[0] if log.errors else "it gives no reason"
             raise EngineError(
-                f"{self.target} {self.version} cannot build {path}: {reason}", hint="try another --precision"
+                f"{self.target} {self.version} cannot build {path}: {log.take()}", hint="try another --precision"
             )
         engine.write_bytes(memoryview(plan))
         if self._timing_cache is not None:
             self._timing_cache.write_bytes(memoryview(timings.serialize()))
-        report = EngineReport.of(network, log.engine, size=plan.nbytes, seconds=time.perf_counter() - start)
+        report = EngineReport.of(
+            network, listed[-1] if listed else "", size=plan.nbytes, seconds=time.perf_counter() - start
+        )
         report.check(cache_pairs(manifest, graph))
         info = EngineInfo(
             file=engine.name,
@@ -151,41 +151,11 @@ def cache_pairs(manifest: Manifest, graph: str) -> dict[str, str]:
     return pairs
 
 
-def _load(target: str) -> Any:
-    module = _MODULES[target]
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise EngineError(f"{module} is not installed", hint=f"pip install 'pad-rt[{target}]'") from None
-    except (ImportError, OSError) as error:  # the package is there, and one of NVIDIA's libraries is not
-        raise EngineError(f"{module} cannot be loaded: {error}", hint=f"pip install 'pad-rt[{target}]' again") from None
-
-
-def _make_log(trt: Any) -> Any:
-    """A logger that keeps errors, and what the builder lists of the finished engine."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.engine = ""
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR and "cudaError" not in message:  # of a machine with no GPU
-                self.errors.append(message)
-            elif message.startswith("Layers:"):
-                self.engine = message
-
-    return Log()
-
-
 def _fix_capacity(model: onnx.ModelProto, capacity: int) -> onnx.ModelProto:
     """Give KV caches one size."""
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == CAPACITY:
+            if dim.dim_param == contract.CAPACITY:
                 dim.dim_value = capacity
     return model
 

@@ -17,7 +17,6 @@ from pad_runtime.manifest import Manifest, TrunkInfo
 Range: TypeAlias = tuple[int, int, int]  # least, tuned for, most
 
 PROFILES = ("prefill", "decode")  # in the order in which an engine holds them
-CAPACITY = "capacity"  # slots of a KV cache
 _MAX_ROWS = 8  # of one sequence on one trunk: the base and seven rewards or references
 _TYPICAL_PROMPT = 128
 _TYPICAL_K = 10
@@ -45,7 +44,7 @@ class _Axes:
             "batch": batch,
             "k": (1, min(_TYPICAL_K, manifest.max_top_k), manifest.max_top_k),
             "noise_steps": (1, 1, longest),
-            CAPACITY: (longest, longest, longest),
+            contract.CAPACITY: (longest, longest, longest),
         }
         total = (0, 0, 0)
         for trunk in trunks:

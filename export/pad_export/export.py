@@ -35,7 +35,7 @@ from pad_runtime.manifest import (
     describe_file,
     write_manifest,
 )
-from pad_runtime.providers import Provider
+from pad_runtime.ort_provider import OrtProvider
 
 WEIGHTS_FILE = "weights.bin"
 DEFAULT_MAX_LENGTH = 4096  # or the model's own limit, where that is less: the rotary tables grow with it
@@ -88,7 +88,7 @@ def export_bundle(
         PadError: any of its kinds; nothing was written.
     """
     if verify:
-        Provider()  # a runtime that is missing is told before the work and not after it
+        OrtProvider("cpu")  # a runtime that is missing is told before the work and not after it
     builder = _make_builder(target, dialect, compute_capabilities, timing_cache)
     dialect = dialect or ("standard" if builder else "ort")
     plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)

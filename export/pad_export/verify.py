@@ -25,7 +25,7 @@ from pad_runtime.bundle import Bundle
 from pad_runtime.errors import VerificationError
 from pad_runtime.manifest import Manifest, read_manifest
 from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
-from pad_runtime.step import OrtStep, StepRequest, StepTrace
+from pad_runtime.step import GraphStep, StepRequest, StepTrace
 
 NUM_STEPS = 8
 _BETA = 1.3  # neither 0 nor 1: every row counts
@@ -172,7 +172,7 @@ def _sequences(bundle: Bundle, plan: Plan, lengths: tuple[tuple[int, int], ...],
 
 def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run:
     manifest = bundle.manifest
-    step: OrtStep = bundle.guided_step() if guided else bundle.base_step()
+    step: GraphStep = bundle.guided_step() if guided else bundle.base_step()
     longest = max(len(row.prompt) for rows in sequences for trunk in rows for row in trunk)
     num_tokens = min(NUM_STEPS + 1, manifest.max_length - longest)
     request = StepRequest(

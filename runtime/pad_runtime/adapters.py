@@ -14,19 +14,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pad_runtime import contract
+from pad_runtime.buffers import Buffer
 from pad_runtime.errors import BundleError
 from pad_runtime.manifest import Manifest, TrunkInfo
 from pad_runtime.providers import Provider
 from pad_runtime.rows import Row
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 _KEPT_SETS = 8  # device copies of adapter combinations and of heads kept for the next request
 Array = npt.NDArray[Any]
@@ -39,11 +37,11 @@ class AdapterBank:
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider) -> None:
         self._folder, self._manifest, self._provider = folder, manifest, provider
         self._files: dict[str, dict[str, Array]] = {}
-        self._sets: OrderedDict[tuple[object, ...], dict[str, ort.OrtValue]] = OrderedDict()
+        self._sets: OrderedDict[tuple[object, ...], dict[str, Buffer]] = OrderedDict()
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
         self.float_type = np.dtype(manifest.float_type)
 
-    def inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, ort.OrtValue]:
+    def inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, Buffer]:
         """LoRA factors and feature heads of a request's PersRMs (indices, ascending), by graph input name."""
         values = dict(self._kept((active,), lambda: self._factors(active)))
         for index, trunk in enumerate(self._manifest.trunks):
@@ -53,7 +51,7 @@ class AdapterBank:
                 values |= self._kept((trunk.name, mixes or active), make)
         return values
 
-    def _kept(self, key: tuple[object, ...], make: Callable[[], dict[str, ort.OrtValue]]) -> dict[str, ort.OrtValue]:
+    def _kept(self, key: tuple[object, ...], make: Callable[[], dict[str, Buffer]]) -> dict[str, Buffer]:
         """What was made for that key before, if it was used lately."""
         with self._lock:
             if key not in self._sets:
@@ -63,9 +61,9 @@ class AdapterBank:
                 self._sets.popitem(last=False)
             return self._sets[key]
 
-    def _factors(self, active: tuple[int, ...]) -> dict[str, ort.OrtValue]:
+    def _factors(self, active: tuple[int, ...]) -> dict[str, Buffer]:
         """LoRA factors."""
-        values: dict[str, ort.OrtValue] = {}
+        values: dict[str, Buffer] = {}
         for trunk in self._manifest.trunks:
             at = contract.trunk_prefix(trunk.name)
             adapters = self._adapters(trunk, active)
@@ -75,7 +73,7 @@ class AdapterBank:
                         values[at + name] = self._upload([adapter[name] for adapter in adapters], axis)
         return values
 
-    def _heads(self, trunk: TrunkInfo, active: tuple[int, ...], mixes: tuple[_Mix, ...]) -> dict[str, ort.OrtValue]:
+    def _heads(self, trunk: TrunkInfo, active: tuple[int, ...], mixes: tuple[_Mix, ...]) -> dict[str, Buffer]:
         """Heads and biases of a trunk: one of each mix, or else of each feature of the active PersRMs."""
         at = contract.trunk_prefix(trunk.name)
         values = {}
@@ -173,5 +171,5 @@ class AdapterBank:
                 raise BundleError(f"{self._folder / name} cannot be read: {error}", hint="export it again") from None
         return self._files[name]
 
-    def _upload(self, parts: list[Array], axis: int) -> ort.OrtValue:
+    def _upload(self, parts: list[Array], axis: int) -> Buffer:
         return self._provider.upload(parts[0] if len(parts) == 1 else np.concatenate(parts, axis))

@@ -49,6 +49,7 @@ SCORES = "scores"  # trace: [batch, k] float32
 
 # Read by operators on the host, whatever the device: they size or bound other tensors.
 HOST_INPUTS = (TOP_K, TOTAL_SEQUENCE_LENGTH)
+CAPACITY = "capacity"  # the axis of a KV cache's slots
 TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, LAST_TOKEN, ROW_SEQUENCE, TOTAL_SEQUENCE_LENGTH)
 STEP_INPUTS = (COEFFICIENTS, TOP_K, TEMPERATURE, TOP_P, NOISE, LAST_NOISE, STEP, MAX_POSITION)
 TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)

@@ -1,4 +1,4 @@
-"""The little of CUDA's runtime that decoding needs beside ONNX Runtime: a stream, pinned memory, one small copy.
+"""The little of CUDA's runtime that decoding needs beside what runs a graph: one stream, memory, copies, capture.
 
 Through NVIDIA's `cuda-python` (https://nvidia.github.io/cuda-python/), which loads the driver's library by itself.
 """
@@ -6,13 +6,17 @@ Through NVIDIA's `cuda-python` (https://nvidia.github.io/cuda-python/), which lo
 from __future__ import annotations
 
 import ctypes
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pad_runtime.buffers import out_of_memory
 from pad_runtime.errors import DeviceError
 
 _INSTALL = "pip install 'pad-rt[cuda]'"
 _CPU = "pass --device cpu"
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,14 @@ class Gpu:
 
 
 class Cuda:
-    """Device 0 and one stream of it, on which the graph runs and the chosen ids come back."""
+    """Device 0 and one stream of it, on which graphs run, buffers are filled and the chosen ids come back.
+
+    The stream does not wait for the process's default stream, so that what others do there cannot spoil a capture.
+
+    Attributes:
+        stream: its handle.
+        lock: held by whoever uses the stream: a copy of one thread must not become part of another's capture.
+    """
 
     def __init__(self) -> None:
         """Find the device.
@@ -47,10 +58,11 @@ class Cuda:
         except ImportError:
             raise DeviceError("cuda-python is not installed", hint=_INSTALL) from None
         self._runtime: Any = runtime
+        self.lock = threading.RLock()
         if self._call("cudaGetDeviceCount") < 1:
             raise DeviceError("this machine has no CUDA device", hint=_CPU)
         self._call("cudaSetDevice", 0)
-        self.stream = int(self._call("cudaStreamCreate"))
+        self.stream = int(self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
 
     def gpu(self) -> Gpu:
         """The device that is used."""
@@ -64,18 +76,95 @@ class Cuda:
             runtime=_version(self._call("cudaRuntimeGetVersion")),
         )
 
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def allocate(self, size: int) -> int:
+        """The address of `size` zeroed bytes on the device.
+
+        Raises:
+            OutOfMemoryError: says how much was asked for.
+        """
+        error, address = self._runtime.cudaMalloc(max(1, size))
+        if int(error) == _OUT_OF_MEMORY:
+            raise out_of_memory(size)
+        self._check(error, "cudaMalloc")
+        with self.lock:
+            self._call("cudaMemsetAsync", address, 0, size, self.stream)
+        return int(address)
+
+    def free(self, address: int) -> None:
+        """Give memory back; the device ends first what it has to do."""
+        self._runtime.cudaFree(address)
+
+    def copy_in(self, device: int, host: int, size: int) -> None:
+        """Copy to the device; done when this returns."""
+        self._copy(device, host, size, self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
+
+    def copy_out(self, host: int, device: int, size: int) -> None:
+        """Copy from the device; done when this returns."""
+        self._copy(host, device, size, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
     def pinned_ids(self, count: int) -> PinnedIds:
         """Host memory for int64 ids that a device can write to directly."""
         return PinnedIds(self, count)
 
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def _copy(self, to: int, source: int, size: int, kind: Any) -> None:
+        with self.lock:
+            self._call("cudaMemcpyAsync", to, source, size, kind, self.stream)
+            self.synchronize()
+
+    # -- capture ------------------------------------------------------------------------------------------------------
+
+    def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
+        """What `enqueue` puts on the stream, recorded and not run."""
+        thread_local = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with self.lock:
+            self._call("cudaStreamBeginCapture", self.stream, thread_local)
+            try:
+                enqueue()
+            finally:  # the stream takes nothing else before the capture has ended
+                graph = self._call("cudaStreamEndCapture", self.stream)
+            try:
+                return CapturedGraph(self, self._call("cudaGraphInstantiate", graph, 0))
+            finally:
+                self._call("cudaGraphDestroy", graph)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
     def _call(self, name: str, *arguments: Any) -> Any:
         """A call of the runtime; its value, if it has one."""
         error, *values = getattr(self._runtime, name)(*arguments)
+        self._check(error, name)
+        return values[0] if values else None
+
+    def _check(self, error: Any, name: str) -> None:
         if int(error):
             reason = self._runtime.cudaGetErrorString(error)[1]
             text = reason.decode() if isinstance(reason, bytes) else str(reason)
             raise DeviceError(f"CUDA cannot be used: {text} ({name})", hint=_CPU)
-        return values[0] if values else None
+
+
+class CapturedGraph:
+    """Work of a stream that is started as one."""
+
+    def __init__(self, cuda: Cuda, executable: Any) -> None:
+        self._cuda, self._executable = cuda, executable
+        self._launch, self._stream = cuda._runtime.cudaGraphLaunch, cuda.stream
+
+    def launch(self) -> None:
+        """Put it on the stream once more."""
+        (error,) = self._launch(self._executable, self._stream)
+        if int(error):
+            self._cuda._check(error, "cudaGraphLaunch")
+
+    def __del__(self) -> None:
+        """Give it back."""
+        if hasattr(self, "_executable"):
+            self._cuda._runtime.cudaGraphExecDestroy(self._executable)
 
 
 class PinnedIds:

@@ -7,22 +7,20 @@ returns a view of the chosen ids: 8 bytes a sequence, and nothing else comes bac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pad_runtime import contract
 from pad_runtime.adapters import AdapterBank
+from pad_runtime.buffers import Buffer
 from pad_runtime.errors import OutOfMemoryError
-from pad_runtime.manifest import GraphInfo, Manifest
-from pad_runtime.providers import Provider
+from pad_runtime.manifest import Manifest
+from pad_runtime.providers import Graph, Provider
 from pad_runtime.rows import Row
-
-if TYPE_CHECKING:
-    import onnxruntime as ort
 
 Array = npt.NDArray[Any]
 _CAPACITY_BLOCK = 256  # KV slots are allocated in blocks, so that requests of like length share one cache
@@ -87,29 +85,25 @@ class Step(Protocol):
         """What the last step weighed; only after a request that asked for it."""
 
 
-class OrtStep:
-    """`Step` on ONNX Runtime."""
+class GraphStep:
+    """`Step` on a graph, whatever runs it."""
 
-    def __init__(
-        self, session: ort.InferenceSession, graph: GraphInfo, manifest: Manifest, bank: AdapterBank, provider: Provider
-    ) -> None:
-        self._session, self._manifest, self._bank, self._provider = session, manifest, bank, provider
-        self._input_names, self._output_names = graph.inputs, graph.outputs
+    def __init__(self, graph: Graph, manifest: Manifest, bank: AdapterBank, provider: Provider) -> None:
+        self._graph, self._manifest, self._bank, self._provider = graph, manifest, bank, provider
+        self._input_names = [value.name for value in graph.inputs]
+        self._output_names = [value.name for value in graph.outputs]
         self._trunks = [
             (index, trunk, contract.trunk_prefix(trunk.name))
             for index, trunk in enumerate(manifest.trunks)
-            if contract.trunk_prefix(trunk.name) + contract.INPUT_IDS in graph.inputs
+            if contract.trunk_prefix(trunk.name) + contract.INPUT_IDS in self._input_names
         ]
-        self._values: dict[str, ort.OrtValue] = {}  # bound for every step
-        self._turns: tuple[dict[str, ort.OrtValue], dict[str, ort.OrtValue]] = ({}, {})  # state, by input name
-        self._trace: dict[str, ort.OrtValue] = {}
-        self._bindings: list[ort.IOBinding] = []
+        self._values: dict[str, Buffer] = {}  # bound for every step
+        self._turns: tuple[dict[str, Buffer], dict[str, Buffer]] = ({}, {})  # state, by input name
+        self._trace: dict[str, Buffer] = {}
+        self._runs: list[Callable[[], object]] = []  # on either set of state buffers, and the ids are read
         self._capacity = 0
-        self._stale = True  # a bound buffer was replaced since the bindings were made
+        self._stale = True  # a bound buffer was replaced since the runs were made
         self._turn = 0
-        self._prefill_options = provider.run_options()
-        self._options = [self._prefill_options] * 2
-        self._run = session.run_with_iobinding
         self.next_ids: Sequence[int] = ()
         self.bytes_to_host = 0  # per step
 
@@ -122,7 +116,7 @@ class OrtStep:
         longest = max(array.shape[1] for array, _ in prompts)
         self._reserve(request, longest + request.max_new_tokens)
         self._put_request(request, batch)
-        prefill: dict[str, ort.OrtValue] = {}
+        prefill: dict[str, Buffer] = {}
         for (_, _, at), (ids, lengths) in zip(self._trunks, prompts, strict=True):
             prefill[at + contract.INPUT_IDS] = self._provider.upload(ids)
             prefill[at + contract.SEQLENS_K] = self._provider.upload((lengths - 1).astype(np.int32))
@@ -131,12 +125,11 @@ class OrtStep:
             prefill[at + contract.TOTAL_SEQUENCE_LENGTH] = self._provider.upload(length, host=True)
         prefill[contract.STEP] = self._provider.upload(np.zeros(1, np.int64))
         if self._stale:
-            self._bindings = [self._bind(self._turns[turn], self._turns[1 - turn]) for turn in (0, 1)]
-            if self._provider.captures:
-                self._options = [self._provider.run_options(captured=True) for _ in self._bindings]
+            turns = self._turns
+            self._runs = [self._bind(turns[turn], turns[1 - turn], repeated=True) for turn in (0, 1)]
             self._stale = False
         try:
-            self._run(self._bind(prefill, self._turns[0]), self._prefill_options)
+            self._bind(prefill, self._turns[0], repeated=False)()
         except Exception as error:  # ONNX Runtime's own exceptions have no base of their own
             if "alloc" in str(error).lower():
                 raise OutOfMemoryError(
@@ -147,20 +140,20 @@ class OrtStep:
         return self.next_ids
 
     def step(self) -> Sequence[int]:
-        """One token for every sequence: a run of a ready binding, and nothing else."""
-        self._run(self._bindings[self._turn], self._options[self._turn])
+        """One token for every sequence: a run that is ready, and nothing else."""
+        self._runs[self._turn]()
         self._turn ^= 1
         return self.next_ids
 
     def trace(self) -> StepTrace:
         """Copies of what the last step weighed."""
-        return StepTrace(*(self._trace[name].numpy().copy() for name in contract.TRACE_OUTPUTS))
+        return StepTrace(*(self._trace[name].read() for name in contract.TRACE_OUTPUTS))
 
     def cache(self, trunk: int, layer: int) -> tuple[Array, Array]:
         """Copies of one layer's key and value cache: [R, kv_heads, capacity, head_dim]. For verification."""
         at = self._trunks[trunk][2]
         names = (at + contract.past_key(layer), at + contract.past_value(layer))
-        return self._values[names[0]].numpy().copy(), self._values[names[1]].numpy().copy()
+        return self._values[names[0]].read(), self._values[names[1]].read()
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
@@ -178,14 +171,15 @@ class OrtStep:
 
     def _reserve(self, request: StepRequest, length: int) -> None:
         """Make the KV cache and the alternating state, unless those of the last request serve."""
-        needed = min(-(-length // _CAPACITY_BLOCK) * _CAPACITY_BLOCK, self._manifest.max_length)
+        blocks = -(-length // _CAPACITY_BLOCK) * _CAPACITY_BLOCK
+        needed = self._graph.capacity or min(blocks, self._manifest.max_length)
         widths = [sum(len(sequence[index]) for sequence in request.sequences) for index, _, _ in self._trunks]
-        current = [self._values[at + contract.past_key(0)].shape()[0] for _, _, at in self._trunks if self._values]
+        current = [self._values[at + contract.past_key(0)].shape[0] for _, _, at in self._trunks if self._values]
         if current == widths and self._capacity >= needed:
             return
         for name in [name for name in self._values if "past_key_values." in name]:
             del self._values[name]  # the old cache goes before the new one comes
-        self._bindings, self._stale, self._capacity = [], True, needed
+        self._runs, self._stale, self._capacity = [], True, needed
         for (_, trunk, at), rows in zip(self._trunks, widths, strict=True):
             shape = (rows, trunk.num_kv_heads, needed, trunk.head_dim)
             for layer in range(trunk.num_layers):
@@ -224,8 +218,7 @@ class OrtStep:
                 self._values[name] = value
         if len(self.next_ids) != batch:
             ids = self._provider.ids(batch)
-            self._next_ids, self.next_ids = ids.value, ids.view
-            self._run = ids.reading(self._session.run_with_iobinding)
+            self._ids, self.next_ids = ids, ids.view
             self.bytes_to_host, self._stale = batch * _BYTES_PER_ID, True
         trace = {}
         if request.trace:
@@ -241,25 +234,23 @@ class OrtStep:
         self._trace = trace
 
     def _put(self, name: str, array: Array) -> None:
-        """Set an input: in place where its buffer has that shape, so that the bindings stay good.
+        """Set an input: in place where its buffer has that shape, so that the runs stay good.
 
-        A captured step has read its host inputs for good: another value of one makes the bindings stale.
+        A captured step has read its host inputs for good: another value of one makes the runs stale.
         """
-        value = self._values.get(name)
-        on_host = name.rpartition(".")[2] in contract.HOST_INPUTS
-        if value is None or tuple(value.shape()) != array.shape:
+        buffer = self._values.get(name)
+        on_host = name.rpartition(".")[2] in self._graph.host_inputs
+        if buffer is None or buffer.shape != array.shape:
             self._values[name], self._stale = self._provider.upload(array, host=on_host), True
             return
         if on_host and self._provider.captures:
-            self._stale |= not np.array_equal(value.numpy(), array)
-        value.update_inplace(array)
+            self._stale |= not np.array_equal(buffer.read(), array)
+        buffer.write(array)
 
-    def _bind(self, state: dict[str, ort.OrtValue], next_state: dict[str, ort.OrtValue]) -> ort.IOBinding:
-        """A binding that reads `state` and writes `next_state`."""
-        binding = self._session.io_binding()
-        for name in self._input_names:
-            binding.bind_ortvalue_input(name, state[name] if name in state else self._values[name])
-        outputs: dict[str, ort.OrtValue] = {contract.NEXT_IDS: self._next_ids, **self._trace}
+    def _bind(self, state: dict[str, Buffer], next_state: dict[str, Buffer], *, repeated: bool) -> Callable[[], object]:
+        """A run that reads `state` and writes `next_state`, after which the ids are there."""
+        inputs = {name: state[name] if name in state else self._values[name] for name in self._input_names}
+        outputs: dict[str, Buffer] = {contract.NEXT_IDS: self._ids.buffer, **self._trace}
         outputs[contract.NEXT_STEP] = next_state[contract.STEP]
         for _, trunk, at in self._trunks:
             outputs[at + contract.NEXT_INPUT_IDS] = next_state[at + contract.INPUT_IDS]
@@ -267,10 +258,8 @@ class OrtStep:
             for layer in range(trunk.num_layers):
                 outputs[at + contract.present_key(layer)] = self._values[at + contract.past_key(layer)]
                 outputs[at + contract.present_value(layer)] = self._values[at + contract.past_value(layer)]
-        for name in self._output_names:
-            if name in outputs:
-                binding.bind_ortvalue_output(name, outputs[name])
-        return binding
+        bound = {name: outputs[name] for name in self._output_names if name in outputs}
+        return self._ids.reading(self._graph.bind(inputs, bound, repeated=repeated))
 
 
 def draw_noise(request: StepRequest) -> Array:

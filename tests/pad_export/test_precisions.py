@@ -24,7 +24,7 @@ from pad_runtime.bundle import Bundle
 from pad_runtime.errors import CheckpointError, OptionError, VerificationError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.rows import Row
-from pad_runtime.step import OrtStep, StepRequest
+from pad_runtime.step import GraphStep, StepRequest
 
 SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 6, "num_hidden_layers": 3}
 PRECISIONS = ("int8", "int4")
@@ -50,7 +50,7 @@ def generate(bundle: Path, beta: float = CONFIG.beta) -> GenerationResult:
     )
 
 
-def read_row(step: OrtStep, prompt: tuple[int, ...], persrm: int | None) -> np.ndarray:
+def read_row(step: GraphStep, prompt: tuple[int, ...], persrm: int | None) -> np.ndarray:
     """Next-token logits [vocab] of one row that is alone in its batch."""
     row = Row(prompt, 1.0, persrm, (1.0,) if persrm is not None else ())
     step.prefill(StepRequest([[[row]]], 1, NUM_TOKENS, temperature=0.0, top_p=1.0, seeds=(0,), trace=True))

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import fake_cuda
 from error_checks import edit_manifest, error_line
 from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.cli import main
@@ -140,7 +141,7 @@ def test_a_prompt_from_stdin(
         (["hi", "--weight", "cheerful"], "--weight 'cheerful'; expected NAME=W"),
         (["hi", "--weight", "sad=1"], "unknown feature 'sad'; expected one of cheerful"),
         (["hi", "--weight", "a=1", "--weight", "a=2"], "--weight a given twice; expected one weight a feature"),
-        (["hi", "--device", "tpu"], "device 'tpu'; expected one of auto, cuda, cpu"),
+        (["hi", "--device", "tpu"], "device 'tpu'; expected one of auto, tensorrt, tensorrt-rtx, cuda,"),
         (["hi", "--threads", "0"], "num_threads 0; expected a whole number, at least 1"),
         (["x" * 300], "tokens; expected at most 255"),
         (["a\udcffb"], "lone surrogate"),
@@ -446,8 +447,9 @@ def test_info_tells_what_a_bundle_holds(tiny_bundle: Path, capsys: pytest.Captur
         "weights.bin",
         "torch 2.",
         "onnxruntime 1.",
-        "CPUExecutionProvider",
-        "--device auto or cuda or cpu",
+        "--device tensorrt: no, ",
+        "cuda: no, device 'cuda' is not available in this onnxruntime, which has",
+        "cpu: yes, onnxruntime 1.",
     ):
         assert words in " ".join(out.split())
     assert "whole" not in out
@@ -460,7 +462,18 @@ def test_info_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert record["manifest"] == json.loads((tiny_bundle / "pad.json").read_text())
     assert record["size"] == sum(path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file())
     assert record["checked"] is True
-    assert "CPUExecutionProvider" in record["here"]["providers"]
+    usable = {finding["device"]: finding["usable"] for finding in record["here"]["devices"]}
+    assert usable["cpu"]
+    assert not usable["tensorrt"]
+    assert record["here"]["gpu"] is None
+
+
+def test_info_describes_a_gpu(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_cuda.install(monkeypatch)
+    assert main(["info", str(tiny_bundle)]) == 0
+    assert "gpu         NVIDIA Thing, sm89, 8.00 GiB, CUDA 12.8 over a driver for 13.0" in capsys.readouterr().out
 
 
 def test_info_check_finds_a_flipped_bit_in_the_weights(

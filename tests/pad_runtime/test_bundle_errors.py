@@ -165,14 +165,18 @@ def test_the_graph_of_the_base_alone_is_checked_too(bundle: Path) -> None:
 
 
 def test_a_device_that_is_not_there(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with refused(DeviceError, given="device 'tpu'", expected="one of auto, cuda, cpu"):
+    with refused(
+        DeviceError,
+        given="device 'tpu'",
+        expected="one of auto, tensorrt, tensorrt-rtx, cuda, ort-tensorrt, ort-tensorrt-rtx, cpu",
+    ):
         Generator.load(tiny_bundle, device="tpu")
     with refused(DeviceError, given="num_threads 0", expected="at least 1"):
         Generator.load(tiny_bundle, num_threads=0)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["OtherExecutionProvider"])
     with refused(DeviceError, given="device 'cpu' is not available", hint="pip install"):
         Generator.load(tiny_bundle, device="cpu")
-    with refused(DeviceError, given="no device can be used", hint="pip install"):
+    with refused(DeviceError, given="device 'cpu' is not available", hint="pip install"):
         Generator.load(tiny_bundle)
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with refused(DeviceError, given="onnxruntime is not installed", hint="pip install 'pad-rt[cpu]'"):
@@ -189,7 +193,7 @@ def test_no_memory_for_the_cache(tiny_bundle: Path, monkeypatch: pytest.MonkeyPa
         return zeros(shape, dtype)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pad_runtime.providers.np.zeros", no_memory_for_a_cache)
+        patch.setattr("pad_runtime.buffers.np.zeros", no_memory_for_a_cache)
         with refused(OutOfMemoryError, given="no memory for a buffer of", hint="shorter prompts"):
             generator.generate("hi", preference="short", config=SHORT)
     expected = Generator.load(tiny_bundle, num_threads=1).generate("hi", preference="short", config=SHORT)
@@ -211,7 +215,7 @@ def test_no_memory_for_the_prompt(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
 
         raise RuntimeException("bfc_arena: Failed to allocate memory for requested buffer of size 1")
 
-    monkeypatch.setattr(step._session, "run_with_iobinding", fail)
+    monkeypatch.setattr(step._graph._session, "run_with_iobinding", fail)
     monkeypatch.setattr(Bundle, "guided_step", lambda self: step)
     with refused(OutOfMemoryError, given="no memory to read prompts of", hint="shorter prompts"):
         Generator.load(tiny_bundle).generate("hi", preference="short", config=SHORT)

@@ -1,17 +1,17 @@
-"""Which device is taken and why not another; and capture, on a device that is simulated.
+"""Which device is taken and why not another; what ONNX Runtime's providers are asked for; and capture, simulated.
 
-The simulated device is the CPU under another name: its steps carry graph ids as captured ones do, its ids arrive by a
-copy, and what a replay would really read is checked: the addresses, and the values of host inputs, of the first run
-with that id.
+The simulated device is the CPU under another name: buffers lie in the simulated device's memory, steps carry graph ids
+as captured ones do, and what a replay would really read is checked: the addresses, and the values of host inputs, of
+the first run with that id.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
-import re
+import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,18 @@ import onnxruntime
 import pytest
 from onnxruntime.capi import onnxruntime_inference_collection as ort_python
 
+import fake_cuda
 import tiny_bundles
 import tiny_models
 from error_checks import refused
-from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator, Preference
-from pad_runtime import contract, cuda, providers
+from fake_cuda import FakeRuntime
+from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
+from pad_runtime import buffers, contract, ort_provider
+from pad_runtime.bundle import Bundle
 from pad_runtime.errors import DeviceError
-from pad_runtime.providers import Provider
+from pad_runtime.manifest import read_manifest
+from pad_runtime.ort_provider import OrtProvider
+from pad_runtime.providers import Provider, find_provider
 
 PROMPTS = [EncodedPrompt([5, 17, 41, 8], [9, 8, 7, 6]), EncodedPrompt([20, 21, 22], [25, 3])]
 
@@ -36,21 +41,46 @@ BOTH = Preference(weights={"one": 1.0, "two": 0.5})
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("providers")
     tiny_models.make_base(folder / "base", "llama", seed=5)
     for seed, name in enumerate(("one", "two")):
         tiny_models.make_adapter(folder / name, folder / "base", seed=seed)
-    return tiny_bundles.export(folder / "bundle", folder / "base", [folder / "one", folder / "two"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(models: Path) -> Path:
+    return tiny_bundles.export(models / "bundle", models / "base", [models / "one", models / "two"])
+
+
+@pytest.fixture(scope="module")
+def half(models: Path) -> Path:
+    return tiny_bundles.export(models / "half", models / "base", [models / "one"], precision="fp16")
+
+
+@pytest.fixture(scope="module")
+def standard(models: Path) -> Path:
+    options = {"precision": "fp16", "dialect": "standard", "max_length": 48}
+    return tiny_bundles.export(models / "standard", models / "base", [models / "one"], **options)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    return fake_cuda.install(monkeypatch)
 
 
 # -- the choice of a device -----------------------------------------------------------------------------------------
 
 
-def test_the_cpu_is_taken_where_nothing_else_is_built_in() -> None:
+def find(folder: Path, device: str = "auto") -> tuple[Provider, tuple[str, ...]]:
+    return find_provider(device, folder, read_manifest(folder))
+
+
+def test_the_cpu_is_taken_where_nothing_else_is_built_in(bundle: Path) -> None:
     assert onnxruntime.get_available_providers()[-1] == "CPUExecutionProvider"
-    provider = Provider()
-    assert provider.device == "cpu"
+    provider, notes = find(bundle)
+    assert (provider.device, notes) == ("cpu", ())
     assert not provider.captures
 
 
@@ -58,15 +88,16 @@ def test_the_cpu_is_taken_where_nothing_else_is_built_in() -> None:
 def gpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """An onnxruntime that was built with CUDA, on a machine that has none."""
     monkeypatch.setattr(
-        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
     )
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
 
 
-def test_auto_falls_back_and_says_why_in_a_line(gpu_build: None) -> None:
-    provider = Provider(float_type="float16")
+def test_auto_falls_back_and_says_why_in_a_line(half: Path, gpu_build: None) -> None:
+    provider, (note,) = find(half)
     assert provider.device == "cpu"
-    (note,) = provider.notes
     assert note.startswith("not on cuda: ")
     assert "\n" not in note
 
@@ -76,218 +107,245 @@ def test_the_fallback_is_told_to_the_caller(bundle: Path, gpu_build: None) -> No
         assert Generator.load(bundle).generate(PROMPTS[0], config=CONFIG).token_ids
 
 
-def test_a_device_asked_for_by_name_is_refused(gpu_build: None) -> None:
-    with refused(DeviceError, given="cuda", hint="pad-rt[cuda]"):
-        Provider("cuda", float_type="float16")
+def test_a_device_asked_for_by_name_is_refused(half: Path, gpu_build: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with refused(DeviceError, given="cuda-python is not installed", hint="pad-rt[cuda]"):
+        find(half, "cuda")
 
 
-def test_an_onnxruntime_without_it_is_refused() -> None:
+def test_an_onnxruntime_without_it_is_refused(half: Path) -> None:
     with refused(DeviceError, given="device 'cuda' is not available in this onnxruntime", hint="pad-rt[cuda]"):
-        Provider("cuda")
+        find(half, "cuda")
 
 
-def test_a_bundle_that_the_device_cannot_run_is_refused(gpu_build: None) -> None:
+def test_a_bundle_that_the_device_cannot_run_is_refused(bundle: Path, half: Path, gpu_build: None) -> None:
     with refused(DeviceError, given="float32", expected="float16", hint="--precision fp16"):
-        Provider("cuda", float_type="float32")
+        find(bundle, "cuda")
+    with refused(DeviceError, given="ort dialect on device 'ort-tensorrt'", expected="standard", hint="--dialect"):
+        find(half, "ort-tensorrt")
 
 
-# -- CUDA's runtime -------------------------------------------------------------------------------------------------
+# -- what ONNX Runtime is asked for -----------------------------------------------------------------------------------
 
 
-class FakeRuntime(types.ModuleType):
-    """`cuda.bindings.runtime` over host memory. Its functions are written here with underscores."""
+@dataclass
+class Asked:
+    """A session that was opened, and its options."""
 
-    def __init__(self, *, devices: int = 1, driver: int = 13000) -> None:
-        super().__init__("cuda.bindings.runtime")
-        self.devices, self.driver = devices, driver
-        self.blocks: dict[int, Any] = {}
-        self.calls: list[str] = []
-        self.failing = 0
-        for name in [name for name in dir(type(self)) if name.startswith("cuda_")]:
-            setattr(self, re.sub("_(.)", lambda letter: letter[1].upper(), name), getattr(self, name))
-        kinds = types.SimpleNamespace(cudaMemcpyDeviceToHost=2)
-        self.__dict__["cudaMemcpyKind"] = kinds
-
-    def cuda_get_device_count(self) -> tuple[int, int]:
-        return (0, self.devices) if self.driver else (35, 0)
-
-    def cuda_get_error_string(self, error: int) -> tuple[int, bytes]:
-        return 0, b"CUDA driver version is insufficient for CUDA runtime version"
-
-    def cuda_set_device(self, device: int) -> tuple[int]:
-        return (0,)
-
-    def cuda_stream_create(self) -> tuple[int, int]:
-        return 0, 77
-
-    def cuda_get_device_properties(self, device: int) -> tuple[int, Any]:
-        return 0, types.SimpleNamespace(name=b"NVIDIA Thing", major=8, minor=9, totalGlobalMem=2**33)
-
-    def cuda_driver_get_version(self) -> tuple[int, int]:
-        return 0, self.driver
-
-    def cuda_runtime_get_version(self) -> tuple[int, int]:
-        return 0, 12080
-
-    def cuda_malloc_host(self, size: int) -> tuple[int, int]:
-        block = ctypes.create_string_buffer(size)
-        self.blocks[ctypes.addressof(block)] = block
-        return 0, ctypes.addressof(block)
-
-    def cuda_free_host(self, address: int) -> tuple[int]:
-        del self.blocks[address]
-        return (0,)
-
-    def cuda_memcpy_async(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        assert (kind, stream) == (2, 77)
-        self.calls.append("copy")
-        ctypes.memmove(to, source, size)
-        return (0,)
-
-    def cuda_stream_synchronize(self, stream: int) -> tuple[int]:
-        self.calls.append("wait")
-        return (self.failing,)
+    providers: Any = None
+    own: Any = None
+    overrides: dict[str, int] = field(default_factory=dict)
 
 
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
-    fake = FakeRuntime()
-    package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
-    bindings.runtime = fake  # type: ignore[attr-defined]
-    for name, module in (("cuda", package), ("cuda.bindings", bindings), ("cuda.bindings.runtime", fake)):
-        monkeypatch.setitem(__import__("sys").modules, name, module)
-    return fake
+def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime, tmp_path: Path) -> Asked:
+    """Sessions are opened on the CPU, whatever they were asked for."""
+    log, real = Asked(), onnxruntime.InferenceSession
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
+            log.overrides[name] = size
+            super().add_free_dimension_override_by_name(name, size)
+
+        def add_provider_for_devices(self, devices: Any, own: dict[str, str]) -> None:
+            log.providers, log.own = [device.ep_name for device in devices], own
+
+    class Session(real):  # type: ignore[misc]
+        def __init__(self, path: str, options: Any, providers: Any = None, provider_options: Any = None, **rest: Any):
+            if providers:
+                log.providers, log.own = providers, provider_options[0]
+            super().__init__(path, options, providers=["CPUExecutionProvider"], **rest)
+
+        def get_providers(self) -> list[str]:
+            return list(log.providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return log
 
 
-def test_a_gpu_is_described(runtime: FakeRuntime) -> None:
-    gpu = cuda.Cuda().gpu()
-    assert gpu == cuda.Gpu("NVIDIA Thing", "sm89", 2**33, "13.0", "12.8")
+def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
+    manifest = read_manifest(half)
+    provider = OrtProvider("cuda", manifest=manifest)
+    graph = provider.open(half, manifest, contract.STEP_GRAPH)
+    assert asked.providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert asked.own["user_compute_stream"] == str(fake_cuda.STREAM)
+    assert asked.own["enable_cuda_graph"] == "1"
+    assert graph.capacity is None
+    assert not asked.overrides
+    assert isinstance(provider.zeros((2, 3), np.float16), buffers.CudaBuffer)
+    plain = OrtProvider("cuda", manifest=manifest, capture=False)
+    plain.open(half, manifest, contract.STEP_GRAPH)
+    assert "enable_cuda_graph" not in asked.own
+    assert provider.captures > plain.captures
 
 
-def test_no_device_and_no_driver_are_told_apart(runtime: FakeRuntime) -> None:
-    runtime.devices = 0
-    with refused(DeviceError, given="no CUDA device"):
-        cuda.Cuda()
-    runtime.driver = 0
-    with refused(DeviceError, given="insufficient"):
-        cuda.Cuda()
+def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, asked: Asked, tmp_path: Path) -> None:
+    manifest = read_manifest(standard)
+    provider = OrtProvider("ort-tensorrt", manifest=manifest)
+    graph = provider.open(standard, manifest, contract.STEP_GRAPH)
+    assert asked.providers == ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    folder = Path(asked.own["trt_engine_cache_path"])
+    assert folder.is_dir()
+    assert folder.is_relative_to(tmp_path / "pad-rt" / "ort-tensorrt")
+    assert asked.own["trt_engine_cache_enable"] == "1"
+    assert graph.capacity == 48
+    assert asked.overrides == {"capacity": 48}
+    assert not provider.captures, "it captures one run a session, and two take turns"
+    provider.open(standard, manifest, contract.BASE_GRAPH)
+    assert asked.own["trt_engine_cache_path"] != str(folder), "each graph has engines of its own"
 
 
-def test_pinned_ids_are_copied_then_waited_for_and_given_back(runtime: FakeRuntime) -> None:
-    device = np.array([4, 5], np.int64)
-    pinned = cuda.Cuda().pinned_ids(2)
-    pinned.fetch(device.ctypes.data)
-    assert list(pinned.view) == [4, 5]
-    assert runtime.calls == ["copy", "wait"]
-    assert runtime.blocks
-    del pinned
-    assert not runtime.blocks
+def plugin(monkeypatch: pytest.MonkeyPatch, *, devices: int = 1, fails: bool = False) -> list[str]:
+    """The package of TensorRT-RTX's execution provider; returns what is registered."""
+    registered: list[str] = []
+    module = types.ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    module.get_library_path = lambda: "library.so"  # type: ignore[attr-defined]
+
+    def register(name: str, path: str) -> None:
+        if fails:
+            raise RuntimeError("libcuda.so.1: cannot open shared object file")
+        registered.append(name)
+
+    def found() -> list[Any]:
+        return [types.SimpleNamespace(ep_name=name) for name in registered for _ in range(devices)]
+
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", register)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", found)
+    return registered
 
 
-def test_a_failing_device_is_told(runtime: FakeRuntime) -> None:
-    pinned = cuda.Cuda().pinned_ids(1)
-    runtime.failing = 700
-    with refused(DeviceError, given="CUDA error 700"):
-        pinned.fetch(np.zeros(1, np.int64).ctypes.data)
+def test_a_plugin_is_registered_once(standard: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = plugin(monkeypatch)
+    manifest = read_manifest(standard)
+    for _ in range(2):
+        provider = OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+    assert registered == ["NvTensorRTRTXExecutionProvider"]
+    assert provider.open(standard, manifest, contract.STEP_GRAPH).capacity == 48
+    assert asked.providers == registered
+    assert asked.own["enable_cuda_graph"] == "1"
+    assert asked.own["has_user_compute_stream"] == "1"
+    assert "tensorrt-rtx" in asked.own["nv_runtime_cache_path"]
+
+
+def test_a_plugin_that_cannot_be_used(standard: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(standard)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    with refused(DeviceError, given="onnxruntime_ep_nv_tensorrt_rtx is not installed", hint="[ort-tensorrt-rtx]"):
+        OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+    plugin(monkeypatch, fails=True)
+    with refused(DeviceError, given="cannot be loaded: libcuda.so.1", hint="pip install"):
+        OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+    plugin(monkeypatch, devices=0)
+    with refused(DeviceError, given="finds no device", hint="--device cuda"):
+        OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+
+
+def test_a_provider_that_onnx_runtime_drops_in_silence(
+    half: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
+    manifest = read_manifest(half)
+    with refused(DeviceError, given="could not start CUDAExecutionProvider", hint="pad info"):
+        OrtProvider("cuda", manifest=manifest).open(half, manifest, contract.STEP_GRAPH)
 
 
 # -- capture --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Bound:
-    """What one binding holds: addresses of buffers, and values. The binding is kept, so that its id stays its own."""
-
-    binding: Any
-    addresses: dict[str, int] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def host_values(self) -> dict[str, Any]:
-        return {
-            name: value.numpy().tolist()
-            for name, value in self.values.items()
-            if name.rpartition(".")[2] in contract.HOST_INPUTS
-        }
+@pytest.fixture(scope="module")
+def expected(bundle: Path) -> list[tuple[int, ...]]:
+    """What the CPU says as it is."""
+    results = tiny_bundles.load(bundle).generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
+    return [result.token_ids for result in results]
 
 
 @dataclass
 class Device:
-    """The simulated device's log: graph ids in the order of the runs, and what each was captured with."""
+    """The simulated device's log.
+
+    Attributes:
+        runs: graph ids, in order.
+        captured: what each of them was captured with: names, addresses, and the values of host inputs.
+        bound: the same by binding.
+        kept: bindings, so that no id is used twice.
+    """
 
     runs: list[int] = field(default_factory=list)
-    captured: dict[int, tuple[dict[str, int], dict[str, Any]]] = field(default_factory=dict)
-    simulating: bool = True
-
-    def plain(self, bundle: Path) -> list[GenerationResult]:
-        """The same replies on the CPU as it is."""
-        self.simulating = False
-        results = tiny_bundles.load(bundle).generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
-        self.simulating = True
-        return results
+    captured: dict[int, list[Any]] = field(default_factory=dict)
+    bound: dict[int, list[Any]] = field(default_factory=dict)
+    kept: list[Any] = field(default_factory=list)
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> Device:
+def device(expected: object, monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> Device:
     log = Device()
-    bound: dict[int, Bound] = {}
-    entry = replace(providers._PROVIDERS["cpu"], captures=True)
-    monkeypatch.setitem(providers._PROVIDERS, "cuda", entry)
-
-    def use(self: Provider, name: str, float_type: str | None, real: Callable[..., None] = Provider._use) -> None:
-        real(self, name, float_type)
-        self._cuda = cuda.Cuda() if name == "cuda" else None
-
-    def session(self: Provider, graph: Path, real: Callable[..., Any] = Provider.session) -> Any:
-        mine, self._cuda = self._cuda, None  # the CPU takes no stream
-        try:
-            return real(self, graph)
-        finally:
-            self._cuda = mine
+    entry = replace(
+        ort_provider._ENTRIES["cuda"], execution_provider="CPUExecutionProvider", float_types=("float32",), options={}
+    )
+    monkeypatch.setitem(ort_provider._ENTRIES, "cuda", entry)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
 
     def note(which: str) -> None:
         real = getattr(ort_python.IOBinding, which)
 
-        def noting(self: Any, name: str, value: Any) -> None:
-            mine = bound.setdefault(id(self), Bound(self))
-            mine.addresses[f"{which} {name}"] = value.data_ptr()
-            mine.values[name] = value
-            real(self, name, value)
+        def noting(self: Any, name: str, device: str, number: int, kind: int, shape: Any, address: int) -> None:
+            on_host = name.rpartition(".")[2] in contract.HOST_INPUTS
+            assert device == ("cpu" if on_host else "cuda")
+            assert on_host or address in runtime.blocks
+            size = {6: 4, 7: 8}[kind] if on_host else 0
+            log.kept.append(self)
+            log.bound.setdefault(id(self), []).append((which, name, address, lambda: ctypes.string_at(address, size)))
+            real(self, name, "cpu", number, kind, shape, address)
 
         monkeypatch.setattr(ort_python.IOBinding, which, noting)
 
-    def run(
-        self: Any, binding: Any, options: Any, real: Callable[..., None] = ort_python.Session.run_with_iobinding
-    ) -> None:
-        if not log.simulating:
-            real(self, binding, options)
-            return
+    def run(self: Any, binding: Any, options: Any, real: Any = ort_python.Session.run_with_iobinding) -> None:
         graph_id = int(options.get_run_config_entry("gpu_graph_id"))
         log.runs.append(graph_id)
         if graph_id >= 0:
-            now = (dict(bound[id(binding)].addresses), bound[id(binding)].host_values())
+            now = [(which, name, address, value()) for which, name, address, value in log.bound[id(binding)]]
             assert log.captured.setdefault(graph_id, now) == now, "a replay would have read something else"
             real(self, binding, options)  # capture runs a graph more often than asked to
         real(self, binding, options)
 
-    monkeypatch.setattr(Provider, "_use", use)
-    monkeypatch.setattr(Provider, "session", session)
     monkeypatch.setattr(ort_python.Session, "run_with_iobinding", run)
-    for which in ("bind_ortvalue_input", "bind_ortvalue_output"):
+    for which in ("bind_input", "bind_output"):
         note(which)
     return log
 
 
-def test_a_captured_step_says_what_an_ordinary_one_says(bundle: Path, device: Device, runtime: FakeRuntime) -> None:
-    expected = [result.token_ids for result in device.plain(bundle)]
+def test_a_captured_step_says_what_an_ordinary_one_says(
+    bundle: Path, expected: list[tuple[int, ...]], device: Device, runtime: FakeRuntime
+) -> None:
     generator = Generator.load(bundle, device="cuda", num_threads=1)
-    runtime.calls.clear()
     results = generator.generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
     assert [result.token_ids for result in results] == expected
     assert device.runs[0] == -1, "the prompt is not captured"
     decode = device.runs[1:]
     assert len(set(decode)) == 2
     assert all(one != other for one, other in itertools.pairwise(decode)), "bindings take turns"
-    assert runtime.calls == ["copy", "wait"] * len(device.runs), "one small copy a token and nothing else"
+    copies = runtime.calls[-2 * len(decode) :]
+    assert copies == ["copy", "wait"] * len(decode), "one small copy a token and nothing else"
+
+
+def test_without_capture_no_run_has_a_graph(bundle: Path, expected: list[tuple[int, ...]], device: Device) -> None:
+    generator = Generator(Bundle(bundle, device="cuda", capture=False))
+    with pytest.raises(Exception, match="gpu_graph_id"):
+        generator.generate(PROMPTS[0], preference=BOTH, config=CONFIG)
+    assert not device.runs
+
+
+def test_memory_is_given_back(bundle: Path, device: Device, runtime: FakeRuntime) -> None:
+    generator = Generator.load(bundle, device="cuda", num_threads=1)
+    generator.generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
+    assert runtime.taken > 2**16
+    del generator
+    gc.collect()
+    assert runtime.taken == 0
 
 
 def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: Device) -> None:
@@ -317,7 +375,7 @@ def test_two_generators_do_not_share_a_capture(bundle: Path, device: Device) -> 
 
 def test_the_simulation_notices_a_stale_capture(bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a provider that gives the same graph ids to new buffers."""
-    monkeypatch.setattr(providers, "_graph_ids", itertools.cycle([1, 2]))
+    monkeypatch.setattr(ort_provider, "_graph_ids", itertools.cycle([1, 2]))
     generator = Generator.load(bundle, device="cuda", num_threads=1)
     generator.generate(PROMPTS[0], preference=BOTH, config=CONFIG)
     with pytest.raises(AssertionError, match="something else"):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pad_rt import Generator, PadError, Preference
+from pad_runtime.buffers import IdsBuffer
 from pad_runtime.errors import PreferenceError
 from pad_runtime.manifest import Manifest, PersRMInfo, read_manifest
-from pad_runtime.providers import Provider
 from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
 
 BASE, WARM, DRY = (1, 2), (3, 4, 5), (6,)
@@ -103,11 +103,11 @@ def test_options_may_be_a_mapping(tiny_bundle: Path) -> None:
 
 
 def test_a_view_of_the_ids_outlives_its_step() -> None:
-    ids = Provider("cpu").ids(2)
-    value, view = ids.value, ids.view
-    value.update_inplace(np.array([13, 14]))
+    ids = IdsBuffer.on_host(2)
+    buffer, view = ids.buffer, ids.view
+    buffer.write(np.array([13, 14]))
     assert list(view) == [13, 14]
-    del value
+    del buffer, ids
     gc.collect()
     scratch = [np.full(2, 77) for _ in range(1000)]
     assert list(view) == [13, 14]

@@ -20,9 +20,9 @@ from onnxruntime.capi import onnxruntime_inference_collection as ort_python
 import tiny_bundles
 import tiny_models
 from pad_rt import EncodedPrompt, GenerationConfig, Generator
-from pad_runtime import contract
+from pad_runtime import buffers, contract
 from pad_runtime import step as step_module
-from pad_runtime.step import OrtStep, StepRequest
+from pad_runtime.step import GraphStep, StepRequest
 from torch_oracle import Reward, TorchModel, decode, tolerance
 
 PROMPTS = (((5, 17, 300, 41, 8), (9, 8, 7, 6, 5, 4, 200)), ((20, 21, 22), (250,)), ((3,), (4, 99, 98, 97)))
@@ -78,11 +78,11 @@ def make_request(
     return prepared.request
 
 
-def new_step(generator: Generator) -> OrtStep:
+def new_step(generator: Generator) -> GraphStep:
     return generator._bundle.guided_step()
 
 
-def run(step: OrtStep, request: StepRequest, num_tokens: int = NUM_STEPS) -> list[list[int]]:
+def run(step: GraphStep, request: StepRequest, num_tokens: int = NUM_STEPS) -> list[list[int]]:
     """Ids by sequence."""
     ids = [list(step.prefill(request))]
     ids += [list(step.step()) for _ in range(num_tokens - 1)]
@@ -134,7 +134,7 @@ def test_cached_is_uncached(generator: Generator) -> None:
     assert traces_differ(step, fresh) > 10 * tolerance()
 
 
-def traces_differ(one: OrtStep, other: OrtStep) -> float:
+def traces_differ(one: GraphStep, other: GraphStep) -> float:
     a, b = one.trace(), other.trace()
     if not np.array_equal(a.candidates, b.candidates):
         return math.inf
@@ -286,19 +286,19 @@ def test_running_past_the_cache_is_clamped(generator: Generator) -> None:
     run(step, request, capacity + 20)
     (_, _, at) = step._trunks[0]
     for turn in step._turns:
-        assert turn[at + contract.SEQLENS_K].numpy().max() <= capacity - 1
+        assert turn[at + contract.SEQLENS_K].read().max() <= capacity - 1
     assert run(step, request, 20) == run(new_step(generator), request, 20)
 
 
 # -- the per-token path ---------------------------------------------------------------------------------------------
 
 
-def addresses(step: OrtStep) -> dict[str, int]:
+def addresses(step: GraphStep) -> dict[str, int]:
     """Where every value that is bound lies."""
-    found = {name: value.data_ptr() for name, value in step._values.items()}
+    found = {name: value.address for name, value in step._values.items()}
     for turn, values in enumerate(step._turns):
-        found |= {f"{turn}:{name}": value.data_ptr() for name, value in values.items()}
-    return found | {"next_ids": step._next_ids.data_ptr(), "view": ctypes.addressof(step.next_ids)}
+        found |= {f"{turn}:{name}": value.address for name, value in values.items()}
+    return found | {"next_ids": step._ids.buffer.address, "view": ctypes.addressof(step.next_ids)}
 
 
 @dataclass
@@ -313,6 +313,7 @@ class Watched:
 
 
 _MAKING = {
+    buffers.HostBuffer: ("__init__", "write", "read"),
     ort_python.OrtValue: ("__init__", "ortvalue_from_numpy", "ortvalue_from_shape_and_type", "update_inplace", "numpy"),
     ort_python.IOBinding: (
         "__init__",
@@ -367,7 +368,7 @@ def count_calls(step: Callable[[], Any], count: int) -> collections.Counter[str]
     return calls
 
 
-def held_arrays(step: OrtStep) -> list[str]:
+def held_arrays(step: GraphStep) -> list[str]:
     """Attributes that hold NumPy arrays: without one, and without `np`, no operator can make another."""
     held = dict(vars(step))
     for cls in type(step).__mro__:
@@ -391,21 +392,17 @@ class Poison:
 
 
 @contextmanager
-def poisoned(step: OrtStep) -> Iterator[None]:
+def poisoned(step: GraphStep) -> Iterator[None]:
     """Take NumPy from the modules, and everything from the step that could lead to an array."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (
-            step_module,
-            sys.modules[type(step._provider).__module__],
-            sys.modules[type(step._bank).__module__],
-        ):
+        for module in (step_module, buffers, sys.modules[type(step._bank).__module__]):
             patch.setattr(module, "np", Poison())
-        for name in ("_provider", "_bank", "_manifest"):
+        for name in ("_provider", "_bank", "_manifest", "_graph"):
             patch.setattr(step, name, Poison())
         yield
 
 
-def watch(step: OrtStep, count: int = NUM_STEPS) -> Watched:
+def watch(step: GraphStep, count: int = NUM_STEPS) -> Watched:
     """Run steps under every detector, each alone so that none sees another's work."""
     watched, call = Watched(held=held_arrays(step)), step.step
     with no_buffers_made(watched):
@@ -461,36 +458,37 @@ def test_a_step_only_runs_the_graph(generator: Generator, guided: bool) -> None:
     assert step.step() is view
 
 
-class Rebinding(OrtStep):
+class Rebinding(GraphStep):
     def step(self) -> Any:
-        self._bindings[self._turn] = self._bind(self._turns[self._turn], self._turns[1 - self._turn])
+        state, following = self._turns[self._turn], self._turns[1 - self._turn]
+        self._runs[self._turn] = self._bind(state, following, repeated=True)
         return super().step()
 
 
-class Uploading(OrtStep):
+class Uploading(GraphStep):
     def step(self) -> Any:
         self._values[contract.TOP_K] = self._provider.upload(np.array([10]))
         return super().step()
 
 
-class Reading(OrtStep):
+class Reading(GraphStep):
     def step(self) -> Any:
         super().step()
-        return self._next_ids.numpy()
+        return self._ids.buffer.read()
 
 
-class TouchingNumpy(OrtStep):
+class TouchingNumpy(GraphStep):
     def step(self) -> Any:
         return np.asarray(super().step())
 
 
-class Poisoned(OrtStep):
+class Poisoned(GraphStep):
     def step(self) -> Any:
         super().step()
         return self._manifest.max_length
 
 
-class UsingArithmetic(OrtStep):
+class UsingArithmetic(GraphStep):
     """An operator, which no profiler sees."""
 
     scale: Any = np.arange(4.0)
@@ -500,13 +498,13 @@ class UsingArithmetic(OrtStep):
         return self.scale * 2
 
 
-class Allocating(OrtStep):
+class Allocating(GraphStep):
     def step(self) -> Any:
         bytes(4096)
         return super().step()
 
 
-class Leaking(OrtStep):
+class Leaking(GraphStep):
     kept: list[tuple[int, ...]] = []  # noqa: RUF012
 
     def step(self) -> Any:
@@ -514,10 +512,10 @@ class Leaking(OrtStep):
         return self.next_ids
 
 
-CAUGHT: dict[type[OrtStep], Callable[[Watched], object]] = {
-    Rebinding: lambda watched: {"bind_ortvalue_input", "bind_ortvalue_output", "io_binding"} <= set(watched.forbidden),
-    Uploading: lambda watched: "ortvalue_from_numpy" in watched.forbidden,
-    Reading: lambda watched: "numpy" in watched.forbidden,
+CAUGHT: dict[type[GraphStep], Callable[[Watched], object]] = {
+    Rebinding: lambda watched: {"bind_input", "bind_output", "io_binding"} <= set(watched.forbidden),
+    Uploading: lambda watched: "__init__" in watched.forbidden,
+    Reading: lambda watched: "read" in watched.forbidden,
     TouchingNumpy: lambda watched: [name for name in watched.calls if name.startswith("numpy")],
     Poisoned: lambda watched: "max_length on the per-token path" in watched.forbidden,
     UsingArithmetic: lambda watched: watched.held,
@@ -527,13 +525,13 @@ CAUGHT: dict[type[OrtStep], Callable[[Watched], object]] = {
 
 
 @pytest.mark.parametrize("kind", CAUGHT)
-def test_each_detector_detects(models: Models, kind: type[OrtStep]) -> None:
+def test_each_detector_detects(models: Models, kind: type[GraphStep]) -> None:
     generator = tiny_bundles.load(models.bundle("shared"))
     step = new_step(generator)
     step.prefill(make_request(generator, 0, 1, max_new_tokens=4 * NUM_STEPS))
     step.__class__ = kind
     assert CAUGHT[kind](watch(step))
-    step.__class__ = OrtStep
+    step.__class__ = GraphStep
     assert not CAUGHT[kind](watch(step))
 
 
@@ -554,17 +552,18 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> dict[int, Binding]:
     def note(which: str, name: str) -> None:
         real = getattr(ort_python.IOBinding, name)
 
-        def noting(self: Any, key: str, value: Any) -> None:
-            size = math.prod(value.shape()) * np.dtype(_TYPES[value.element_type()]).itemsize
-            kept.append((self, value))
-            start = value.data_ptr()
-            getattr(found.setdefault(id(self), Binding()), which)[key] = range(start, start + size)
-            real(self, key, value)
+        def noting(
+            self: Any, key: str, device: str, number: int, kind: int, shape: tuple[int, ...], address: int
+        ) -> None:
+            size = math.prod(shape) * np.dtype(_TYPES[kind]).itemsize
+            kept.append(self)
+            getattr(found.setdefault(id(self), Binding()), which)[key] = range(address, address + size)
+            real(self, key, device, number, kind, shape, address)
 
         monkeypatch.setattr(ort_python.IOBinding, name, noting)
 
-    note("inputs", "bind_ortvalue_input")
-    note("outputs", "bind_ortvalue_output")
+    note("inputs", "bind_input")
+    note("outputs", "bind_output")
     return found
 
 
@@ -580,7 +579,7 @@ def test_eight_bytes_a_token_come_back(
     step = new_step(generator) if guided else generator._bundle.base_step()
     step.prefill(make_request(generator, *sequences, preference="x" if guided else None))
     for turn in (0, 1):
-        now, following = (bindings[id(step._bindings[(turn + ahead) % 2])] for ahead in (0, 1))
+        now, following = (bindings[id(step._runs[(turn + ahead) % 2].args[0])] for ahead in (0, 1))
         assert list(only_read_by_the_host(now, following)) == [contract.NEXT_IDS]
         ids = now.outputs[contract.NEXT_IDS]
         assert len(ids) == 8 * len(sequences) == step.bytes_to_host
@@ -603,7 +602,7 @@ def test_a_trace_is_counted_as_read_by_the_host(generator: Generator, bindings: 
     """The control of the test above: with a trace, more comes back."""
     step = new_step(generator)
     step.prefill(make_request(generator, 0, trace=True))
-    now, following = (bindings[id(step._bindings[turn])] for turn in (0, 1))
+    now, following = (bindings[id(step._runs[turn].args[0])] for turn in (0, 1))
     assert set(only_read_by_the_host(now, following)) == {contract.NEXT_IDS, *contract.TRACE_OUTPUTS}
 
 

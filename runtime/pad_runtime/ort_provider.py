@@ -1,0 +1,330 @@
+"""ONNX Runtime. Everything that differs between its execution providers is in this file: one entry a provider."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from pad_runtime import contract
+from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer, IdsBuffer, zeros_on_host
+from pad_runtime.cuda import Cuda
+from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
+from pad_runtime.manifest import Manifest
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_CPU = "CPUExecutionProvider"
+_ON_CPU = ("float32", "float16")
+_ON_CUDA = ("float16", "bfloat16")  # what CUDA's attention kernels take
+_FREE_MEMORY = "close other programs, or take a smaller model"
+_ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # NumPy's name -> ONNX's number
+
+
+@dataclass(frozen=True)
+class _Entry:
+    execution_provider: str  # ONNX Runtime's name for it
+    install: str  # what brings it
+    float_types: tuple[str, ...]  # of the bundles that it runs
+    dialects: tuple[str, ...] = contract.DIALECTS
+    on_cuda: bool = True
+    plugin: str = ""  # module of the package that it comes in, where that is not ONNX Runtime's own
+    options: dict[str, str] = field(default_factory=dict)
+    cached: tuple[str, ...] = ()  # options that name the folder where it keeps what it compiled
+    graph_option: str = ""  # switches the capture of runs on
+    graph_id: str = ""  # the run's option that tells captures apart
+
+
+_CUDA_OPTIONS = {"device_id": "0", "arena_extend_strategy": "kSameAsRequested"}
+_ENTRIES = {
+    "cuda": _Entry(
+        "CUDAExecutionProvider",
+        "pip install 'pad-rt[cuda]'",
+        _ON_CUDA,
+        options=_CUDA_OPTIONS,
+        graph_option="enable_cuda_graph",
+        graph_id="gpu_graph_id",
+    ),
+    # It captures one run a session, and two bindings take turns here: no capture.
+    "ort-tensorrt": _Entry(
+        "TensorrtExecutionProvider",
+        "pip install 'pad-rt[cuda,tensorrt]'",
+        _ON_CUDA,
+        dialects=("standard",),
+        options={"device_id": "0", "trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
+        cached=("trt_engine_cache_path", "trt_timing_cache_path"),
+    ),
+    "ort-tensorrt-rtx": _Entry(
+        "NvTensorRTRTXExecutionProvider",
+        "pip install 'pad-rt[ort-tensorrt-rtx]'",
+        _ON_CUDA,
+        dialects=("standard",),
+        plugin="onnxruntime_ep_nv_tensorrt_rtx",
+        options={"has_user_compute_stream": "1"},
+        cached=("nv_runtime_cache_path",),
+        graph_option="enable_cuda_graph",
+        graph_id="cuda_graph_annotation_id",
+    ),
+    "cpu": _Entry(_CPU, "pip install 'pad-rt[cpu]'", _ON_CPU, on_cuda=False),
+}
+ORT_DEVICES = tuple(_ENTRIES)
+_graph_ids = itertools.count(1)  # of the process: no two captures are taken for each other
+_NEVER_CAPTURED = -1  # ONNX Runtime's graph id for a run that is neither captured nor replayed
+
+
+class OrtProvider:
+    """Runs graphs by one of ONNX Runtime's execution providers.
+
+    Attributes:
+        device: one of `ORT_DEVICES`.
+        num_threads: as given.
+        captures: whether repeated runs are captured: a replay reads no host input anew, and no buffer may move.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        manifest: Manifest | None = None,
+        num_threads: int | None = None,
+        low_memory: bool = False,
+        capture: bool = True,
+    ) -> None:
+        """Load what the device needs.
+
+        Args:
+            device: one of `ORT_DEVICES`.
+            manifest: of the bundle that is to run, if there is one already.
+            num_threads: threads inside one operator on a CPU; None takes ONNX Runtime's default, the physical cores.
+            low_memory: run on the weights as they lie mapped in their file: no copy in the layout of ONNX Runtime's
+                kernels, no fp16 weights unfolded to fp32. Half the memory, and slower steps.
+            capture: record repeated runs as a graph of the device, where it can.
+
+        Raises:
+            DeviceError: the device is not available here, or does not run that bundle.
+        """
+        entry = _ENTRIES[device]
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            raise DeviceError("onnxruntime is not installed", hint=entry.install) from None
+        self._ort: Any = onnxruntime
+        self.device, self._entry = device, entry
+        self.num_threads, self._low_memory = num_threads, low_memory
+        self.captures = capture and bool(entry.graph_option)
+        if not entry.plugin and not self.is_built_in(device):
+            built_in = ", ".join(onnxruntime.get_available_providers()) or "none"
+            raise DeviceError(
+                f"device '{device}' is not available in this onnxruntime, which has {built_in}", hint=entry.install
+            )
+        if manifest is not None:
+            self._check_runs(manifest)
+        self._cuda: Cuda | None = None
+        if entry.on_cuda:
+            if hasattr(onnxruntime, "preload_dlls"):
+                onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
+            self._cuda = Cuda()
+        self._plugin_devices = self._register_plugin() if entry.plugin else []
+
+    @property
+    def version(self) -> str:
+        """What runs the graphs."""
+        return f"onnxruntime {self._ort.__version__}"
+
+    @staticmethod
+    def is_built_in(device: str) -> bool:
+        """Whether the onnxruntime here comes with what runs on a device."""
+        try:
+            import onnxruntime
+        except ModuleNotFoundError:
+            return False
+        return _ENTRIES[device].execution_provider in onnxruntime.get_available_providers()
+
+    def _check_runs(self, manifest: Manifest) -> None:
+        entry = self._entry
+        if manifest.float_type not in entry.float_types:
+            raise DeviceError(
+                f"a bundle of {manifest.float_type} on device '{self.device}'",
+                expected=f"one of {', '.join(entry.float_types)}",
+                hint="export it with --precision fp16",
+            )
+        if manifest.dialect not in entry.dialects:
+            raise DeviceError(
+                f"a bundle in the {manifest.dialect} dialect on device '{self.device}'",
+                expected=f"the {' or '.join(entry.dialects)} dialect",
+                hint="export it with --dialect standard",
+            )
+
+    def _register_plugin(self) -> list[Any]:
+        """The devices of an execution provider that comes in a package of its own."""
+        entry = self._entry
+        try:
+            plugin = importlib.import_module(entry.plugin)
+        except ImportError:
+            raise DeviceError(f"{entry.plugin} is not installed", hint=entry.install) from None
+
+        def devices() -> list[Any]:
+            return [each for each in self._ort.get_ep_devices() if each.ep_name == entry.execution_provider]
+
+        if not devices():
+            try:
+                self._ort.register_execution_provider_library(entry.execution_provider, plugin.get_library_path())
+            except Exception as error:  # ONNX Runtime's own exceptions have no base of their own
+                raise DeviceError(
+                    f"{entry.plugin} cannot be loaded: {_first_line(error)}", hint=entry.install
+                ) from None
+        if not (found := devices()):
+            raise DeviceError(f"{entry.plugin} finds no device that it runs on", hint="pass --device cuda or cpu")
+        return found
+
+    # -- graphs -------------------------------------------------------------------------------------------------------
+
+    def open(self, folder: Path, manifest: Manifest, graph: str) -> OrtGraph:
+        """Open a graph of a bundle.
+
+        Raises:
+            BundleError: ONNX Runtime refuses the file.
+            OutOfMemoryError: the weights do not fit.
+        """
+        entry, path = self._entry, folder / manifest.graphs[graph].file
+        options = self._session_options()
+        capacity = manifest.max_length if entry.cached else None
+        if capacity is not None:  # TensorRT updates a cache in place only where its length is fixed
+            options.add_free_dimension_override_by_name(contract.CAPACITY, capacity)
+        own = {**entry.options, **self._caches(manifest, graph)}
+        if self._cuda:
+            own["user_compute_stream"] = str(self._cuda.stream)
+        if self.captures:
+            own[entry.graph_option] = "1"
+        arguments: dict[str, Any] = {"disabled_optimizers": ["ConstantFolding"] if self._low_memory else []}
+        if self._plugin_devices:
+            options.add_provider_for_devices(self._plugin_devices[:1], own)
+        else:  # the CPU stands second for the arithmetic on shapes alone
+            names = list(dict.fromkeys([entry.execution_provider, _CPU]))
+            arguments |= {"providers": names, "provider_options": [own, {}][: len(names)]}
+        try:
+            session = self._ort.InferenceSession(str(path), options, **arguments)
+        except MemoryError:
+            raise OutOfMemoryError(f"no memory for {path}", hint=_FREE_MEMORY) from None
+        except Exception as error:
+            reason = _first_line(error)
+            if "alloc" in reason.lower():
+                raise OutOfMemoryError(f"no memory for {path}: {reason}", hint=_FREE_MEMORY) from None
+            raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
+        if session.get_providers()[0] != entry.execution_provider:  # it falls back in silence
+            raise DeviceError(
+                f"ONNX Runtime could not start {entry.execution_provider}",
+                hint="its libraries are missing or of another version: `pad info` lists them; or pass --device cpu",
+            )
+        return OrtGraph(session, self._run_options, capacity=capacity)
+
+    def _session_options(self) -> ort.SessionOptions:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, and told once
+        # Spinning workers fight with each other and with the rest of a busy small machine for its few cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.disable_prepacking", "1" if self._low_memory else "0")
+        options.inter_op_num_threads = 1
+        if self.num_threads is not None:
+            options.intra_op_num_threads = self.num_threads
+        return options
+
+    def _caches(self, manifest: Manifest, graph: str) -> dict[str, str]:
+        """Options that keep compiled engines for the next process, in a folder of this graph's own."""
+        if not self._entry.cached:
+            return {}
+        path = cache_folder() / self.device / manifest.files[manifest.graphs[graph].file].sha256[:16]
+        path.mkdir(parents=True, exist_ok=True)
+        return dict.fromkeys(self._entry.cached, str(path))
+
+    def _run_options(self, repeated: bool) -> ort.RunOptions:
+        """Options of a run; those of a captured one belong to one set of buffers, and are new for every set."""
+        options = self._ort.RunOptions()
+        if self.captures:
+            graph_id = next(_graph_ids) if repeated else _NEVER_CAPTURED
+            options.add_run_config_entry(self._entry.graph_id, str(graph_id))
+        if self._cuda:  # nobody waits for the run, only for the ids, which are copied on the same stream
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return options
+
+    # -- buffers ------------------------------------------------------------------------------------------------------
+
+    def zeros(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Buffer:
+        """A zeroed buffer on the device.
+
+        Raises:
+            OutOfMemoryError: says how much was asked for.
+        """
+        return CudaBuffer(self._cuda, shape, dtype) if self._cuda else zeros_on_host(shape, dtype)
+
+    def upload(self, array: Array, *, host: bool = False) -> Buffer:
+        """A buffer holding `array`, on the device or, for inputs that are read there, the host.
+
+        On a CPU it is the array's own memory.
+        """
+        if host or self._cuda is None:
+            return HostBuffer(array)
+        buffer = CudaBuffer(self._cuda, array.shape, array.dtype)
+        buffer.write(array)
+        return buffer
+
+    def ids(self, count: int) -> IdsBuffer:
+        """A place for int64 ids that a graph chooses."""
+        return IdsBuffer.on_cuda(self._cuda, count) if self._cuda else IdsBuffer.on_host(count)
+
+
+class OrtGraph:
+    """A graph in a session of ONNX Runtime.
+
+    Attributes:
+        inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
+        host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
+        capacity: slots that its KV caches must have; None: any number.
+    """
+
+    host_inputs = frozenset(contract.HOST_INPUTS)
+
+    def __init__(
+        self, session: ort.InferenceSession, options: Callable[[bool], ort.RunOptions], *, capacity: int | None
+    ) -> None:
+        self._session, self._options = session, options
+        self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
+        self.capacity = capacity
+
+    def bind(
+        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], *, repeated: bool
+    ) -> Callable[[], object]:
+        """A run of the graph on these buffers, which must live as long as it does.
+
+        Args:
+            inputs, outputs: by name; outputs that are left out are thrown away.
+            repeated: the run is used again and again, and may be captured.
+        """
+        binding = self._session.io_binding()
+        for name, buffer in inputs.items():
+            binding.bind_input(name, *_describe(buffer))
+        for name, buffer in outputs.items():
+            binding.bind_output(name, *_describe(buffer))
+        return functools.partial(self._session.run_with_iobinding, binding, self._options(repeated))
+
+
+def _describe(buffer: Buffer) -> tuple[str, int, int, tuple[int, ...], int]:
+    """Device type and number, element type, shape and address, as a binding takes them."""
+    return buffer.device, 0, _ELEMENT_TYPES[buffer.dtype.name], buffer.shape, buffer.address
+
+
+def cache_folder() -> Path:
+    """Where compiled engines are kept between processes (XDG Base Directory specification)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pad-rt"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]

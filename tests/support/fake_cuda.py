@@ -1,0 +1,161 @@
+"""A CUDA device that is simulated in the host's memory, under cuda-python's own names.
+
+What is not true of host memory is made to show: new memory holds noise until it is set, memory that was given back is
+overwritten and never used again, and what a capture recorded runs only when it is launched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+STREAM = 77
+_NOISE, _GONE = 0xCD, 0xEE
+
+
+class FakeRuntime(types.ModuleType):
+    """`cuda.bindings.runtime`. Its functions are written here with underscores.
+
+    Attributes:
+        devices, driver: how many GPUs, and the driver's CUDA version (0: no driver).
+        failing: what waiting for the stream returns.
+        calls: "copy" and "wait", in order.
+        blocks: memory that was taken and not given back, by address: device and pinned.
+        launched: how often a captured graph ran.
+        captured: how many captures there are.
+    """
+
+    def __init__(self, *, devices: int = 1, driver: int = 13000) -> None:
+        super().__init__("cuda.bindings.runtime")
+        self.devices, self.driver, self.failing = devices, driver, 0
+        self.memory = 2**40
+        self.calls: list[str] = []
+        self.blocks: dict[int, ctypes.Array[Any]] = {}
+        self.launched = self.captured = 0
+        self._gone: list[Any] = []
+        self._recording: list[Callable[[], None]] | None = None
+        for name in [name for name in dir(type(self)) if name.startswith("cuda_")]:
+            setattr(self, re.sub("_(.)", lambda letter: letter[1].upper(), name), getattr(self, name))
+        self.__dict__["cudaMemcpyKind"] = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+        self.__dict__["cudaStreamCaptureMode"] = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+        self.__dict__["cudaStreamNonBlocking"] = 1
+
+    @property
+    def taken(self) -> int:
+        """Bytes."""
+        return sum(map(len, self.blocks.values()))
+
+    def enqueue(self, work: Callable[[], None]) -> None:
+        """Put work on the stream: it is done at once, or recorded."""
+        if self._recording is None:
+            work()
+        else:
+            self._recording.append(work)
+
+    # -- the device ---------------------------------------------------------------------------------------------------
+
+    def cuda_get_device_count(self) -> tuple[int, int]:
+        return (0, self.devices) if self.driver else (35, 0)
+
+    def cuda_get_error_string(self, error: int) -> tuple[int, bytes]:
+        return 0, b"CUDA driver version is insufficient for CUDA runtime version"
+
+    def cuda_set_device(self, device: int) -> tuple[int]:
+        return (0,)
+
+    def cuda_stream_create_with_flags(self, flags: int) -> tuple[int, int]:
+        assert flags == 1, "the default stream would be waited for"
+        return 0, STREAM
+
+    def cuda_stream_synchronize(self, stream: int) -> tuple[int]:
+        assert self._recording is None, "nobody waits during a capture"
+        self.calls.append("wait")
+        return (self.failing,)
+
+    def cuda_get_device_properties(self, device: int) -> tuple[int, Any]:
+        return 0, types.SimpleNamespace(name=b"NVIDIA Thing", major=8, minor=9, totalGlobalMem=2**33)
+
+    def cuda_driver_get_version(self) -> tuple[int, int]:
+        return 0, self.driver
+
+    def cuda_runtime_get_version(self) -> tuple[int, int]:
+        return 0, 12080
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def cuda_malloc(self, size: int) -> tuple[int, int]:
+        assert self._recording is None, "no memory is taken during a capture"
+        if self.taken + size > self.memory:
+            return 2, 0
+        block = ctypes.create_string_buffer(size)
+        address = ctypes.addressof(block)
+        ctypes.memset(address, _NOISE, size)
+        self.blocks[address] = block
+        return 0, address
+
+    def cuda_free(self, address: int) -> tuple[int]:
+        block = self.blocks.pop(address)
+        ctypes.memset(address, _GONE, len(block))
+        self._gone.append(block)
+        return (0,)
+
+    cuda_malloc_host, cuda_free_host = cuda_malloc, cuda_free
+
+    def cuda_memset_async(self, address: int, value: int, size: int, stream: int) -> tuple[int]:
+        assert stream == STREAM
+        self.enqueue(lambda: ctypes.memset(address, value, size) and None)
+        return (0,)
+
+    def cuda_memcpy_async(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
+        assert stream == STREAM
+        self.calls.append("copy")
+        self.enqueue(lambda: ctypes.memmove(to, source, size) and None)
+        return (0,)
+
+    # -- capture ------------------------------------------------------------------------------------------------------
+
+    def cuda_stream_begin_capture(self, stream: int, mode: int) -> tuple[int]:
+        assert (stream, mode) == (STREAM, 1)
+        assert self._recording is None
+        self._recording = []
+        return (0,)
+
+    def cuda_stream_end_capture(self, stream: int) -> tuple[int, Any]:
+        recorded, self._recording = self._recording, None
+        return 0, recorded
+
+    def cuda_graph_instantiate(self, graph: list[Callable[[], None]], flags: int) -> tuple[int, Any]:
+        self.captured += 1
+        return 0, list(graph)
+
+    def cuda_graph_destroy(self, graph: list[Callable[[], None]]) -> tuple[int]:
+        graph.clear()
+        return (0,)
+
+    def cuda_graph_launch(self, graph: list[Callable[[], None]], stream: int) -> tuple[int]:
+        assert stream == STREAM
+        self.launched += 1
+        for work in graph:
+            work()
+        return (0,)
+
+    def cuda_graph_exec_destroy(self, graph: list[Callable[[], None]]) -> tuple[int]:
+        graph.clear()
+        self.captured -= 1
+        return (0,)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **settings: int) -> FakeRuntime:
+    """Let `from cuda.bindings import runtime` find a simulated device."""
+    runtime = FakeRuntime(**settings)
+    package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
+    bindings.runtime = runtime  # type: ignore[attr-defined]
+    for name, module in (("cuda", package), ("cuda.bindings", bindings), ("cuda.bindings.runtime", runtime)):
+        monkeypatch.setitem(sys.modules, name, module)
+    return runtime
