@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -90,50 +87,6 @@ class CudaBuffer:
         """Give the memory back."""
         if hasattr(self, "address"):
             self._cuda.free(self.address)
-
-
-@dataclass(frozen=True)
-class IdsBuffer:
-    """Where chosen ids land: bound as an output, read by the host with no NumPy.
-
-    Attributes:
-        buffer: what a graph writes to.
-        view: what the host reads; the memory itself on a CPU.
-        fetch: brings the view up to date, where it is not the memory itself.
-        lock: held while a graph runs and its ids are fetched, where graphs share a stream.
-    """
-
-    buffer: Buffer
-    view: Sequence[int]
-    fetch: Callable[[], None] | None = None
-    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
-
-    @classmethod
-    def on_host(cls, count: int) -> IdsBuffer:
-        """For graphs that run on the host."""
-        array = np.zeros(count, np.int64)
-        view = (ctypes.c_int64 * count).from_buffer(array.data)  # keeps it
-        return cls(HostBuffer(array), cast(Sequence[int], view))
-
-    @classmethod
-    def on_cuda(cls, cuda: Cuda, count: int) -> IdsBuffer:
-        """For graphs that run on a device: the host reads a pinned copy, of 8 bytes an id."""
-        buffer, pinned = CudaBuffer(cuda, (count,), np.int64), cuda.pinned_ids(count)
-        address = buffer.address
-        return cls(buffer, cast(Sequence[int], pinned.view), lambda: pinned.fetch(address), cuda.lock)
-
-    def reading(self, run: Callable[[], object]) -> Callable[[], object]:
-        """`run`, and then the ids are there to be read."""
-        fetch, lock = self.fetch, self.lock
-        if fetch is None:
-            return run
-
-        def run_and_fetch() -> None:
-            with lock:
-                run()
-                fetch()
-
-        return run_and_fetch
 
 
 def zeros_on_host(shape: Sequence[int], dtype: npt.DTypeLike) -> HostBuffer:

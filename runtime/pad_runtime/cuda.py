@@ -5,7 +5,6 @@ Through NVIDIA's `cuda-python` (https://nvidia.github.io/cuda-python/), which lo
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,9 +103,9 @@ class Cuda:
         """Copy from the device; done when this returns."""
         self._copy(host, device, size, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
 
-    def pinned_ids(self, count: int) -> PinnedIds:
-        """Host memory for int64 ids that a device can write to directly."""
-        return PinnedIds(self, count)
+    def pin(self, size: int) -> PinnedMemory:
+        """Bytes of the host that the device copies to by itself."""
+        return PinnedMemory(self, size)
 
     def synchronize(self) -> None:
         """Wait for the stream."""
@@ -167,30 +166,40 @@ class CapturedGraph:
             self._cuda._runtime.cudaGraphExecDestroy(self._executable)
 
 
-class PinnedIds:
-    """Page-locked int64 ids. `view` is what was last fetched."""
+class PinnedMemory:
+    """Page-locked memory of the host that a device copies to by itself, and an event for the end of a copy.
 
-    def __init__(self, cuda: Cuda, count: int) -> None:
-        self._cuda, self._size = cuda, count * ctypes.sizeof(ctypes.c_int64)
-        self._address = int(cuda._call("cudaMallocHost", self._size))
-        self.view = (ctypes.c_int64 * count).from_address(self._address)
+    Attributes:
+        address: of its first byte.
+    """
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
         runtime = cuda._runtime
-        self._copy, self._wait = runtime.cudaMemcpyAsync, runtime.cudaStreamSynchronize
+        self._cuda, self._size = cuda, size
+        self._event = cuda._call("cudaEventCreateWithFlags", runtime.cudaEventDisableTiming)
+        self.address = int(cuda._call("cudaMallocHost", size))
+        self._copy, self._record, self._wait = (
+            runtime.cudaMemcpyAsync,
+            runtime.cudaEventRecord,
+            runtime.cudaEventSynchronize,
+        )
         self._kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
-    def fetch(self, address: int) -> None:
-        """Wait for what the stream has to do, then for the copy of the ids at a device address."""
-        self._copy(self._address, address, self._size, self._kind, self._cuda.stream)
-        (error,) = self._wait(self._cuda.stream)
-        if int(error):
-            raise DeviceError(
-                f"the device failed while it decoded (CUDA error {int(error)})", hint="load the bundle again"
-            )
+    def start_copy(self, address: int) -> None:
+        """Put a copy from the device on the stream."""
+        self._copy(self.address, address, self._size, self._kind, self._cuda.stream)
+        self._record(self._event, self._cuda.stream)
+
+    def wait(self) -> int:
+        """Wait for the last copy; CUDA's error code, 0 for none."""
+        return int(self._wait(self._event)[0])
 
     def __del__(self) -> None:
         """Give the memory back."""
-        if hasattr(self, "view"):
-            self._cuda._runtime.cudaFreeHost(self._address)
+        if hasattr(self, "address"):
+            self.wait()
+            self._cuda._runtime.cudaFreeHost(self.address)
+            self._cuda._runtime.cudaEventDestroy(self._event)
 
 
 def _version(number: int) -> str:

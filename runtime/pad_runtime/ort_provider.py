@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from pad_runtime import contract
-from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer, IdsBuffer, zeros_on_host
+from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer, zeros_on_host
 from pad_runtime.cuda import Cuda
 from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
+from pad_runtime.ids import CudaIds, HostIds, Ids
 from pad_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -276,9 +277,9 @@ class OrtProvider:
         buffer.write(array)
         return buffer
 
-    def ids(self, count: int) -> IdsBuffer:
+    def ids(self, count: int) -> Ids:
         """A place for int64 ids that a graph chooses."""
-        return IdsBuffer.on_cuda(self._cuda, count) if self._cuda else IdsBuffer.on_host(count)
+        return CudaIds(self._cuda, count) if self._cuda else HostIds(count)
 
 
 class OrtGraph:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy.typing as npt
 
 from pad_runtime import contract
-from pad_runtime.buffers import Array, Buffer, IdsBuffer
+from pad_runtime.buffers import Array, Buffer
 from pad_runtime.errors import DeviceError, EngineError
+from pad_runtime.ids import Ids
 from pad_runtime.manifest import Manifest
 from pad_runtime.ort_provider import ORT_DEVICES, OrtProvider
 from pad_runtime.tensorrt_provider import TensorRtProvider
@@ -65,7 +66,7 @@ class Provider(Protocol):
     def upload(self, array: Array, *, host: bool = False) -> Buffer:
         """A buffer holding `array`, on the device or, for inputs that are read there, the host."""
 
-    def ids(self, count: int) -> IdsBuffer:
+    def ids(self, count: int) -> Ids:
         """A place for int64 ids that a graph chooses."""
 
 

@@ -18,6 +18,7 @@ from pad_runtime import contract
 from pad_runtime.adapters import AdapterBank
 from pad_runtime.buffers import Buffer
 from pad_runtime.errors import OutOfMemoryError
+from pad_runtime.ids import BYTES_PER_ID
 from pad_runtime.manifest import Manifest
 from pad_runtime.providers import Graph, Provider
 from pad_runtime.rows import Row
@@ -25,7 +26,6 @@ from pad_runtime.rows import Row
 Array = npt.NDArray[Any]
 _CAPACITY_BLOCK = 256  # KV slots are allocated in blocks, so that requests of like length share one cache
 _KEEP_ALL = 2.0  # top_p of 1: mass sums to 1 only up to rounding, so the limit is put out of reach
-_BYTES_PER_ID = 8
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,15 @@ class GraphStep:
         self._capacity = 0
         self._stale = True  # a bound buffer was replaced since the runs were made
         self._turn = 0
-        self.next_ids: Sequence[int] = ()
-        self.bytes_to_host = 0  # per step
+        self._ids = provider.ids(1)
+        self._take = self._ids.take
+        self.bytes_to_host = BYTES_PER_ID  # per step
 
     # -- the three calls of the loop ----------------------------------------------------------------------------------
 
     def prefill(self, request: StepRequest) -> Sequence[int]:
         """Read right-padded prompts of any lengths into the cache and choose the first token of each sequence."""
+        self._ids.forget()
         batch = len(request.sequences)
         prompts = self._prompts(request)
         longest = max(array.shape[1] for array, _ in prompts)
@@ -128,8 +130,9 @@ class GraphStep:
             turns = self._turns
             self._runs = [self._bind(turns[turn], turns[1 - turn], repeated=True) for turn in (0, 1)]
             self._stale = False
+        run = self._bind(prefill, self._turns[0], repeated=False)  # kept here until its ids are there
         try:
-            self._bind(prefill, self._turns[0], repeated=False)()
+            run()
         except Exception as error:  # ONNX Runtime's own exceptions have no base of their own
             if "alloc" in str(error).lower():
                 raise OutOfMemoryError(
@@ -137,13 +140,16 @@ class GraphStep:
                 ) from None
             raise
         self._turn = 0
-        return self.next_ids
+        if self._ids.ahead and not request.trace:  # from here on the device is always one step ahead
+            self._runs[0]()
+            self._turn = 1
+        return self._take()
 
     def step(self) -> Sequence[int]:
         """One token for every sequence: a run that is ready, and nothing else."""
         self._runs[self._turn]()
         self._turn ^= 1
-        return self.next_ids
+        return self._take()
 
     def trace(self) -> StepTrace:
         """Copies of what the last step weighed."""
@@ -154,6 +160,11 @@ class GraphStep:
         at = self._trunks[trunk][2]
         names = (at + contract.past_key(layer), at + contract.past_value(layer))
         return self._values[names[0]].read(), self._values[names[1]].read()
+
+    def __del__(self) -> None:
+        """Let the device end what it is doing, before buffers go."""
+        if hasattr(self, "_ids"):
+            self._ids.forget()
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
@@ -216,10 +227,10 @@ class GraphStep:
             for name, value in self._bank.inputs(active, request.sequences).items():
                 self._stale |= self._values.get(name) is not value
                 self._values[name] = value
-        if len(self.next_ids) != batch:
-            ids = self._provider.ids(batch)
-            self._ids, self.next_ids = ids, ids.view
-            self.bytes_to_host, self._stale = batch * _BYTES_PER_ID, True
+        if self.bytes_to_host != batch * BYTES_PER_ID:
+            self._ids = self._provider.ids(batch)
+            self._take = self._ids.take
+            self.bytes_to_host, self._stale = batch * BYTES_PER_ID, True
         trace = {}
         if request.trace:
             rows = len(coefficients[0])
@@ -248,7 +259,7 @@ class GraphStep:
         buffer.write(array)
 
     def _bind(self, state: dict[str, Buffer], next_state: dict[str, Buffer], *, repeated: bool) -> Callable[[], object]:
-        """A run that reads `state` and writes `next_state`, after which the ids are there."""
+        """A run that reads `state` and writes `next_state`, and whose ids can be taken."""
         inputs = {name: state[name] if name in state else self._values[name] for name in self._input_names}
         outputs: dict[str, Buffer] = {contract.NEXT_IDS: self._ids.buffer, **self._trace}
         outputs[contract.NEXT_STEP] = next_state[contract.STEP]
@@ -259,7 +270,7 @@ class GraphStep:
                 outputs[at + contract.present_key(layer)] = self._values[at + contract.past_key(layer)]
                 outputs[at + contract.present_value(layer)] = self._values[at + contract.past_value(layer)]
         bound = {name: outputs[name] for name in self._output_names if name in outputs}
-        return self._ids.reading(self._graph.bind(inputs, bound, repeated=repeated))
+        return self._ids.bind(self._graph.bind(inputs, bound, repeated=repeated))
 
 
 def draw_noise(request: StepRequest) -> Array:

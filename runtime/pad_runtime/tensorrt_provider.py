@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer, IdsBuffer
+from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer
 from pad_runtime.cuda import Cuda
 from pad_runtime.engine import EngineHost, find_engine, this_platform
 from pad_runtime.errors import DeviceError, EngineError
+from pad_runtime.ids import CudaIds, Ids
 from pad_runtime.manifest import EngineInfo, Manifest
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
@@ -164,9 +165,9 @@ class TensorRtProvider:
         buffer.write(array)
         return buffer
 
-    def ids(self, count: int) -> IdsBuffer:
+    def ids(self, count: int) -> Ids:
         """A place for int64 ids that a graph chooses."""
-        return IdsBuffer.on_cuda(self._cuda, count)
+        return CudaIds(self._cuda, count)
 
 
 @dataclass(frozen=True)

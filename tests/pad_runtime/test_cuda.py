@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,9 +11,10 @@ import pytest
 import fake_cuda
 from error_checks import refused
 from fake_cuda import FakeRuntime
-from pad_runtime.buffers import CudaBuffer, IdsBuffer
+from pad_runtime.buffers import CudaBuffer
 from pad_runtime.cuda import Cuda, Gpu
 from pad_runtime.errors import DeviceError, OutOfMemoryError
+from pad_runtime.ids import CudaIds
 
 
 @pytest.fixture
@@ -60,22 +61,47 @@ def test_no_memory(runtime: FakeRuntime) -> None:
         CudaBuffer(Cuda(), (2**21,), np.uint8)
 
 
-def test_ids_are_copied_then_waited_for_and_given_back(runtime: FakeRuntime) -> None:
-    ids = IdsBuffer.on_cuda(Cuda(), 2)
-    read = ids.reading(partial(ids.buffer.write, np.array([4, 5], np.int64)))
-    read()
-    assert list(ids.view) == [4, 5]
-    assert runtime.calls[-2:] == ["copy", "wait"]
-    del ids, read
+def choosing(ids: CudaIds, *choices: list[int]) -> Callable[[], object]:
+    """A run that chooses these, one after another."""
+    arrays, buffer = iter([np.array(choice, np.int64) for choice in choices]), ids.buffer
+    return ids.bind(lambda: buffer.write(next(arrays)))
+
+
+def test_ids_are_copied_while_the_next_run_is_started(runtime: FakeRuntime) -> None:
+    ids = CudaIds(Cuda(), 2)
+    start = choosing(ids, [4, 5], [6, 7], [8, 9])
+    start()
+    start()
+    runtime.calls.clear()
+    first = ids.take()
+    assert list(first) == [4, 5]
+    assert runtime.calls == ["wait"]
+    start()
+    assert [list(ids.take()), list(ids.take())] == [[6, 7], [8, 9]]
+    del ids, start
     gc.collect()
     assert not runtime.blocks
 
 
+def test_forgotten_ids_are_waited_for_and_not_taken(runtime: FakeRuntime) -> None:
+    ids = CudaIds(Cuda(), 1)
+    start = choosing(ids, [1], [2])
+    start()
+    runtime.calls.clear()
+    ids.forget()
+    ids.forget()
+    assert runtime.calls == ["wait"]
+    start()
+    assert list(ids.take()) == [2]
+
+
 def test_a_failing_device_is_told(runtime: FakeRuntime) -> None:
-    pinned = Cuda().pinned_ids(1)
+    ids = CudaIds(Cuda(), 1)
+    ids.bind(lambda: None)()
     runtime.failing = 700
     with refused(DeviceError, given="CUDA error 700"):
-        pinned.fetch(np.zeros(1, np.int64).ctypes.data)
+        ids.take()
+    runtime.failing = 0
 
 
 def test_a_capture_runs_when_it_is_launched_and_not_before(runtime: FakeRuntime) -> None:
@@ -99,3 +125,40 @@ def test_a_capture_that_fails_ends(runtime: FakeRuntime) -> None:
         cuda.capture(fail)
     assert runtime._recording is None
     assert not runtime.captured
+
+
+def test_cuda_python_takes_these_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no driver every call is refused for that, and none for its arguments."""
+    real = pytest.importorskip("cuda.bindings.runtime")
+    if int(real.cudaGetDeviceCount()[0]) == 0:
+        pytest.skip("there is a device: tests/gpu runs on it")
+    fake = FakeRuntime()
+    names = [name for name in vars(fake) if name.startswith("cuda") and callable(getattr(fake, name))]
+    assert len(names) > 15
+    kind, mode = real.cudaMemcpyKind.cudaMemcpyHostToDevice, real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    arguments = {
+        "cudaGetErrorString": [real.cudaError_t.cudaErrorInsufficientDriver],
+        "cudaSetDevice": [0],
+        "cudaStreamCreateWithFlags": [real.cudaStreamNonBlocking],
+        "cudaStreamSynchronize": [77],
+        "cudaEventCreateWithFlags": [real.cudaEventDisableTiming],
+        "cudaEventRecord": [real.cudaEvent_t(0), 77],
+        "cudaEventSynchronize": [real.cudaEvent_t(0)],
+        "cudaGetDeviceProperties": [0],
+        "cudaMalloc": [64],
+        "cudaMallocHost": [64],
+        "cudaMemsetAsync": [4096, 0, 64, 77],
+        "cudaMemcpyAsync": [4096, 8192, 64, kind, 77],
+        "cudaStreamBeginCapture": [77, mode],
+        "cudaStreamEndCapture": [77],
+        "cudaGraphInstantiate": [real.cudaGraph_t(0), 0],
+        "cudaGraphLaunch": [real.cudaGraphExec_t(0), 77],
+    }
+    for name in names:
+        if name.endswith(("Destroy", "Free", "FreeHost")):
+            assert callable(getattr(real, name))
+            continue
+        result = getattr(real, name)(*arguments.get(name, []))
+        assert int(result[0]) in (0, 1, 35, 400, 401), (name, result)
+    with refused(DeviceError, given="CUDA driver version is insufficient", hint="--device cpu"):
+        Cuda()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pad_rt import Generator, PadError, Preference
-from pad_runtime.buffers import IdsBuffer
 from pad_runtime.errors import PreferenceError
+from pad_runtime.ids import HostIds
 from pad_runtime.manifest import Manifest, PersRMInfo, read_manifest
 from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
 
@@ -103,8 +103,8 @@ def test_options_may_be_a_mapping(tiny_bundle: Path) -> None:
 
 
 def test_a_view_of_the_ids_outlives_its_step() -> None:
-    ids = IdsBuffer.on_host(2)
-    buffer, view = ids.buffer, ids.view
+    ids = HostIds(2)
+    buffer, view = ids.buffer, ids.take()
     buffer.write(np.array([13, 14]))
     assert list(view) == [13, 14]
     del buffer, ids

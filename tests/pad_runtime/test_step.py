@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_inference_collection as ort_python
 import tiny_bundles
 import tiny_models
 from pad_rt import EncodedPrompt, GenerationConfig, Generator
-from pad_runtime import buffers, contract
+from pad_runtime import buffers, contract, ids
 from pad_runtime import step as step_module
 from pad_runtime.step import GraphStep, StepRequest
 from torch_oracle import Reward, TorchModel, decode, tolerance
@@ -298,7 +298,7 @@ def addresses(step: GraphStep) -> dict[str, int]:
     found = {name: value.address for name, value in step._values.items()}
     for turn, values in enumerate(step._turns):
         found |= {f"{turn}:{name}": value.address for name, value in values.items()}
-    return found | {"next_ids": step._ids.buffer.address, "view": ctypes.addressof(step.next_ids)}
+    return found | {"next_ids": step._ids.buffer.address, "view": ctypes.addressof(step._take())}
 
 
 @dataclass
@@ -395,7 +395,7 @@ class Poison:
 def poisoned(step: GraphStep) -> Iterator[None]:
     """Take NumPy from the modules, and everything from the step that could lead to an array."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (step_module, buffers, sys.modules[type(step._bank).__module__]):
+        for module in (step_module, buffers, ids, sys.modules[type(step._bank).__module__]):
             patch.setattr(module, "np", Poison())
         for name in ("_provider", "_bank", "_manifest", "_graph"):
             patch.setattr(step, name, Poison())
@@ -443,12 +443,13 @@ def test_a_step_only_runs_the_graph(generator: Generator, guided: bool) -> None:
     step = new_step(generator) if guided else generator._bundle.base_step()
     preference = "x" if guided else None
     step.prefill(make_request(generator, 0, 1, preference=preference, max_new_tokens=4 * NUM_STEPS))
-    before, view = addresses(step), step.next_ids
+    before, view = addresses(step), step._take()
     watched = watch(step)
     assert watched.forbidden == []
     assert watched.held == []
     runs = {name: count for name, count in watched.calls.items() if name.startswith("onnxruntime.")}
-    assert watched.calls == {"pad_runtime.step:step": NUM_STEPS, **runs}
+    own = {"pad_runtime.step:step": NUM_STEPS, "pad_runtime.ids:take": NUM_STEPS}
+    assert watched.calls == {**own, **runs}
     assert set(runs.values()) == {NUM_STEPS}
     assert "onnxruntime.capi.onnxruntime_inference_collection:run_with_iobinding" in runs
     assert not [name for name in runs for word in ("bind_", "ortvalue", "numpy", "copy", "dlpack") if word in name]
@@ -509,7 +510,7 @@ class Leaking(GraphStep):
 
     def step(self) -> Any:
         self.kept.append(tuple(super().step()))
-        return self.next_ids
+        return self._take()
 
 
 CAUGHT: dict[type[GraphStep], Callable[[Watched], object]] = {
@@ -583,8 +584,8 @@ def test_eight_bytes_a_token_come_back(
         assert list(only_read_by_the_host(now, following)) == [contract.NEXT_IDS]
         ids = now.outputs[contract.NEXT_IDS]
         assert len(ids) == 8 * len(sequences) == step.bytes_to_host
-        assert ids.start == ctypes.addressof(step.next_ids)
-        assert len(ids) == ctypes.sizeof(step.next_ids)
+        assert ids.start == ctypes.addressof(step._take())
+        assert len(ids) == ctypes.sizeof(step._take())
         assert now.inputs.keys() == set(step._input_names)
         # What the step writes beside the KV cache, it does not read in the same step.
         read = [where for name, where in now.inputs.items() if "past_key_values" not in name]

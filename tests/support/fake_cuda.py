@@ -44,7 +44,7 @@ class FakeRuntime(types.ModuleType):
             setattr(self, re.sub("_(.)", lambda letter: letter[1].upper(), name), getattr(self, name))
         self.__dict__["cudaMemcpyKind"] = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
         self.__dict__["cudaStreamCaptureMode"] = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-        self.__dict__["cudaStreamNonBlocking"] = 1
+        self.__dict__.update(cudaStreamNonBlocking=1, cudaEventDisableTiming=2)
 
     @property
     def taken(self) -> int:
@@ -77,6 +77,21 @@ class FakeRuntime(types.ModuleType):
         assert self._recording is None, "nobody waits during a capture"
         self.calls.append("wait")
         return (self.failing,)
+
+    def cuda_event_create_with_flags(self, flags: int) -> tuple[int, object]:
+        assert flags == 2
+        return 0, object()
+
+    def cuda_event_record(self, event: object, stream: int) -> tuple[int]:
+        assert stream == STREAM
+        return (0,)
+
+    def cuda_event_synchronize(self, event: object) -> tuple[int]:
+        self.calls.append("wait")
+        return (self.failing,)
+
+    def cuda_event_destroy(self, event: object) -> tuple[int]:
+        return (0,)
 
     def cuda_get_device_properties(self, device: int) -> tuple[int, Any]:
         return 0, types.SimpleNamespace(name=b"NVIDIA Thing", major=8, minor=9, totalGlobalMem=2**33)
