@@ -74,7 +74,7 @@ peers: .venv/wheel .venv/smollm2 .venv/quality
 	PYTHONPATH=demo $(BIN)/python benchmarks/latency/peers.py $(PEERS_ARGS)
 
 .venv/tensorrt-rtx: .venv/packages
-	$(BIN)/pip install --quiet "tensorrt-rtx>=1.7"
+	$(BIN)/pip install --quiet "tensorrt-rtx>=1.7" "cuda-python>=12.6"
 	touch $@
 
 engines: .venv/wheel .venv/smollm2 .venv/tensorrt-rtx

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer, zeros_on_
 from pad_runtime.cuda import Cuda
 from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
 from pad_runtime.ids import CudaIds, HostIds, Ids
+from pad_runtime.kernel_cache import cache_folder
 from pad_runtime.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class OrtProvider:
         """Options that keep compiled engines for the next process, in a folder of this graph's own."""
         if not self._entry.cached:
             return {}
-        path = cache_folder() / self.device / manifest.files[manifest.graphs[graph].file].sha256[:16]
+        path = cache_folder(self.device) / manifest.files[manifest.graphs[graph].file].sha256[:16]
         path.mkdir(parents=True, exist_ok=True)
         return dict.fromkeys(self._entry.cached, str(path))
 
@@ -320,11 +320,6 @@ class OrtGraph:
 def _describe(buffer: Buffer) -> tuple[str, int, int, tuple[int, ...], int]:
     """Device type and number, element type, shape and address, as a binding takes them."""
     return buffer.device, 0, _ELEMENT_TYPES[buffer.dtype.name], buffer.shape, buffer.address
-
-
-def cache_folder() -> Path:
-    """Where compiled engines are kept between processes (XDG Base Directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pad-rt"
 
 
 def _first_line(error: Exception) -> str:

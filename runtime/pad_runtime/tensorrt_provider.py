@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import mmap
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pad_runtime.cuda import Cuda
 from pad_runtime.engine import EngineHost, find_engine, this_platform
 from pad_runtime.errors import DeviceError, EngineError
 from pad_runtime.ids import CudaIds, Ids
+from pad_runtime.kernel_cache import cache_folder, load_cache, save_cache
 from pad_runtime.manifest import EngineInfo, Manifest
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
@@ -147,7 +149,8 @@ class TensorRtProvider:
             raise EngineError(
                 f"{self.version} cannot load {path}: {self.log.take()}", hint="build it again: pad-export engines"
             )
-        return TensorRtGraph(self, engine, info, manifest.max_length)
+        cache = cache_folder(self.device) / f"{manifest.files[info.file].sha256[:16]}.kernels"
+        return TensorRtGraph(self, engine, info, manifest.max_length, cache)
 
     def zeros(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Buffer:
         """A zeroed buffer on the device.
@@ -194,7 +197,9 @@ class TensorRtGraph:
         capacity: slots that its KV caches must have.
     """
 
-    def __init__(self, provider: TensorRtProvider, engine: Any, info: EngineInfo, capacity: int) -> None:
+    def __init__(
+        self, provider: TensorRtProvider, engine: Any, info: EngineInfo, capacity: int, cache_file: Path
+    ) -> None:
         self._provider, self._engine, self._info = provider, engine, info
         self._trt, self._cuda = provider._trt, provider._cuda
         self.capacity: int | None = capacity
@@ -206,6 +211,11 @@ class TensorRtGraph:
             for tensor in self.inputs
             if engine.get_tensor_location(tensor.name) == on_host
         )
+        self._compiled: Any = None  # by TensorRT-RTX, for the shapes that it met
+        if provider.is_rtx:
+            self._compiled = engine.create_runtime_config().create_runtime_cache()
+            load_cache(self._compiled, cache_file)
+            weakref.finalize(self, save_cache, self._compiled, cache_file)
         # Decode steps share what they need beside their buffers: on one stream, one runs at a time.
         self._scratch = self._make_scratch(engine.get_device_memory_size_for_profile_v2(self._index("decode")))
 
@@ -266,6 +276,7 @@ class TensorRtGraph:
         if provider.is_rtx:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(user_managed)
+            config.set_runtime_cache(self._compiled)
             if provider.capture and profile == "decode":
                 config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             context = self._engine.create_execution_context(config)

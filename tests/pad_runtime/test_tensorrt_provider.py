@@ -127,7 +127,10 @@ def test_an_engine_that_cannot_be_captured_runs_as_it_is(
     assert mine == reply(tiny_bundles.load(bundle), preference(bundle))
 
 
-def test_tensorrt_rtx_captures_by_itself(bundle: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_rtx_captures_by_itself_and_keeps_its_kernels(
+    bundle: Path, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     module = fake_tensorrt.make_module(runtime, "tensorrt-rtx")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     manifest = (bundle / "pad.json").read_text()
@@ -137,6 +140,13 @@ def test_tensorrt_rtx_captures_by_itself(bundle: Path, runtime: FakeRuntime, mon
         assert generator._bundle.provider.device == "tensorrt-rtx", "auto prefers engines"
         assert not generator._bundle.notes
         assert reply(generator, preference(bundle)) == reply(tiny_bundles.load(bundle), preference(bundle))
+        del generator
+        module.engines[1:] = []
+        gc.collect()
+        (kept,) = (tmp_path / "pad-rt" / "tensorrt-rtx").iterdir()
+        assert kept.read_bytes() == b"k" * len(module.engines[0].contexts)
+        Generator.load(bundle).generate(PROMPTS[0], preference=preference(bundle), config=CONFIG)
+        assert len(module.engines[1].contexts[0].config.cache.kernels) > len(module.engines[1].contexts)
     finally:
         (bundle / "pad.json").write_text(manifest)
     assert not runtime.launched
@@ -274,6 +284,7 @@ def test_what_is_simulated_is_what_there_is() -> None:
     pairs = [
         (fake_tensorrt.Context, real.IExecutionContext),
         (fake_tensorrt.RuntimeConfig, real.IRuntimeConfig),
+        (fake_tensorrt.RuntimeCache, real.IRuntimeCache),
         (module.Runtime, real.Runtime),
     ]
     for fake, other in pairs:

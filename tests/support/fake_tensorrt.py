@@ -72,12 +72,34 @@ class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
+class RuntimeCache:
+    """Kernels that were compiled: as many bytes as contexts that ran with it, here."""
+
+    def __init__(self) -> None:
+        self.kernels = b""
+
+    def serialize(self) -> bytes:
+        return self.kernels
+
+    def deserialize(self, content: bytes) -> bool:
+        self.kernels = content
+        return True
+
+
 @dataclass
 class RuntimeConfig:
     """What a context of TensorRT-RTX is to do."""
 
     cuda_graph_strategy: CudaGraphStrategy = CudaGraphStrategy.DISABLED
     allocation: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        cache.kernels += b"k"
+        return True
 
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
         self.allocation = strategy
