@@ -36,7 +36,7 @@ class Bundle:
         """
         self.folder = folder
         self.manifest = read_manifest(folder)
-        float_type = contract.FLOAT_TYPES[self.manifest.precision]
+        float_type = self.manifest.float_type
         self.provider = Provider(device, float_type=float_type, num_threads=num_threads, low_memory=low_memory)
         self._bank = AdapterBank(folder, self.manifest, self.provider)
 

@@ -18,7 +18,7 @@ from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-_HALF_ONLY = ("float16",)  # what CUDA's attention kernels take
+_HALF_ONLY = ("float16", "bfloat16")  # what CUDA's attention kernels take
 _FREE_MEMORY = "close other programs, or take a smaller model"
 
 
@@ -42,7 +42,7 @@ _PROVIDERS = {
         options={"device_id": "0", "enable_cuda_graph": "1", "arena_extend_strategy": "kSameAsRequested"},
         captures=True,
     ),
-    "cpu": _Entry("CPUExecutionProvider", "cpu", "cpu"),
+    "cpu": _Entry("CPUExecutionProvider", "cpu", "cpu", float_types=("float32", "float16")),
 }
 DEVICES = ("auto", *_PROVIDERS)
 _graph_ids = itertools.count(1)  # of the process: no two captures are taken for each other
