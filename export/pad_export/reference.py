@@ -141,8 +141,9 @@ class _Rounding:
         """One of the checkpoint's own; norms are stored with their family's offset added."""
         if name.removesuffix(".weight") in self._merged:
             return value  # rounded when the adapter is in it
-        offset = self._norm_offset if name.endswith("norm.weight") else 0.0
-        return self._round(value.float() + offset) - offset
+        if self._norm_offset and name.endswith("norm.weight"):
+            return self._round(value.float() + self._norm_offset) - self._norm_offset
+        return self._round(value)
 
     def constants(self, decoder: Any) -> None:
         """Cosines and sines of the rotary embedding, and the embedding's scale where the family has one."""
