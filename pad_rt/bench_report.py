@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle
 from pad_rt.fresh_start import FreshStart, measure_fresh_start
 from pad_rt.generator import Generator
@@ -255,7 +253,7 @@ def _weight_bytes(bundle: Bundle) -> int:
 
 def _kv_bytes(manifest: Manifest, request: StepRequest) -> int:
     """Keys and values of every row, prompt and reply, on every layer."""
-    item = np.dtype(manifest.float_type).itemsize
+    item = manifest.dtype.itemsize
     rows = request.sequences[0]
     length = max(len(row.prompt) for trunk in rows for row in trunk) + request.max_new_tokens
     return sum(

@@ -101,7 +101,10 @@ class BundleInfo:
             *(_line("" if i else "weights", _describe_trunk(trunk)) for i, trunk in enumerate(manifest.trunks)),
             _line("topology", f"{manifest.topology}: {_TOPOLOGIES[manifest.topology]}"),
             _line("reference", f"{manifest.reference}: rewards are measured against {_REFERENCES[manifest.reference]}"),
-            _line("precision", f"{manifest.precision}, {manifest.dialect} dialect"),
+            _line(
+                "precision",
+                f"{manifest.precision} weights, {manifest.float_type} activations, {manifest.dialect} dialect",
+            ),
             _line("limits", f"{manifest.max_length} tokens of prompt and reply (max_length)"),
             _line(
                 "", f"{manifest.max_batch} sequences at once (max_batch), {manifest.max_top_k} candidates (max_top_k)"

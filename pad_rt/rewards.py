@@ -14,6 +14,7 @@ MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, 
 _MAX_WEIGHT = {
     "float32": MAX_STRENGTH,
     "float16": 100.0,
+    "bfloat16": MAX_STRENGTH,
 }  # a feature head mixes hidden states in the bundle's precision
 
 

@@ -28,7 +28,8 @@ from evaluation import Evaluation
 from generation import Job, fill
 from judges import load_judges
 from methods import BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
-from quality_bundle import MAX_BATCH, SEED, Precision, ensure_bundle, ensure_scales, fingerprint
+from pad_runtime.manifest import Precision
+from quality_bundle import MAX_BATCH, SEED, ensure_bundle, ensure_scales, fingerprint
 from random_reward import factors
 from replies import ReplyStore, is_complete
 from smollm2 import DEMO_PERSRM

@@ -7,17 +7,16 @@ import json
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from methods import TOP_K, WIDE_TOP_K
 from pad_export.export import export_bundle
 from pad_rt import Generator
+from pad_runtime.manifest import Precision
 from random_reward import Scale, calibrate, write_random_persrm
 from smollm2 import find_smollm2
 
 MAX_BATCH = 8
 SEED = 0  # of the random reward
-Precision = Literal["fp32", "fp16", "int8", "int4"]
 _PERSRM_FILES = ("adapter_config.json", "adapter_model.safetensors", "pad_persrm.json", "value_head.safetensors")
 
 

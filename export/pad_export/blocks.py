@@ -69,7 +69,7 @@ def quantise(weight: torch.Tensor, bits: int, *, symmetric: bool = False) -> Blo
     """
     blocks = weight.float().view(len(weight), -1, BLOCK)
     scale, zero = _fit(blocks, bits, torch.ones(BLOCK), symmetric)
-    codes = ((blocks / scale).round_() + zero).clamp_(0, 2**bits - 1)
+    codes = _round(blocks, scale, zero, bits)
     return _blocks(bits, codes.view(weight.shape), scale, zero)
 
 
@@ -95,7 +95,7 @@ def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor, *, symm
         errors = torch.empty_like(block)
         for column in range(BLOCK):
             value = block[:, column : column + 1]
-            code = ((value / scale).round_() + zero).clamp_(0, 2**bits - 1)
+            code = _round(value, scale, zero, bits)
             error = (value - (code - zero) * scale) / inverse[start + column, start + column]
             block[:, column + 1 :] -= error @ inverse[start + column, start + column + 1 : start + BLOCK][None]
             codes[:, start + column], errors[:, column] = code[:, 0], error[:, 0]
@@ -117,7 +117,7 @@ def _fit(
     for shrink in _SHRINK if bits < _FINE else (1.0,):  # with 8 bits there is nothing to win
         scale = whole * shrink
         zero = torch.full_like(scale, middle) if symmetric else (-low / scale).round().clamp(0, top)
-        rounded = (((blocks / scale).round_() + zero).clamp_(0, top) - zero) * scale
+        rounded = (_round(blocks, scale, zero, bits) - zero) * scale
         error = ((rounded - blocks).square_() * importance).sum(-1, keepdim=True)
         if not best:
             best = (error, scale, zero)
@@ -125,6 +125,11 @@ def _fit(
             better = error < best[0]
             best = tuple(torch.where(better, new, old) for new, old in zip((error, scale, zero), best, strict=True))
     return best[1], best[2]
+
+
+def _round(values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    """The nearest codes, in the values' own element type."""
+    return ((values / scale).round_() + zero).clamp_(0, 2**bits - 1)
 
 
 def _blocks(bits: int, codes: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor) -> Blocks:

@@ -60,7 +60,7 @@ def _calibrate(
     return found
 
 
-def perplexity(checkpoint: Checkpoint, stored: Callable[[str], torch.Tensor | None] = lambda _: None) -> float:
+def perplexity(checkpoint: Checkpoint, stored: Callable[[str], torch.Tensor | None] | None = None) -> float:
     """Perplexity on the held-out text of a checkpoint, or of the parameters that `stored` gives in their place."""
     model = load_model(checkpoint, stored)
     ids = _sample_ids(checkpoint, "held_out")

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 from pad_runtime import contract
 from pad_runtime.command import run_interruptible
 from pad_runtime.errors import PadError
-from pad_runtime.manifest import read_manifest
+from pad_runtime.manifest import Activations, DialectName, Precision, read_manifest
 
 _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
 
@@ -59,6 +60,7 @@ def _export(options: argparse.Namespace) -> None:
         reference=options.reference,
         backbone=options.backbone,
         precision=options.precision,
+        activations=options.activations,
         dialect=options.dialect,
         target=options.target,
         compute_capabilities=options.compute_capability,
@@ -152,10 +154,18 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="model that the PersRMs were trained on, where it is not the base",
     )
-    parser.add_argument("--precision", choices=tuple(contract.FLOAT_TYPES), default="fp32", help="default fp32")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), default="fp32", help="element type of the weights (default fp32)"
+    )
+    parser.add_argument(
+        "--activations",
+        choices=get_args(Activations),
+        help="element type of activations, KV cache and adapters beside weights of int8 or int4: fp32 is for a CPU "
+        "(default), fp16 (default in the standard dialect) and bf16 are for a GPU",
+    )
     parser.add_argument(
         "--dialect",
-        choices=contract.DIALECTS,
+        choices=get_args(DialectName),
         help="ort: ONNX Runtime's fused operators (default); standard: ONNX opset 24 alone (default with engines)",
     )
     parser.add_argument(

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import TensorProto
 
-from pad_export.graph import MICROSOFT, Graph
+from pad_export.graph import MICROSOFT, Graph, torch_type
 from pad_export.spec import DecoderSpec
 from pad_runtime import contract
 
@@ -208,12 +209,12 @@ class StandardDialect(Dialect):
                 oldest = g.op("Sub", queries, g.constant(window, np.int64), name=f"{at}mask/window{window}/before")
                 inside = g.op("Greater", keys, oldest, name=f"{at}mask/window{window}/inside")
                 visible = g.op("And", seen, inside, name=f"{at}mask/window{window}/seen")
-            dtype = np.dtype(self.float_type)
+            dtype, lowest = np.dtype(self.float_type), torch.finfo(torch_type(self.float_type)).min
             self._masks[window] = g.op(
                 "Where",
                 visible,
                 g.constant(0.0, dtype),
-                g.constant(np.finfo(dtype).min, dtype),  # finite: TensorRT's fp16 attention takes no infinity
+                g.constant(lowest, dtype),  # finite: TensorRT's fp16 attention takes no infinity
                 name=f"{at}mask/window{window}",
             )
 

@@ -16,7 +16,7 @@ from pad_export.calibrate import calibrate_trunk
 from pad_export.engine import EngineBuilder
 from pad_export.engines import add_engines
 from pad_export.graph import Graph
-from pad_export.matrix import Storage
+from pad_export.matrix import Storage, choose_storage
 from pad_export.plan import Plan, make_plan
 from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
@@ -26,9 +26,12 @@ from pad_export.weights import WeightsFile
 from pad_runtime import contract
 from pad_runtime.errors import CheckpointError, OptionError
 from pad_runtime.manifest import (
+    Activations,
+    DialectName,
     FileInfo,
     GraphInfo,
     Manifest,
+    Precision,
     Reference,
     TokenizerInfo,
     TrunkInfo,
@@ -50,8 +53,9 @@ def export_bundle(
     topology: Literal["auto", "shared", "pair"] = "auto",
     reference: Reference = "base",
     backbone: Path | None = None,
-    precision: Literal["fp32", "fp16", "int8", "int4"] = "fp32",
-    dialect: Literal["ort", "standard"] | None = None,
+    precision: Precision = "fp32",
+    activations: Activations | None = None,
+    dialect: DialectName | None = None,
     target: Literal["onnx", "tensorrt", "tensorrt-rtx"] = "onnx",
     compute_capabilities: Sequence[str] = (),
     timing_cache: Path | None = None,
@@ -71,8 +75,10 @@ def export_bundle(
         base: Hugging Face folder or GGUF file of the base model.
         output: bundle folder to create, or to replace if it is a bundle.
         persrms, topology, reference, backbone: see `pad_export.plan.make_plan`.
-        precision: element type of weights, activations and KV cache; int8 and int4 are of the weights alone, beside
-            float32 in the ort dialect and float16 in the standard one, which has int4 only.
+        precision: element type of weights, activations and KV cache; int8 and int4 are of the weights alone, and the
+            standard dialect has int4 only.
+        activations: element type of activations, KV cache and adapters beside weights of int8 or int4: by default
+            float32 in the ort dialect and float16 in the standard one.
         dialect: "ort" for ONNX Runtime's fused operators, "standard" for opset 24 alone; by default what the target
             takes, and that is "ort" for "onnx".
         target: "onnx" for the graphs alone, or a library to build engines of them with.
@@ -93,11 +99,11 @@ def export_bundle(
     dialect = dialect or ("standard" if builder else "ort")
     plan = make_plan(base, persrms, topology=topology, reference=reference, backbone=backbone)
     _check_dialect(plan, dialect)
-    storage = Storage(precision, dialect)
+    storage = choose_storage(precision, dialect, activations)
     _check_precision(plan, storage)
     max_length, max_top_k = _check_limits(plan, max_length, max_batch, max_top_k)
     with staged(output) as folder:
-        report(_summary(plan, precision, dialect))
+        report(_summary(plan, storage))
         for note in plan.notes:
             report(f"note: {note}")
         graphs = _write_graphs(folder, plan, storage, max_length, quiet)
@@ -115,6 +121,7 @@ def export_bundle(
             topology=plan.topology,
             reference=plan.reference,
             precision=precision,
+            float_type=storage.float_type,
             dialect=dialect,
             vocab_size=plan.base.spec.vocab_size,
             max_length=max_length,
@@ -179,7 +186,7 @@ def _calibrate(trunk: Trunk, storage: Storage, quiet: bool) -> dict[str, Blocks]
         return calibrate_trunk(trunk, storage, bar.update)
 
 
-def _save_graph(folder: Path, graph: Graph, dialect: str) -> GraphInfo:
+def _save_graph(folder: Path, graph: Graph, dialect: DialectName) -> GraphInfo:
     file = f"{graph.name}.onnx"
     onnx.save_model(graph.model(version("pad-rt")), folder / file)
     if dialect == "standard":  # the checker knows no operator of ONNX Runtime's own; those are checked by opening it
@@ -187,7 +194,7 @@ def _save_graph(folder: Path, graph: Graph, dialect: str) -> GraphInfo:
     return GraphInfo(file, list(graph.input_names), list(graph.output_names))
 
 
-def _check_dialect(plan: Plan, dialect: str) -> None:
+def _check_dialect(plan: Plan, dialect: DialectName) -> None:
     """ONNX Runtime's GroupQueryAttention rotates 16 numbers at a time, and refuses other heads only when it runs."""
     for trunk in plan.trunks:
         if dialect == "ort" and trunk.spec.head_dim % 16:
@@ -209,7 +216,7 @@ def _check_precision(plan: Plan, storage: Storage) -> None:
                 raise CheckpointError(
                     f"{trunk.checkpoint.path} has matrices {width} wide",
                     expected=f"a multiple of {BLOCK} at {storage.precision}",
-                    hint="pass --precision fp32 or fp16",
+                    hint="pass --precision fp32, fp16 or bf16",
                 )
 
 
@@ -253,6 +260,7 @@ def _describe_files(folder: Path) -> dict[str, FileInfo]:
     return {path.relative_to(folder).as_posix(): describe_file(path) for path in files}
 
 
-def _summary(plan: Plan, precision: str, dialect: str) -> str:
+def _summary(plan: Plan, storage: Storage) -> str:
     rewards = ", ".join(info.name for info in plan.persrms)
-    return f"topology {plan.topology}, reference {plan.reference}, {precision}, dialect {dialect}, rewards: {rewards}"
+    numbers = f"{storage.precision} weights, {storage.float_type} activations, dialect {storage.dialect}"
+    return f"topology {plan.topology}, reference {plan.reference}, {numbers}, rewards: {rewards}"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
 IR_VERSION = 11
@@ -98,3 +99,9 @@ class Graph:
 def element_type(float_type: str) -> int:
     """ONNX element type of a NumPy type by name."""
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(float_type)))
+
+
+def torch_type(float_type: str) -> torch.dtype:
+    """Torch's element type by name."""
+    dtype: torch.dtype = getattr(torch, float_type)
+    return dtype

@@ -1,6 +1,6 @@
 """A weight matrix in the graph: how each precision stores it, and the operators that multiply by it or read its rows.
 
-fp32 and fp16 store it whole. int8 and int4 store blocks (see `pad_export.blocks`). In the ort dialect MatMulNBits
+fp32, fp16 and bf16 store it whole. int8 and int4 store blocks (see `pad_export.blocks`). In the ort dialect MatMulNBits
 multiplies by them in int8 arithmetic, and GatherBlockQuantized reads rows of the same bytes, so that embedding and
 lm_head are stored once. In the standard dialect the linears are signed 4-bit numbers under DequantizeLinear, which
 TensorRT folds into its matrix products; embedding and lm_head stay whole.
@@ -10,27 +10,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from pad_export.blocks import BLOCK, Blocks
-from pad_export.graph import MICROSOFT, Graph
+from pad_export.graph import MICROSOFT, Graph, torch_type
 from pad_export.weights import WeightsFile
-from pad_runtime import contract
+from pad_runtime.errors import OptionError
+from pad_runtime.manifest import Activations, DialectName, FloatType, Precision
 
 _INT8_ARITHMETIC = 4  # MatMulNBits' accuracy_level: activations are rounded to int8 in blocks too; 3 to 4 times as fast
+_FLOAT_TYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How the numbers of a bundle are stored, by its precision and dialect."""
+    """How the numbers of a bundle are stored.
 
-    precision: str
-    dialect: str
+    `float_type` is torch's and NumPy's name of what is not in blocks, activations and KV cache included.
+    """
 
-    @property
-    def float_type(self) -> str:
-        """Torch's and NumPy's name of what is not in blocks, activations and KV cache included."""
-        return contract.float_type(self.precision, self.dialect)
+    precision: Precision
+    dialect: DialectName
+    float_type: FloatType
 
     @property
     def in_blocks(self) -> bool:
@@ -71,16 +70,37 @@ class Storage:
         return 8 if site == "down" and outer else 4
 
 
+def choose_storage(precision: Precision, dialect: DialectName, activations: Activations | None = None) -> Storage:
+    """The storage of a precision; `activations` stand beside weights in blocks, and elsewhere are the precision itself.
+
+    By default they are float32 in the ort dialect, for a CPU, and float16 in the standard one, for TensorRT's kernels.
+
+    Raises:
+        OptionError: the two conflict.
+    """
+    chosen: str = precision
+    if precision in ("int8", "int4"):
+        chosen = activations or ("fp32" if dialect == "ort" else "fp16")
+    elif activations not in (None, precision):
+        raise OptionError(
+            f"--activations {activations} with --precision {precision}",
+            expected="--precision int8 or int4 beside it",
+            hint=f"pass --precision {activations}, or leave it out",
+        )
+    return Storage(precision, dialect, _FLOAT_TYPES[chosen])
+
+
 def write_blocks(file: WeightsFile, name: str, blocks: Blocks, storage: Storage) -> None:
     """Store a quantised matrix [out, in], under names that the functions below know."""
     rows, columns = blocks.codes.shape
+    scales = blocks.scales.to(torch_type(storage.float_type))
     if storage.symmetric:
         file.write_int4(f"{name}.int4", blocks.packed_signed(), (columns, rows))
-        file.write(f"{name}.scales", blocks.scales.T.to(getattr(torch, storage.float_type)))
+        file.write(f"{name}.scales", scales.T)
         return
     file.write(f"{name}.codes", blocks.packed_codes())
     file.write_again(f"{name}.rows", of=f"{name}.codes", shape=(rows, columns * blocks.bits // 8))
-    file.write(f"{name}.scales", blocks.scales)
+    file.write(f"{name}.scales", scales)
     file.write(f"{name}.zero_points", blocks.packed_zero_points())
 
 

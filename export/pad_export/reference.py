@@ -1,8 +1,9 @@
 """The torch side of every comparison: transformers and PEFT run the rows of a plan.
 
 Weights are streamed (see `pad_export.torch_model`), so that a model larger than memory can be compared; rows of one
-kind therefore run together, one pass for all of them. Where a bundle keeps matrices in blocks, the models take what
-those stand for: the graph is held against its own weights, and the weights against the checkpoint by their perplexity.
+kind therefore run together, one pass for all of them. The models compute in float32, on what the bundle's element type
+makes of the weights. Where it keeps matrices in blocks, they take what those stand for: the graph is held against its
+own weights, and the weights against the checkpoint by their perplexity.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from pad_export.persrm.persrm import FeatureHead
 from pad_export.plan import Plan
 from pad_export.torch_model import load_model
+from pad_export.trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -95,25 +98,91 @@ class RowModel:
 class TrunkModel:
     """A trunk's torch model, for all kinds of rows that run on it."""
 
-    def __init__(self, plan: Plan, trunk: int, stored: Callable[[str], torch.Tensor | None] | None = None) -> None:
-        """Stream a trunk's weights, those that `stored` knows (by parameter, adapter merged) from there."""
-        self._plan = plan
+    def __init__(
+        self,
+        plan: Plan,
+        trunk: int,
+        stored: Callable[[str], torch.Tensor | None] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Stream a trunk's weights, those that `stored` knows (by parameter, adapter merged) from there.
+
+        `dtype` is what the bundle keeps all others in.
+        """
+        self._plan, self._rounding = plan, _Rounding(plan.trunks[trunk], dtype)
         self._is_merged = stored is not None and plan.trunks[trunk].merged is not None
-        checkpoint = plan.trunks[trunk].checkpoint
-        self._model = load_model(checkpoint) if stored is None else load_model(checkpoint, stored)
+        self._model = load_model(plan.trunks[trunk].checkpoint, stored, rounding=self._rounding.parameter)
+        self._rounding.constants(self._model.model)
 
     @contextmanager
     def row_model(self, persrm: int | None) -> Iterator[RowModel]:
         """The trunk's own weights, under a PersRM's adapter and head where the row wears one (index, or None)."""
         source = self._plan.sources[persrm] if persrm is not None and self._plan.sources else None
+        head = self._rounding.head(source.head) if source and source.head else None
         if source is None or source.adapter is None or self._is_merged:
-            yield RowModel(self._model, source.head if source else None)
+            yield RowModel(self._model, head)
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers: nothing a user could mend
             wrapped = PeftModel.from_pretrained(self._model, source.adapter.path)
-        yield RowModel(wrapped.get_base_model(), source.head)
+        with self._rounding.adapter(wrapped):
+            yield RowModel(wrapped.get_base_model(), head)
         self._model = wrapped.unload()
+
+
+class _Rounding:
+    """What a bundle's element type makes of all that a trunk's activations meet. float32 leaves it as it is."""
+
+    def __init__(self, trunk: Trunk, dtype: torch.dtype) -> None:
+        self._dtype, self._norm_offset = dtype, trunk.spec.norm_offset
+        self._merged = trunk.merged.delta if trunk.merged else {}
+
+    def parameter(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """One of the checkpoint's own; norms are stored with their family's offset added."""
+        if name.removesuffix(".weight") in self._merged:
+            return value  # rounded when the adapter is in it
+        if self._norm_offset and name.endswith("norm.weight"):
+            return self._round(value.float() + self._norm_offset) - self._norm_offset
+        return self._round(value)
+
+    def constants(self, decoder: Any) -> None:
+        """Cosines and sines of the rotary embedding, and the embedding's scale where the family has one."""
+        decoder.rotary_emb.register_forward_hook(lambda _, __, tables: tuple(map(self._round, tables)))
+        for scale in decoder.embed_tokens.buffers():
+            scale.data = self._round(scale.data)
+
+    def head(self, head: FeatureHead) -> FeatureHead:
+        """A feature head."""
+        return replace(head, weight=self._round(head.weight), bias=self._round(head.bias))
+
+    @contextmanager
+    def adapter(self, model: PeftModel) -> Iterator[None]:
+        """An adapter: its factors, the scale being part of B; where it is merged, the weights that it ends up in."""
+        if self._merged:
+            layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+            handles = [layer.get_base_layer().register_forward_pre_hook(self._merge(layer)) for layer in layers]
+            with model.disable_adapter():
+                yield
+            for handle in handles:
+                handle.remove()
+            return
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                (name,) = layer.active_adapters
+                a, b, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+                a.data, b.data = self._round(a.data), self._round(b.data * scale) / scale
+        yield
+
+    def _merge(self, layer: LoraLayer) -> Callable[..., None]:
+        (name,) = layer.active_adapters
+
+        def merge(linear: torch.nn.Linear, _: Any) -> None:
+            linear.weight.data = self._round(linear.weight.data + layer.get_delta_weight(name))
+
+        return merge
+
+    def _round(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self._dtype).float()
 
 
 def _kept(layer: Any, row: int, length: int, longest: int) -> tuple[int, torch.Tensor, torch.Tensor]:

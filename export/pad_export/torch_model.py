@@ -21,12 +21,18 @@ from pad_export.checkpoint import Checkpoint
 from pad_runtime.errors import CheckpointError
 
 
-def load_model(checkpoint: Checkpoint, stored: Callable[[str], torch.Tensor | None] = lambda _: None) -> Any:
+def load_model(
+    checkpoint: Checkpoint,
+    stored: Callable[[str], torch.Tensor | None] | None = None,
+    *,
+    rounding: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+) -> Any:
     """A checkpoint as a transformers model in float32 on the CPU, its weights read only while they are in use.
 
     Args:
         checkpoint: where weights come from.
         stored: gives the parameters, by name, that are to be taken from elsewhere, and None for the others.
+        rounding: makes of the checkpoint's own parameters, by name, what is computed with.
 
     Raises:
         CheckpointError: transformers' model has a parameter that the checkpoint lacks.
@@ -36,8 +42,11 @@ def load_model(checkpoint: Checkpoint, stored: Callable[[str], torch.Tensor | No
     own = _GgufSource(checkpoint) if checkpoint.path.is_file() else _FolderSource(checkpoint.path)
 
     def source(parameter: str) -> torch.Tensor | None:
-        tensor = stored(parameter)
-        return own(parameter) if tensor is None else tensor
+        elsewhere = stored(parameter) if stored else None
+        if elsewhere is not None:
+            return elsewhere
+        tensor = own(parameter)
+        return rounding(parameter, tensor) if rounding and tensor is not None else tensor
 
     for path, module in model.named_modules():
         names = {parameter: f"{path}.{name}" for name, parameter in module.named_parameters(recurse=False)}

@@ -13,7 +13,7 @@ from pad_export.adapter import LoraAdapter
 from pad_export.blocks import Blocks, concatenate, quantise
 from pad_export.checkpoint import Checkpoint
 from pad_export.dialect import Dialect, LayerCache, TrunkInputs
-from pad_export.graph import Graph, element_type
+from pad_export.graph import Graph, element_type, torch_type
 from pad_export.matrix import Storage, gather_rows, multiply, write_blocks
 from pad_export.spec import DecoderSpec
 from pad_export.weights import WeightsFile
@@ -58,12 +58,6 @@ class Trunk:
             "gate_up": (spec.hidden_size, 2 * spec.intermediate_size),
             "down": (spec.intermediate_size, spec.hidden_size),
         }[site]
-
-
-def torch_type(float_type: str) -> torch.dtype:
-    """Torch's element type by name."""
-    dtype: torch.dtype = getattr(torch, float_type)
-    return dtype
 
 
 # -- weights --------------------------------------------------------------------------------------------------------

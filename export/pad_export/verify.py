@@ -7,6 +7,7 @@ reported, not the first.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +15,12 @@ import onnx
 import torch
 
 from pad_export.calibrate import perplexity
-from pad_export.graph import element_type
+from pad_export.float32_twin import float32_twin
+from pad_export.graph import element_type, torch_type
 from pad_export.plan import Plan
 from pad_export.reference import RowInput, RowModel, RowOutput, TrunkModel
 from pad_export.stored_weights import StoredWeights
-from pad_export.tolerance import difference, tolerance_of
+from pad_export.tolerance import TOLERANCE, difference
 from pad_export.trunk import Trunk
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
@@ -55,12 +57,13 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
         VerificationError: every difference found.
     """
     manifest = read_manifest(folder)
-    findings = _Findings(tolerance_of(manifest), _check_graphs(folder, manifest, plan))
+    findings = _Findings(TOLERANCE[manifest.float_type], _check_graphs(folder, manifest, plan))
     runs: list[_Run] = []
     stored = [_stored(folder, manifest, trunk) for trunk in plan.trunks]
     if not findings.failures:
-        runs = [run for guided in (True, False) for run in _run_graph(folder, plan, guided)]
-        _compare(plan, runs, stored, findings)
+        with _runnable(folder, manifest) as runnable:
+            runs = [run for guided in (True, False) for run in _run_graph(runnable, plan, guided)]
+        _compare(plan, runs, stored, torch_type(manifest.float_type), findings)
     failures = findings.failures
     if failures:
         shown = "; ".join(failures[:_MAX_REPORTED])
@@ -72,9 +75,10 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
         for trunk, weights in zip(plan.trunks, stored, strict=True)
         if weights
     ]
+    arithmetic = f" in float32 arithmetic on the {manifest.precision} weights" if _has_twin(manifest) else ""
     lines.append(
-        f"verified against torch: {len(guided)} batches x {min(len(run.tokens) for run in guided)} tokens, worst "
-        f"difference {findings.worst['logits']:.1e} (logits), {findings.worst['KV']:.1e} (KV), "
+        f"verified{arithmetic} against torch: {len(guided)} batches x {min(len(run.tokens) for run in guided)} tokens, "
+        f"worst difference {findings.worst['logits']:.1e} (logits), {findings.worst['KV']:.1e} (KV), "
         f"tolerance {findings.tolerance:.0e}"
     )
     return "\n".join(lines)
@@ -141,6 +145,16 @@ def _check_graphs(folder: Path, manifest: Manifest, plan: Plan) -> list[str]:
 # -- the run --------------------------------------------------------------------------------------------------------
 
 
+def _has_twin(manifest: Manifest) -> bool:
+    """Whether ONNX Runtime's CPU provider lacks the bundle's element type, so that its float32 twin runs instead."""
+    return manifest.float_type == "bfloat16"
+
+
+def _runnable(folder: Path, manifest: Manifest) -> AbstractContextManager[Path]:
+    """The bundle, or its twin for as long as it is needed."""
+    return float32_twin(folder, manifest) if _has_twin(manifest) else nullcontext(folder)
+
+
 def _run_graph(folder: Path, plan: Plan, guided: bool) -> list[_Run]:
     """Every batch that the bundle's limits allow, on one graph, whose weights leave memory at the end."""
     bundle = Bundle(folder, low_memory=True)  # export's peak memory is a promise
@@ -200,7 +214,9 @@ def _run(bundle: Bundle, guided: bool, sequences: list[list[list[Row]]]) -> _Run
 # -- the comparison -------------------------------------------------------------------------------------------------
 
 
-def _compare(plan: Plan, runs: list[_Run], stored: list[StoredWeights | None], findings: _Findings) -> None:
+def _compare(
+    plan: Plan, runs: list[_Run], stored: list[StoredWeights | None], dtype: torch.dtype, findings: _Findings
+) -> None:
     """Run all rows of each torch model, then compare run by run."""
     outputs: list[_Outputs] = [{} for _ in runs]
     kinds = {
@@ -211,7 +227,7 @@ def _compare(plan: Plan, runs: list[_Run], stored: list[StoredWeights | None], f
         for row in rows[trunk]
     }
     for trunk in sorted({trunk for trunk, _ in kinds}):
-        models = TrunkModel(plan, trunk, stored[trunk])
+        models = TrunkModel(plan, trunk, stored[trunk], dtype)
         for persrm in [persrm for kind, persrm in kinds if kind == trunk]:
             with models.row_model(persrm) as model:
                 _forward_rows(runs, outputs, trunk, persrm, model)

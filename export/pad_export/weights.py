@@ -15,6 +15,7 @@ _ALIGNMENT = 4096  # a page: ONNX Runtime maps external tensors into memory only
 _ELEMENT_TYPES = {
     torch.float32: TensorProto.FLOAT,
     torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
     torch.uint8: TensorProto.UINT8,
 }
 

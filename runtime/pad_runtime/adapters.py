@@ -39,7 +39,7 @@ class AdapterBank:
         self._files: dict[str, dict[str, Array]] = {}
         self._sets: OrderedDict[tuple[object, ...], dict[str, Buffer]] = OrderedDict()
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
-        self.float_type = np.dtype(manifest.float_type)
+        self.float_type = manifest.dtype
 
     def inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, Buffer]:
         """LoRA factors and feature heads of a request's PersRMs (indices, ascending), by graph input name."""
@@ -166,9 +166,10 @@ class AdapterBank:
             from safetensors.numpy import load_file
 
             try:
-                self._files[name] = load_file(self._folder / name)
+                tensors = load_file(self._folder / name)
             except (SafetensorError, OSError) as error:
                 raise BundleError(f"{self._folder / name} cannot be read: {error}", hint="export it again") from None
+            self._files[name] = {key: array.astype(self.float_type, copy=False) for key, array in tensors.items()}
         return self._files[name]
 
     def _upload(self, parts: list[Array], axis: int) -> Buffer:

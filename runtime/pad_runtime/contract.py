@@ -8,7 +8,7 @@ A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; 
 """
 
 FORMAT = "pad-rt-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "pad.json"
 STEP_GRAPH = "step"  # every trunk, every row, the mix
 BASE_GRAPH = "base"  # the base alone over the same weights file
@@ -57,19 +57,7 @@ TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
 # Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.
 LORA_SITES = ("qkv", "o", "gate_up", "down")
 
-DIALECTS = ("ort", "standard")
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
-FLOAT_TYPES = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "int8": "float32",
-    "int4": "float32",
-}  # precision -> NumPy's and torch's name of what activations, KV cache and adapters are in, in the ort dialect
-
-
-def float_type(precision: str, dialect: str) -> str:
-    """The same by dialect: beside weights in blocks the standard one computes in float16, as TensorRT's kernels do."""
-    return "float16" if dialect == "standard" and precision in ("int8", "int4") else FLOAT_TYPES[precision]
 
 
 def trunk_prefix(trunk: str) -> str:

@@ -13,9 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pad_runtime import contract
-from pad_runtime.errors import BundleError
+import numpy as np
 
+from pad_runtime import contract
+from pad_runtime.errors import BundleError, DeviceError
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+Activations = Literal["fp32", "fp16", "bf16"]
+DialectName = Literal["ort", "standard"]
+FloatType = Literal["float32", "float16", "bfloat16"]  # NumPy's and torch's names
 Reference = Literal["base", "backbone"]
 Topology = Literal["shared", "pair"]
 
@@ -112,7 +118,10 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything an app's runtime knows of a bundle before it opens a graph."""
+    """Everything an app's runtime knows of a bundle before it opens a graph.
+
+    `precision` is of the weights; `float_type` of activations, KV cache, adapters, heads, and what is not in blocks.
+    """
 
     format: str
     format_version: int
@@ -120,8 +129,9 @@ class Manifest:
     base: str
     topology: Topology
     reference: Reference
-    precision: Literal["fp32", "fp16", "int8", "int4"]
-    dialect: Literal["ort", "standard"]
+    precision: Precision
+    float_type: FloatType
+    dialect: DialectName
     vocab_size: int
     max_length: int
     max_batch: int
@@ -135,9 +145,20 @@ class Manifest:
     engines: list[EngineInfo] = field(default_factory=list)
 
     @property
-    def float_type(self) -> str:
-        """NumPy's name of what activations, KV cache, adapters and heads are in."""
-        return contract.float_type(self.precision, self.dialect)
+    def dtype(self) -> np.dtype[Any]:
+        """`float_type` as NumPy's.
+
+        Raises:
+            DeviceError: the bundle is in bfloat16, which NumPy has from ml-dtypes, and that is not installed.
+        """
+        if self.float_type == "bfloat16":
+            try:
+                import ml_dtypes  # noqa: F401 - teaches NumPy the name
+            except ModuleNotFoundError:
+                raise DeviceError(
+                    "ml-dtypes is not installed, and the bundle is in bfloat16", hint="pip install 'pad-rt[cuda]'"
+                ) from None
+        return np.dtype(self.float_type)
 
     def trunk_index(self, name: str) -> int:
         """Position of a trunk by name."""

@@ -35,7 +35,7 @@ class _Entry:
     execution_provider: str  # ONNX Runtime's name for it
     install: str  # what brings it
     float_types: tuple[str, ...]  # of the bundles that it runs
-    dialects: tuple[str, ...] = contract.DIALECTS
+    dialects: tuple[str, ...] = ("ort", "standard")
     on_cuda: bool = True
     plugin: str = ""  # module of the package that it comes in, where that is not ONNX Runtime's own
     options: dict[str, str] = field(default_factory=dict)
@@ -155,7 +155,10 @@ class OrtProvider:
             raise DeviceError(
                 f"a bundle of {manifest.float_type} on device '{self.device}'",
                 expected=f"one of {', '.join(entry.float_types)}",
-                hint="export it with --precision fp16",
+                hint="export it with "
+                + (
+                    "--precision fp16 or bf16, or int4 with --activations fp16" if entry.on_cuda else "--precision fp32"
+                ),
             )
         if manifest.dialect not in entry.dialects:
             raise DeviceError(

@@ -11,7 +11,7 @@ from pad_runtime.manifest import Manifest, TrunkInfo
 Size: TypeAlias = int | None  # None: any
 Shape: TypeAlias = tuple[Size, ...]
 
-_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
+_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
 
 
 def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) -> list[str]:

@@ -35,7 +35,7 @@ needs_library = pytest.mark.skipif(
 SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 6, "num_hidden_layers": 2}
 GPUS = ["sm86", "sm89", "sm120"]
 LIMITS = {"max_length": 48, "max_batch": 3, "max_top_k": 20}
-TYPES = {"float32": "Float", "float16": "Half"}
+TYPES = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16"}
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +82,24 @@ def check_tensors(manifest: Manifest, graph: str, report: EngineReport) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("precision", ["fp16", "int4"])
-@pytest.mark.parametrize("topology", ["shared", "pair"])
-def test_a_guided_step_is_one_engine(models: tuple[Path, Path], precision: str, topology: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "activations", "topology"),
+    [
+        ("fp16", None, "shared"),
+        ("fp16", None, "pair"),
+        ("int4", None, "shared"),
+        ("int4", None, "pair"),
+        ("bf16", None, "shared"),
+        ("int4", "bf16", "pair"),
+    ],
+)
+def test_a_guided_step_is_one_engine(
+    models: tuple[Path, Path], precision: str, activations: str | None, topology: str, tmp_path: Path
+) -> None:
     base, adapter = models
+    numbers = {"precision": precision, "activations": activations}
     bundle = tiny_bundles.export(
-        tmp_path / "bundle", base, [adapter], precision=precision, topology=topology, dialect="standard", **LIMITS
+        tmp_path / "bundle", base, [adapter], topology=topology, dialect="standard", **numbers, **LIMITS
     )
     manifest, info, report = build(bundle, contract.STEP_GRAPH, tmp_path, GPUS)
     assert (tmp_path / "engine").stat().st_size == report.size

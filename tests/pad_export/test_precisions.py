@@ -1,4 +1,4 @@
-"""int8 and int4 bundles: what is stored, what it does to the tokens, and that shared and pair say the same."""
+"""int8 and int4 bundles, beside any activations: what is stored, what it does to the tokens, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny_bundles
 import tiny_models
@@ -61,9 +62,18 @@ def read_row(step: GraphStep, prompt: tuple[int, ...], persrm: int | None) -> np
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("topology", ["shared", "pair"])
+@pytest.mark.parametrize(
+    ("topology", "activations", "float_type"),
+    [
+        ("shared", None, "float32"),
+        ("pair", None, "float32"),
+        ("shared", "fp16", "float16"),
+        ("shared", "bf16", "bfloat16"),
+        ("pair", "bf16", "bfloat16"),
+    ],
+)
 def test_bundles_verify_and_say_what_quantisation_cost(
-    models: tuple[Path, Path], precision: str, topology: str, tmp_path: Path
+    models: tuple[Path, Path], precision: str, topology: str, activations: str | None, float_type: str, tmp_path: Path
 ) -> None:
     base, adapter = models
     lines: list[str] = []
@@ -73,19 +83,26 @@ def test_bundles_verify_and_say_what_quantisation_cost(
         persrms=[adapter],
         topology=topology,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
+        activations=activations,  # type: ignore[arg-type]
         quiet=True,
         report=lines.append,
     )
-    assert manifest.precision == precision
+    assert (manifest.precision, manifest.float_type) == (precision, float_type)
+    assert {
+        tensor.dtype for file in (tmp_path / "bundle").glob("adapters/*") for tensor in load_file(file).values()
+    } <= {getattr(torch, float_type)}
     said = [line for line in "\n".join(lines).splitlines() if "perplexity" in line]
     assert len(said) == len(manifest.trunks)
     assert all(f"at {precision}" in line for line in said)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_altered_weight_does_not_verify(models: tuple[Path, Path], precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("activations", ["fp32", "fp16", "bf16"])
+def test_an_altered_weight_does_not_verify(
+    models: tuple[Path, Path], precision: str, activations: str, tmp_path: Path
+) -> None:
     base, adapter = models
-    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision)
+    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision, activations=activations)
     plan = make_plan(base, [adapter])
     verify_bundle(bundle, plan)
     model = onnx.load(bundle / "step.onnx", load_external_data=False)
@@ -137,9 +154,13 @@ def test_guided_tokens_are_those_of_two_passes(models: tuple[Path, Path], precis
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_int8_arithmetic_stays_within_its_tolerance(models: tuple[Path, Path], precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("activations", ["fp32", "fp16"])
+def test_int8_arithmetic_stays_within_its_tolerance(
+    models: tuple[Path, Path], precision: str, activations: str, tmp_path: Path
+) -> None:
     base, adapter = models
-    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision, max_top_k=1000)
+    numbers = {"precision": precision, "activations": activations}
+    bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], max_top_k=1000, **numbers)
     for persrm in (None, 0):
         packed, floats = (
             torch.from_numpy(read_row(Bundle(bundle, low_memory=low_memory).guided_step(), PROMPT.base, persrm))
@@ -170,6 +191,28 @@ def test_int4_of_the_standard_dialect_verifies_and_an_altered_scale_does_not(
     edit_manifest(bundle, rehash=True)
     with pytest.raises(VerificationError):
         verify_bundle(bundle, plan)
+
+
+def test_int4_beside_bfloat16_in_the_standard_dialect(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = models
+    numbers = {"precision": "int4", "activations": "bf16", "dialect": "standard"}
+    verify_bundle(tiny_bundles.export(tmp_path / "bundle", base, [adapter], **numbers), make_plan(base, [adapter]))
+
+
+@pytest.mark.parametrize(("precision", "activations"), [("fp16", "fp32"), ("bf16", "fp16"), ("fp32", "bf16")])
+def test_activations_of_their_own_are_for_blocks(
+    models: tuple[Path, Path], precision: str, activations: str, tmp_path: Path
+) -> None:
+    numbers = {"precision": precision, "activations": activations}
+    with refused(
+        OptionError,
+        given=f"--activations {activations} with --precision {precision}",
+        expected="--precision int8 or int4",
+        hint=f"--precision {activations}",
+    ):
+        tiny_bundles.export(tmp_path / "bundle", models[0], [], **numbers)
+    same = {"precision": precision, "activations": precision}
+    assert read_manifest(tiny_bundles.export(tmp_path / "bundle", models[0], [], **same)).precision == precision
 
 
 def test_what_cannot_be_quantised_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -438,7 +438,7 @@ def test_info_tells_what_a_bundle_holds(tiny_bundle: Path, capsys: pytest.Captur
         str(tiny_bundle),
         "base: llama, 2 layers of 84, 6 heads over 2 KV heads of 16, adapters at qkv, o, gate_up, down",
         "shared: ",
-        "fp32, ort dialect",
+        "fp32 weights, float32 activations, ort dialect",
         "256 tokens of prompt and reply (max_length)",
         "3 sequences at once (max_batch), 20 candidates (max_top_k)",
         "cheerful: LoRA adapter",

@@ -147,8 +147,8 @@ def test_sizes_that_the_graph_does_not_have(bundle: Path, field: str, value: Any
         Generator.load(bundle)
 
 
-def test_another_precision_than_the_graphs(bundle: Path) -> None:
-    edit_manifest(bundle, precision="fp16")
+def test_another_float_type_than_the_graphs(bundle: Path) -> None:
+    edit_manifest(bundle, float_type="float16")
     with refused(BundleError, given="past_key_values.0.key is tensor(float)", hint="export it again"):
         Generator.load(bundle)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from error_checks import check_line, refused
-from pad_runtime.errors import BundleError
+from pad_runtime.errors import BundleError, DeviceError
 from pad_runtime.manifest import (
     FileInfo,
     GraphInfo,
@@ -42,12 +43,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_manifest(folder: Path) -> Manifest:
     return Manifest(
         format="pad-rt-bundle",
-        format_version=1,
+        format_version=2,
         versions={"onnx": "1"},
         base="tiny",
         topology="pair",
         reference="backbone",
         precision="fp32",
+        float_type="float32",
         dialect="ort",
         vocab_size=300,
         max_length=64,
@@ -84,6 +86,19 @@ def test_what_is_written_is_read(bundle: Path) -> None:
     verify_files(bundle, manifest)
 
 
+@pytest.mark.parametrize(("name", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+def test_the_float_type_is_one_of_numpy(bundle: Path, data: Any, name: str, size: int) -> None:
+    dtype = read(bundle, {**data, "float_type": name}).dtype
+    assert (dtype.name, dtype.itemsize) == (name, size)
+
+
+def test_bfloat16_without_its_package(bundle: Path, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert read(bundle, data).dtype.name == "float32"
+    with refused(DeviceError, given="ml-dtypes is not installed", hint="pip install 'pad-rt[cuda]'"):
+        _ = read(bundle, {**data, "float_type": "bfloat16"}).dtype
+
+
 def test_no_bundle(tmp_path: Path) -> None:
     with refused(BundleError, given=f"no bundle at {tmp_path / 'absent'}", expected="a folder written by pad-export"):
         read_manifest(tmp_path / "absent")
@@ -111,8 +126,8 @@ def test_another_programs_json(bundle: Path, data: Any, content: Any) -> None:
 
 
 def test_another_version(bundle: Path, data: Any) -> None:
-    with refused(BundleError, given="format_version 2", expected="1", hint="install the version that wrote it"):
-        read(bundle, {**data, "format_version": 2})
+    with refused(BundleError, given="format_version 1", expected="2", hint="install the version that wrote it"):
+        read(bundle, {**data, "format_version": 1})
 
 
 def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:

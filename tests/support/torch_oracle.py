@@ -188,6 +188,6 @@ def cache_difference(
     )
 
 
-def tolerance(precision: str = "fp32") -> float:
+def tolerance(float_type: str = "float32") -> float:
     """The one table's entry."""
-    return TOLERANCE[precision]
+    return TOLERANCE[float_type]
