@@ -140,8 +140,8 @@ class ReplyTimes:
     """Guided replies as a caller gets them.
 
     Attributes:
-        host_us: microseconds a token outside the graph (ids to text, stop strings, the loop), reply by reply.
-        tokens_per_s: after the first token, as the reader sees them, reply by reply.
+        host_us: microseconds a step outside the graph (ids to text, stop strings, the loop), reply by reply.
+        tokens_per_s: of one sequence after its first token, as the reader sees them, reply by reply.
         bytes_to_host_per_token: read back from the device.
     """
 
@@ -150,16 +150,16 @@ class ReplyTimes:
     bytes_to_host_per_token: int
 
 
-def measure_replies(generator: Generator, workload: Workload) -> ReplyTimes:
-    """Generate `rounds` guided replies; what their steps do not account for is the host's."""
-    prompt, config = workload.prompt(generator.manifest), workload.config
-    generator.generate(prompt, config=replace(config, max_new_tokens=2))  # buffers and tokenizer are there from now on
+def measure_replies(generator: Generator, workload: Workload, *, batch: int = 1) -> ReplyTimes:
+    """Generate `rounds` guided replies, or batches of them; what their steps do not account for is the host's."""
+    prompts, config = [workload.prompt(generator.manifest)] * batch, workload.config
+    generator.generate_batch(prompts, config=replace(config, max_new_tokens=2))  # buffers are there from now on
     host_us, tokens_per_s, num_bytes = [], [], 0
     for _ in range(workload.rounds):
         start = time.perf_counter()
-        timing = generator.generate(prompt, config=config).timing
+        timing = generator.generate_batch(prompts, config=config)[0].timing
         after_first = time.perf_counter() - start - timing.first_token_s
-        in_steps = workload.new_tokens / timing.tokens_per_s - timing.prefill_s
+        in_steps = batch * workload.new_tokens / timing.tokens_per_s - timing.prefill_s
         host_us.append((after_first - in_steps) * 1e6 / (workload.new_tokens - 1))
         tokens_per_s.append((workload.new_tokens - 1) / after_first)
         num_bytes = timing.bytes_to_host_per_token
