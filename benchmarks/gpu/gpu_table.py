@@ -82,7 +82,7 @@ def _peer_line(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> lis
         _ms(row["sides"]["base"]),
         _ms(guided),
         f"{row['ratio']['p50']:.2f}",
-        "-" if times is None else f"**{times:.2f}x** as fast",
+        "-" if times is None else f"**{times:.1f}x** as fast",
     ]
 
 

@@ -28,6 +28,10 @@ _BETA = 1.0
 _WARMUP = 4  # steps: the first compiles, the next record CUDA graphs
 
 
+def _compiles(task: GpuTask) -> bool:
+    return task.group.device == "cuda"
+
+
 class _Model:
     """One model with its cache: ids [batch, s] in, logits [batch, vocab] of the last position out."""
 
@@ -42,7 +46,7 @@ class _Model:
         length = row.prompt + REWARD_EXTRA + max(task.settings.new_tokens, _WARMUP) + 1
         self._cache = StaticCache(config=config, max_cache_len=length)
         self._step: Callable[..., Any] = self._forward
-        if group.device == "cuda":
+        if _compiles(task):
             self._step = torch.compile(self._forward, mode="reduce-overhead", fullgraph=True)
 
     def prefill(self, ids: torch.Tensor) -> torch.Tensor:
@@ -65,6 +69,7 @@ class _Decoder:
 
     def __init__(self, task: GpuTask, row: Row) -> None:
         self._models = [_Model(task, row) for _ in range(2)]
+        self._compiled = _compiles(task)
         generator = torch.Generator().manual_seed(0)
         vocabulary = SHAPES[task.group.shape]["vocab_size"]
         self._prompts = [
@@ -81,7 +86,8 @@ class _Decoder:
         prefill, times = time.perf_counter() - start, []
         for _ in range(steps):
             start = time.perf_counter()
-            torch.compiler.cudagraph_mark_step_begin()
+            if self._compiled:
+                torch.compiler.cudagraph_mark_step_begin()  # what the last step gave may be overwritten
             ids = _choose([model.step(ids) for model in models])
             ids.tolist()
             times.append(time.perf_counter() - start)
@@ -123,7 +129,7 @@ def measure_peer(task: GpuTask) -> Iterator[dict[str, Any]]:
                 for side in sides
             },
             "ratio": asdict(compare(steps[task.group.topology], steps["base"])),
-            "compiled": task.group.device == "cuda",
+            "compiled": _compiles(task),
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }
 
