@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from device_exports import PRECISIONS
 from gpu_correctness import run_tests
 from gpu_process import ROOT, Ended, child_environment, run_python
 from gpu_rows import NOT_BUILT, OURS, Group, cpu_groups, gpu_groups
@@ -30,7 +31,6 @@ HERE = Path(__file__).parent
 _SCRIPTS = {OURS: "gpu_group.py", "transformers": "peer_static_cache.py"}
 _MODULES = {"genai": "onnxruntime_genai", "vllm": "vllm"}
 _MAX_TESTS_S = 150.0
-_MAX_GROUP_S = 180.0  # what hangs, or compiles for too long, must not take the time of what comes after it
 _NO_DEVICE = "no device"
 _BUDGET = "budget"
 
@@ -43,6 +43,7 @@ class _Run:
     work: Path
     environment: Mapping[str, str]
     deadline: float  # of time.monotonic()
+    group_limit: float  # seconds: what hangs or compiles for too long must not take the time of what comes after it
     has_gpu: bool
 
     @property
@@ -63,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         work=options.work,
         environment=environment,
         deadline=started + options.budget,
+        group_limit=options.group_limit,
         has_gpu=machine["gpu"] is not None,
     )
     tests: dict[str, Any] = {"device": options.device if run.has_gpu else "cpu", "error": "not asked for"}
@@ -93,10 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", help="of our rows on the GPU")
+    devices = [device for device in PRECISIONS if device != "cpu"]
+    parser.add_argument("--device", choices=devices, default="cuda", help="of our rows on the GPU")
     parser.add_argument(
         "--budget", type=float, default=500, metavar="SECONDS", help="rows that do not fit are left out"
     )
+    parser.add_argument("--group-limit", type=float, default=180, metavar="SECONDS", help="of rows that share weights")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GROUP", help="names or patterns: 'cuda-8b-*'")
     parser.add_argument("--no-tests", dest="tests", action="store_false", help="measure without testing first")
     parser.add_argument("--rounds", type=int, default=3, help="prefills of each side")
@@ -134,10 +138,10 @@ def _rows(group: Group, run: _Run) -> list[dict[str, Any]]:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended from outside
         task = GpuTask(group, run.settings, str(folder / "files"))
         command = [str(HERE / _SCRIPTS[group.system]), task.text()]
-        ended = run_python(command, folder, timeout=min(run.left, _MAX_GROUP_S), environment=run.environment)
+        ended = run_python(command, folder, timeout=min(run.left, run.group_limit), environment=run.environment)
         shutil.rmtree(folder / "files", ignore_errors=True)
         if ended.timed_out:
-            why = {"skipped": _BUDGET if run.left <= 0 else f"took more than {_MAX_GROUP_S:.0f} s"}
+            why = {"skipped": _BUDGET if run.left <= 0 else f"took more than {run.group_limit:.0f} s"}
         elif ended.error:
             why = {"failed": ended.error}
             print(f"   {ended.error}", flush=True)

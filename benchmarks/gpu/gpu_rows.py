@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from device_exports import PRECISIONS
+
 OURS = "pad-rt"
 TRANSFORMERS = "transformers"
 NOT_BUILT = ("genai", "vllm")  # peers that have a row, and no code here yet
@@ -56,7 +58,7 @@ class Group:
 
 
 def gpu_groups(device: str, batches: Sequence[int], prompts: Sequence[int]) -> list[Group]:
-    """Of one GPU: the 8B shape in bf16 first, then the other sizes, peers, and last what is slow to export."""
+    """Of one GPU, what the device runs: the 8B shape first, then other sizes, peers, and last what takes longest."""
     half = "bf16" if device == "cuda" else "fp16"  # of the large shape
 
     def ours(shape: str, precision: str, topology: str) -> Group:
@@ -65,7 +67,7 @@ def gpu_groups(device: str, batches: Sequence[int], prompts: Sequence[int]) -> l
     def peer(system: str, shape: str, precision: str) -> Group:
         return Group(system, "cuda", shape, precision, "pair", (batches[0],), (prompts[0],))
 
-    return [
+    groups = [
         ours("8b", half, "shared"),
         ours("1b", "fp16", "shared"),
         ours("135m", "fp16", "shared"),
@@ -82,6 +84,7 @@ def gpu_groups(device: str, batches: Sequence[int], prompts: Sequence[int]) -> l
         ours("135m", "int4", "pair"),
         ours("8b", half, "pair"),
     ]
+    return [group for group in groups if group.system != OURS or group.precision in PRECISIONS[device]]
 
 
 def cpu_groups(batches: Sequence[int], prompts: Sequence[int]) -> list[Group]:

@@ -86,7 +86,7 @@ def _peer_line(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> lis
     ]
 
 
-_SAME = ("device", "shape", "precision", "batch", "prompt")
+_SAME = ("shape", "precision", "batch", "prompt")
 
 
 def _missing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
