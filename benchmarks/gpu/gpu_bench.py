@@ -18,10 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from device_exports import PRECISIONS
 from gpu_correctness import run_tests
 from gpu_process import ROOT, Ended, child_environment, run_python
-from gpu_rows import NOT_BUILT, OURS, Group, cpu_groups, gpu_groups
+from gpu_rows import NOT_BUILT, OURS, PRECISIONS, Group, cpu_groups, gpu_groups
 from gpu_table import table
 from gpu_task import GpuTask
 from settings import Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from copy_bandwidth import copy_gb_s
-from device_exports import export_options
+from gpu_devices import export_options
 from gpu_rows import Row
 from gpu_shapes import write_adapter, write_base
 from gpu_task import GpuTask, serve_rows

@@ -9,10 +9,9 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from gpu_devices import why_absent
 from pad_rt.machine import cpu_name, num_cores
 from pad_runtime.cuda import Cuda
-from pad_runtime.errors import DeviceError
-from pad_runtime.providers import Provider
 
 _PACKAGES = (
     "pad-rt",
@@ -33,14 +32,9 @@ _PACKAGES = (
 
 def describe(device: str) -> dict[str, Any]:
     """The GPU, or why there is none; processor, system and versions."""
-    gpu, why = None, None
-    try:
-        Provider(device)
-        gpu = asdict(Cuda().gpu())
-    except DeviceError as error:
-        why = str(error)
+    why = why_absent(device)
     return {
-        "gpu": gpu,
+        "gpu": None if why else asdict(Cuda().gpu()),
         "no_device": why,
         "cpu": cpu_name(),
         "cores": num_cores(),

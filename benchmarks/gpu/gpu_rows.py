@@ -6,8 +6,15 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from device_exports import PRECISIONS
-
+# device -> the precisions of bundles that it runs
+PRECISIONS = {
+    "cpu": ("fp32", "fp16", "int4"),
+    "cuda": ("fp16", "bf16", "int4"),
+    "tensorrt": ("fp16", "int4"),
+    "tensorrt-rtx": ("fp16", "int4"),
+    "ort-tensorrt": ("fp16",),
+    "ort-tensorrt-rtx": ("fp16",),
+}
 OURS = "pad-rt"
 TRANSFORMERS = "transformers"
 NOT_BUILT = ("genai", "vllm")  # peers that have a row, and no code here yet
@@ -28,7 +35,7 @@ class Group:
 
     Attributes:
         system: who decodes, `OURS` or a peer.
-        device: of ours, one of `device_exports.PRECISIONS`; of a peer "cpu" or "cuda".
+        device: of ours, one of `gpu_devices.PRECISIONS`; of a peer "cpu" or "cuda".
         shape, precision: of base and PersRM, see `gpu_shapes`.
         topology: of the guided side, "shared" or "pair".
         batches, prompts: sequences at once, and tokens of the base's prompt.

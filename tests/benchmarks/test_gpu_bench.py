@@ -23,9 +23,9 @@ import gpu_machine
 import gpu_process
 import peer_static_cache
 import tiny_bundles
-from device_exports import PRECISIONS, export_options
 from gpu_correctness import read_report
-from gpu_rows import OURS, TRANSFORMERS, Group, cpu_groups, gpu_groups
+from gpu_devices import export_options
+from gpu_rows import OURS, PRECISIONS, TRANSFORMERS, Group, cpu_groups, gpu_groups
 from gpu_shapes import SHAPES, write_base
 from gpu_table import table
 from gpu_task import GpuTask
