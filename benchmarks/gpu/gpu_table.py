@@ -20,6 +20,7 @@ _OURS = (
     "host, us",
     "kernels: base, PAD",
 )
+_MAX_RATIO, _MIN_FRACTION = 1.10, 0.80  # what the 8B shape is held to
 _PEERS = ("system", "shape", "weights", "batch", "prompt", "base, ms", "PAD, ms", "PAD / base", "PAD-RT shared is")
 
 
@@ -31,6 +32,9 @@ def table(record: Mapping[str, Any]) -> str:
     parts = [_correctness(record["correctness"])]
     if ours:
         parts.append(_markdown(_OURS, [_our_line(row) for row in ours]))
+    targets = [_target(row) for row in ours if (row["shape"], row["topology"], row["batch"]) == ("8b", "shared", 1)]
+    if targets:
+        parts.append("Targets:\n" + "\n".join(targets))
     if peers:
         parts.append(_markdown(_PEERS, [_peer_line(row, ours) for row in peers]))
     missing = _missing(record["rows"])
@@ -67,6 +71,16 @@ def _our_line(row: Mapping[str, Any]) -> list[str]:
         f"{row['host_us']['p50']:.0f}",
         ", ".join(f"{side['kernels']:.0f}" for side in both) + mark,
     ]
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    """The 8B shape's rows against the budget of a step."""
+    ratio, fraction = row["ratio"]["p50"], row["sides"]["shared"]["copy_fraction"]
+    met = ratio <= _MAX_RATIO and fraction >= _MIN_FRACTION
+    return (
+        f"- {row['row']}: PAD / base {ratio:.3f} (at most {_MAX_RATIO:.2f}), {fraction:.0%} of copy bandwidth "
+        f"(at least {_MIN_FRACTION:.0%}): {'met' if met else 'missed'}"
+    )
 
 
 def _peer_line(row: Mapping[str, Any], ours: Sequence[Mapping[str, Any]]) -> list[str]:

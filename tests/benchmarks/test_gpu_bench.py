@@ -320,5 +320,10 @@ def test_the_table() -> None:
         "300, 420 |" in text
     )
     assert "| transformers, compiled | 8b | bf16 | 1 | 64 | 7.00 | 16.00 | 2.29 | **2.5x** as fast |" in text  # 16/6.4
+    target = "- r: PAD / base {} (at most 1.10), 81% of copy bandwidth (at least 80%): {}\n"
+    assert target.format("1.067", "met") in text
+    measured["ratio"] = spread(1.1049)
+    missed = table({"correctness": tests, "rows": [measured, peer]})
+    assert target.format("1.105", "missed") in missed
     assert "- vllm-8b (b1 p64): skipped, not installed" in text
     assert "- cuda-1b (b1 p64, b8 p64): failed, code 1: MemoryError" in text
