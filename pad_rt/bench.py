@@ -26,6 +26,9 @@ from pad_runtime.step import Step, StepRequest
 
 REWARD_EXTRA = 32  # tokens that a PersRM's template and a preference in words add to a prompt
 _WARMUP = 4  # steps
+_STRETCH = 16  # steps of one side in a row, on a device that runs ahead
+_LEAD_IN = 2  # of these: the first was done long ago, and the second waits for what the other side left behind
+_SETTLE_S = 0.05  # more than any step takes
 
 
 @dataclass(frozen=True)
@@ -108,22 +111,38 @@ def measure_steps(
     sides: Mapping[str, tuple[Step, StepRequest]],
     workload: Workload,
     *,
+    ahead: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepTimes:
     """Prefill every side and let them decode step by step in turn, `rounds` times.
 
+    A device that runs a step ahead does one side's work while another is timed: there a turn is a stretch of steps,
+    whose first are not counted, and a prefill begins when nothing runs.
+
     Args:
         sides: a step and what it decodes, by name.
         workload: its `rounds` and `new_tokens`.
+        ahead: see `runs_ahead`.
         clock: seconds.
     """
+    stretch = min(_STRETCH, workload.new_tokens) if ahead else 1
+    lead_in = min(_LEAD_IN, stretch - 1)
 
     def decode(steps: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         prefills = {
             name: lambda step=step, request=request: step.prefill(request) for name, (step, request) in sides.items()
         }
-        first = time_turns(prefills, rounds=1, clock=clock)
-        return first, time_turns({name: step.step for name, (step, _) in sides.items()}, rounds=steps, clock=clock)
+        first: dict[str, list[float]] = {}
+        for name, prefill_one in prefills.items():
+            if ahead:
+                time.sleep(_SETTLE_S)
+            first |= time_turns({name: prefill_one}, rounds=1, clock=clock)
+        calls = {name: step.step for name, (step, _) in sides.items()}
+        times = time_turns(calls, rounds=max(1, steps // stretch), calls=stretch, clock=clock)
+        return first, {
+            name: [value for index, value in enumerate(values) if index % stretch >= lead_in]
+            for name, values in times.items()
+        }
 
     decode(min(_WARMUP, workload.new_tokens))
     prefill: dict[str, list[float]] = {name: [] for name in sides}
@@ -164,6 +183,11 @@ def measure_replies(generator: Generator, workload: Workload, *, batch: int = 1)
         tokens_per_s.append((workload.new_tokens - 1) / after_first)
         num_bytes = timing.bytes_to_host_per_token
     return ReplyTimes(host_us, tokens_per_s, num_bytes)
+
+
+def runs_ahead(bundle: Bundle) -> bool:
+    """Whether a step's ids are given out while the device runs the next one: everywhere but on a CPU."""
+    return bundle.provider.device != "cpu"
 
 
 def open_bundle(folder: Path, *, device: str = "auto", num_threads: int | None = None) -> Bundle:

@@ -51,9 +51,11 @@ def _profile(step: Step, request: StepRequest) -> Kernels | None:
     step.prefill(request)
     step.step()
     step.step()  # both bindings are captured
+    torch.cuda.synchronize()  # the device may be a step ahead: what it has begun is no part of what follows
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(_STEPS):
             step.step()
+        torch.cuda.synchronize()
     events = [event for event in profiler.events() or [] if event.device_type == DeviceType.CUDA]
     if not events:
         return None
