@@ -74,20 +74,20 @@ def main(arguments: list[str] | None = None) -> int:
         )
     on_gpu = gpu_groups(options.device, options.batches, options.prompts)
     on_cpu = cpu_groups(options.cpu_batches, options.cpu_prompts)
-    rows = []
-    for group in on_gpu + on_cpu:
-        if any(fnmatch(group.name, pattern) for pattern in options.only):
-            rows += _rows(group, run)
+    rows: list[dict[str, Any]] = []
     record = {
         "what": "steps of base and PAD in turn, greedy, k 10, random weights; a transformers peer round by round",
         "settings": {**asdict(run.settings), "budget_s": options.budget},
         "machine": machine,
         "correctness": tests,
         "rows": rows,
-        "seconds": round(time.monotonic() - started, 1),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for group in on_gpu + on_cpu:
+        if any(fnmatch(group.name, pattern) for pattern in options.only):
+            rows += _rows(group, run)
+        record["seconds"] = round(time.monotonic() - started, 1)
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # what is there survives
     print(table(record))
     return int(bool(tests.get("failed")) or any("failed" in row for row in rows))
 
