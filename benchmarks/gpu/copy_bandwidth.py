@@ -1,0 +1,55 @@
+"""How fast a device copies within its own memory: what a step's reading is held against."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+_GPU_BUFFER = 2 * 2**30  # bytes, far beyond any cache
+_CPU_BUFFER = 256 * 2**20
+_PASSES = 10
+
+
+def copy_gb_s(device: str) -> float:
+    """GB/s (10^9 bytes) of a large copy, bytes read and bytes written both counted: the best of a few passes."""
+    return _copy_on_cpu() if device == "cpu" else _copy_on_gpu()
+
+
+def _copy_on_cpu() -> float:
+    source = np.ones(_CPU_BUFFER // 8)
+    target = np.zeros_like(source)
+    best = float("inf")
+    for _ in range(_PASSES):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best / 1e9
+
+
+def _copy_on_gpu() -> float:
+    from cuda.bindings import runtime
+
+    def call(name: str, *arguments: Any) -> Any:
+        error, *values = getattr(runtime, name)(*arguments)
+        if int(error):
+            raise RuntimeError(f"{name}: CUDA error {int(error)}")
+        return values[0] if values else None
+
+    source, target = (call("cudaMalloc", _GPU_BUFFER) for _ in range(2))
+    start, end = (call("cudaEventCreate") for _ in range(2))
+    kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+    best = float("inf")
+    for index in range(_PASSES + 1):
+        call("cudaEventRecord", start, 0)
+        call("cudaMemcpyAsync", target, source, _GPU_BUFFER, kind, 0)
+        call("cudaEventRecord", end, 0)
+        call("cudaEventSynchronize", end)
+        if index:  # the first one warms up
+            best = min(best, call("cudaEventElapsedTime", start, end) / 1e3)
+    for event in (start, end):
+        call("cudaEventDestroy", event)
+    for buffer in (source, target):
+        call("cudaFree", buffer)
+    return 2 * _GPU_BUFFER / best / 1e9

@@ -1,0 +1,168 @@
+"""One command that measures a GPU machine: tests first, then steps of 8B, 1B and 135M shapes, then peers.
+
+Where there is no GPU the same command runs the CPU's rows and marks the others. Needs no network. Writes
+benchmarks/results/gpu.json and prints the table that is drawn from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gpu_correctness import run_tests
+from gpu_process import ROOT, Ended, child_environment, run_python
+from gpu_rows import NOT_BUILT, OURS, PRECISIONS, Group, cpu_groups, gpu_groups
+from gpu_table import table
+from gpu_task import GpuTask
+from settings import Settings
+
+RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
+HERE = Path(__file__).parent
+_SCRIPTS = {OURS: "gpu_group.py", "transformers": "peer_static_cache.py"}
+_MODULES = {"genai": "onnxruntime_genai", "vllm": "vllm"}
+_MAX_TESTS_S = 150.0
+_NO_DEVICE = "no device"
+_BUDGET = "budget"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all groups share."""
+
+    settings: Settings
+    work: Path
+    environment: Mapping[str, str]
+    deadline: float  # of time.monotonic()
+    group_limit: float  # seconds: what hangs or compiles for too long must not take the time of what comes after it
+    has_gpu: bool
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, write the record, print the table; 1 where a test or a row failed."""
+    options = _parse(arguments)
+    started = time.monotonic()
+    options.work.mkdir(parents=True, exist_ok=True)
+    environment = child_environment(options.work)
+    machine = _machine(options.device, options.work, environment)
+    run = _Run(
+        settings=Settings(options.rounds, options.new_tokens, options.threads),
+        work=options.work,
+        environment=environment,
+        deadline=started + options.budget,
+        group_limit=options.group_limit,
+        has_gpu=machine["gpu"] is not None,
+    )
+    tests: dict[str, Any] = {"device": options.device if run.has_gpu else "cpu", "error": "not asked for"}
+    if options.tests:
+        print(f"tests on {tests['device']}", flush=True)
+        tests = run_tests(
+            tests["device"], run.work / "tests", timeout=min(_MAX_TESTS_S, run.left), environment=environment
+        )
+    on_gpu = gpu_groups(options.device, options.batches, options.prompts)
+    on_cpu = cpu_groups(options.cpu_batches, options.cpu_prompts)
+    rows: list[dict[str, Any]] = []
+    record = {
+        "what": "steps of base and PAD in turn, greedy, k 10, random weights; a transformers peer round by round",
+        "settings": {**asdict(run.settings), "budget_s": options.budget},
+        "machine": machine,
+        "correctness": tests,
+        "rows": rows,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for group in on_gpu + on_cpu:
+        if any(fnmatch(group.name, pattern) for pattern in options.only):
+            rows += _rows(group, run)
+        record["seconds"] = round(time.monotonic() - started, 1)
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # what is there survives
+    print(table(record))
+    return int(bool(tests.get("failed")) or any("failed" in row for row in rows))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    devices = [device for device in PRECISIONS if device != "cpu"]
+    parser.add_argument("--device", choices=devices, default="cuda", help="of our rows on the GPU")
+    parser.add_argument(
+        "--budget", type=float, default=500, metavar="SECONDS", help="rows that do not fit are left out"
+    )
+    parser.add_argument("--group-limit", type=float, default=180, metavar="SECONDS", help="of rows that share weights")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GROUP", help="names or patterns: 'cuda-8b-*'")
+    parser.add_argument("--no-tests", dest="tests", action="store_false", help="measure without testing first")
+    parser.add_argument("--rounds", type=int, default=3, help="prefills of each side")
+    parser.add_argument("--new-tokens", type=int, default=64, help="steps of each side after a prefill")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU's rows, inside one operator")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prompts", type=int, nargs="+", default=[64, 2048])
+    parser.add_argument("--cpu-batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--cpu-prompts", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu", help="takes up to 33 GB at a time")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args(arguments)
+
+
+def _machine(device: str, work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What `gpu_machine.py` says.
+
+    Raises:
+        SystemExit: a package that everything needs is missing.
+    """
+    ended = run_python([str(HERE / "gpu_machine.py"), device], work / "machine", timeout=60, environment=environment)
+    if not ended.records:
+        raise SystemExit(f"gpu-bench cannot start: {ended.error}")
+    return ended.records[0]
+
+
+def _rows(group: Group, run: _Run) -> list[dict[str, Any]]:
+    """The records of a group's rows: what was measured, or why not."""
+    ended = Ended([], None)
+    why: dict[str, str] = {}
+    reason = _skipped(group, run)
+    if reason is None:
+        print(f"{group.name}, {run.left:.0f} s left", flush=True)
+        folder = run.work / group.name
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended from outside
+        task = GpuTask(group, run.settings, str(folder / "files"))
+        command = [str(HERE / _SCRIPTS[group.system]), task.text()]
+        ended = run_python(command, folder, timeout=min(run.left, run.group_limit), environment=run.environment)
+        shutil.rmtree(folder / "files", ignore_errors=True)
+        if ended.timed_out:
+            why = {"skipped": _BUDGET if run.left <= 0 else f"took more than {run.group_limit:.0f} s"}
+        elif ended.error:
+            why = {"failed": ended.error}
+            print(f"   {ended.error}", flush=True)
+    else:
+        why = {"skipped": reason}
+    found = {record["row"]: record for record in ended.records}
+    common = {name: getattr(group, name) for name in ("system", "device", "shape", "precision", "topology")}
+    return [
+        {"row": row.name, "group": group.name, **common, "batch": row.batch, "prompt": row.prompt}
+        | found.get(row.name, why)
+        for row in group.rows
+    ]
+
+
+def _skipped(group: Group, run: _Run) -> str | None:
+    """Why a group is not even started."""
+    if group.device != "cpu" and not run.has_gpu:
+        return _NO_DEVICE
+    if group.system in NOT_BUILT:
+        return "not built: no code here drives it yet" if find_spec(_MODULES[group.system]) else "not installed"
+    return None if run.left > 0 else _BUDGET
+
+
+if __name__ == "__main__":
+    sys.exit(main())

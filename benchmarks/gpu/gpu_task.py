@@ -1,0 +1,42 @@
+"""What a measuring process is told, and how it answers: one JSON argument in, a JSON line on stdout for every row."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpu_rows import Group
+from settings import Settings
+
+
+@dataclass(frozen=True)
+class GpuTask:
+    """A group, how long to measure each of its rows, and a folder that may be filled."""
+
+    group: Group
+    settings: Settings
+    folder: str
+
+    def text(self) -> str:
+        """As a command's argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> GpuTask:
+        """What `text` gave."""
+        fields = json.loads(text)
+        group = fields["group"]
+        group |= {name: tuple(group[name]) for name in ("batches", "prompts")}
+        return cls(Group(**group), Settings(**fields["settings"]), fields["folder"])
+
+
+def serve_rows(measure: Callable[[GpuTask], Iterator[dict[str, Any]]]) -> None:
+    """Print the rows that the task in the command line asks for, each as soon as it is there."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    for record in measure(GpuTask.parse(sys.argv[1])):
+        print(json.dumps(record), file=answers, flush=True)

@@ -1,0 +1,39 @@
+"""How many bytes of memory a decode step reads: weights, adapters, and what the KV cache holds by then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pad_rt.graph_weights import GraphWeights
+from pad_runtime import contract
+from pad_runtime.manifest import Manifest
+from pad_runtime.step import StepRequest
+
+
+def step_bytes(folder: Path, manifest: Manifest, request: StepRequest, *, graph: str, element_size: int) -> int:
+    """Bytes that the middle one of a request's steps must read at least once.
+
+    Args:
+        folder, manifest: the bundle.
+        request: the rows that decode.
+        graph: `contract.STEP_GRAPH` or `contract.BASE_GRAPH`.
+        element_size: bytes of a number in the KV cache.
+    """
+    total = GraphWeights.of(folder / manifest.graphs[graph].file).read
+    for index, trunk in enumerate(manifest.trunks):
+        rows = [row for sequence in request.sequences for row in sequence[index]]
+        if graph == contract.BASE_GRAPH and index:
+            break
+        position = 2 * trunk.num_layers * trunk.num_kv_heads * trunk.head_dim * element_size  # keys and values
+        total += int(sum(len(row.prompt) + request.max_new_tokens / 2 for row in rows) * position)
+    if graph == contract.STEP_GRAPH:
+        adapters = {persrm.adapter for index, persrm in enumerate(manifest.persrms) if index in request.active}
+        total += sum(manifest.files[name].size for name in adapters if name)
+    return total
+
+
+def element_size(manifest: Manifest) -> int:
+    """Bytes of a number in a bundle's KV cache; NumPy itself has no bfloat16."""
+    return 2 if manifest.float_type == "bfloat16" else np.dtype(manifest.float_type).itemsize
