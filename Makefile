@@ -68,7 +68,7 @@ runtime-only: .venv/wheel .venv-runtime/wheel
 
 bench: .venv/wheel .venv/smollm2
 	PYTHONPATH=demo $(BIN)/python benchmarks/latency/step_ratio.py
-	$(BIN)/python benchmarks/export_memory.py
+	PYTHONPATH=benchmarks/latency $(BIN)/python benchmarks/export_memory.py
 
 # With GPU_PYTHON that interpreter as it is, with packages that were carried in: a machine with a GPU may have no network.
 ifdef GPU_PYTHON

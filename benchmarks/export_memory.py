@@ -20,23 +20,14 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from llama_shapes import LLAMA_SHAPES
+
 RESULTS = Path(__file__).parent / "results" / "export_memory.json"
-SHAPE = {
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 4096,
-}
 
 
 def make_checkpoint(folder: Path) -> int:
     """Save random bf16 weights and a byte-level tokenizer; returns the weights' size in bytes."""
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, eos_token_id=0), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA_SHAPES["1b"], eos_token_id=0), dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="1GB")
     tokenizer = Tokenizer(BPE(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama_shapes import LLAMA_SHAPES
 from peer_models import MODELS, made, persrm_adapter, save_tokenizer
 from smollm2 import find_smollm2
 
@@ -46,25 +47,7 @@ SHAPES = {
     ),
     "llama-3.2-1b": Shape(
         "LlamaConfig",
-        {
-            "vocab_size": 128256,
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 131072,
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 5e5,
-                "factor": 32.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            },
-        },
+        LLAMA_SHAPES["1b"],
         ("int4",),
     ),
 }

@@ -42,11 +42,7 @@ BOTH = Preference(weights={"one": 1.0, "two": 0.5})
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("providers")
-    tiny_models.make_base(folder / "base", "llama", seed=5)
-    for seed, name in enumerate(("one", "two")):
-        tiny_models.make_adapter(folder / name, folder / "base", seed=seed)
-    return folder
+    return tiny_models.make_family(tmp_path_factory.mktemp("providers"))
 
 
 @pytest.fixture(scope="module")

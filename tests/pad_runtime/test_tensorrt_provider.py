@@ -35,11 +35,7 @@ ONE = Preference(weights={"one": -1.0})
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    tiny_models.make_base(folder / "base", "llama", seed=5)
-    for seed, name in enumerate(("one", "two")):
-        tiny_models.make_adapter(folder / name, folder / "base", seed=seed)
-    return folder
+    return tiny_models.make_family(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module", params=["shared", "pair"])

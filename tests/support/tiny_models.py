@@ -105,6 +105,14 @@ def make_adapter(folder: Path, base_folder: Path, *, seed: int, rank: int = 4, *
     return model
 
 
+def make_family(folder: Path, *, seed: int = 5) -> Path:
+    """A llama as folder/base, and two adapters of it, "one" and "two"."""
+    make_base(folder / "base", "llama", seed=seed)
+    for index, name in enumerate(("one", "two")):
+        make_adapter(folder / name, folder / "base", seed=index)
+    return folder
+
+
 def make_merged(folder: Path, base_folder: Path, adapter_folder: Path) -> PreTrainedModel:
     """The adapter merged into its base, saved as a checkpoint with the base's tokenizer."""
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
