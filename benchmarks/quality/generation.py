@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -100,6 +100,7 @@ class CellGenerator:
 def fill(job: Job, cells: Sequence[tuple[Cell, list[str]]], *, workers: int) -> None:
     """Complete every cell for its prompts, and tell of each."""
     started = time.perf_counter()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill unwinds as Ctrl-C does
     print(f"{len(cells)} cells to generate, {workers} worker{'s' if workers > 1 else ''}", flush=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_on_interrupt) as pool:
         futures = {pool.submit(fill_cell, job, cell, prompts): cell for cell, prompts in cells}
@@ -109,6 +110,8 @@ def fill(job: Job, cells: Sequence[tuple[Cell, list[str]]], *, workers: int) -> 
                 told = f"{len(file.replies)} replies, {file.tokens_per_s:.0f} tokens/s" if file else "was there"
                 print(f"{done:4d}/{len(cells)}  {minutes:5.1f} min  {futures[future].slug}: {told}", flush=True)
         except BaseException:
+            for worker in active_children():  # or a cell is generated to its end for nobody
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
 
