@@ -28,7 +28,6 @@ REWARD_EXTRA = 32  # tokens that a PersRM's template and a preference in words a
 _WARMUP = 4  # steps
 _STRETCH = 16  # steps of one side in a row, on a device that runs ahead
 _LEAD_IN = 2  # of these: the first was done long ago, and the second waits for what the other side left behind
-_SETTLE_S = 0.05  # more than any step takes
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def measure_steps(
     sides: Mapping[str, tuple[Step, StepRequest]],
     workload: Workload,
     *,
-    ahead: bool = False,
+    settle: Callable[[], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> StepTimes:
     """Prefill every side and let them decode step by step in turn, `rounds` times.
@@ -122,10 +121,10 @@ def measure_steps(
     Args:
         sides: a step and what it decodes, by name.
         workload: its `rounds` and `new_tokens`.
-        ahead: see `runs_ahead`.
+        settle: waits for the device, where it runs ahead (`settling`).
         clock: seconds.
     """
-    stretch = min(_STRETCH, workload.new_tokens) if ahead else 1
+    stretch = min(_STRETCH, workload.new_tokens) if settle else 1
     lead_in = min(_LEAD_IN, stretch - 1)
 
     def decode(steps: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -134,8 +133,8 @@ def measure_steps(
         }
         first: dict[str, list[float]] = {}
         for name, prefill_one in prefills.items():
-            if ahead:
-                time.sleep(_SETTLE_S)
+            if settle:
+                settle()
             first |= time_turns({name: prefill_one}, rounds=1, clock=clock)
         calls = {name: step.step for name, (step, _) in sides.items()}
         times = time_turns(calls, rounds=max(1, steps // stretch), calls=stretch, clock=clock)
@@ -185,9 +184,9 @@ def measure_replies(generator: Generator, workload: Workload, *, batch: int = 1)
     return ReplyTimes(host_us, tokens_per_s, num_bytes)
 
 
-def runs_ahead(bundle: Bundle) -> bool:
-    """Whether a step's ids are given out while the device runs the next one: everywhere but on a CPU."""
-    return bundle.provider.device != "cpu"
+def settling(bundle: Bundle) -> Callable[[], None] | None:
+    """What waits for the device, where a step's ids are given out while it runs the next one; None on a CPU."""
+    return None if bundle.provider.device == "cpu" else bundle.provider.synchronize
 
 
 def open_bundle(folder: Path, *, device: str = "auto", num_threads: int | None = None) -> Bundle:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle, runs_ahead
+from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle, settling
 from pad_rt.fresh_start import FreshStart, measure_fresh_start
 from pad_rt.generator import Generator
 from pad_rt.graph_weights import GraphWeights
@@ -97,7 +97,7 @@ class BenchReport:
         requests = {name: workload.request(manifest, guided=name == "pad") for name in ("base", "pad")}
         sides = {"base": bundle.base_step(), "pad": bundle.guided_step()}
         times = measure_steps(
-            {name: (sides[name], requests[name]) for name in sides}, workload, ahead=runs_ahead(bundle)
+            {name: (sides[name], requests[name]) for name in sides}, workload, settle=settling(bundle)
         )
         sides.clear()  # their KV caches go before the next ones come
         report("replies")

@@ -184,14 +184,18 @@ class Generator:
         with self._step(run.guided) as step:
             start = clock()
             ids = step.prefill(run.request)
-            run.prefilled(clock(), started=start, num_bytes=step.bytes_to_host)
+            last = clock()
+            run.prefilled(last, started=start, num_bytes=step.bytes_to_host)
             for _ in range(run.request.max_new_tokens - 1):
                 if run.request.trace:
                     run.last_trace = step.trace()
                 yield ids
-                start = clock()
+                if not step.ahead:  # else the device did not wait: from one step's ids to the next one's
+                    last = clock()
                 ids = step.step()
-                run.step_times.append(clock() - start)
+                now = clock()
+                run.step_times.append(now - last)
+                last = now
             if run.request.trace:
                 run.last_trace = step.trace()
             yield ids

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_runtime import contract
-from pad_runtime.cuda import Cuda, Gpu
+from pad_runtime.cuda import Gpu, find_cuda
 from pad_runtime.errors import DeviceError
 from pad_runtime.manifest import EngineInfo, Manifest, PersRMInfo, TrunkInfo, read_manifest, verify_files
 from pad_runtime.providers import Finding, survey
@@ -64,7 +64,7 @@ class BundleInfo:
         if check:
             verify_files(folder, manifest)
         try:
-            gpu = Cuda().gpu()
+            gpu = find_cuda().gpu()
         except DeviceError:
             gpu = None
         return cls(folder, manifest, check, tuple(survey(folder, manifest)), gpu, _find_libraries())

@@ -15,7 +15,7 @@ from gpu_shapes import write_adapter, write_base
 from gpu_task import GpuTask, serve_rows
 from pad_export.export import export_bundle
 from pad_rt import Generator
-from pad_rt.bench import REWARD_EXTRA, Workload, measure_replies, measure_steps, open_bundle, runs_ahead
+from pad_rt.bench import REWARD_EXTRA, Workload, measure_replies, measure_steps, open_bundle, settling
 from pad_rt.rounds import Spread, compare
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
@@ -69,7 +69,7 @@ def _measure(
     workload = Workload(prompt_tokens=row.prompt, new_tokens=settings.new_tokens, rounds=settings.rounds)
     requests = {side: _request(bundle, workload, row.batch, guided=side != _BASE) for side in steps}
     sides_in_turn = {side: (step, requests[side]) for side, step in steps.items()}
-    times = measure_steps(sides_in_turn, workload, ahead=runs_ahead(bundle))
+    times = measure_steps(sides_in_turn, workload, settle=settling(bundle))
     replies = measure_replies(generator, workload, batch=row.batch)
     graphs = {side: contract.BASE_GRAPH if side == _BASE else contract.STEP_GRAPH for side in steps}
     sides = {}

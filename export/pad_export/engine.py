@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from pad_export.engine_profile import Range, make_profiles
 from pad_export.engine_report import EngineReport
 from pad_runtime import contract
-from pad_runtime.cuda import Cuda
+from pad_runtime.cuda import find_cuda
 from pad_runtime.engine import this_platform
 from pad_runtime.errors import EngineError, OptionError
 from pad_runtime.manifest import EngineInfo, Manifest
@@ -53,7 +53,7 @@ class EngineBuilder:
                     f"--compute-capability {compute_capabilities[0]} with --target tensorrt, which builds for this GPU",
                     hint="leave it out, or pass --target tensorrt-rtx",
                 )
-            self.compute_capabilities = [Cuda().gpu().compute_capability]
+            self.compute_capabilities = [find_cuda().gpu().compute_capability]
             return
         if timing_cache is not None:
             raise OptionError("--timing-cache with --target tensorrt-rtx, which times nothing", hint="leave it out")

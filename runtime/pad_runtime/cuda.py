@@ -5,6 +5,7 @@ Through NVIDIA's `cuda-python` (https://nvidia.github.io/cuda-python/), which lo
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,20 +44,13 @@ class Cuda:
 
     Attributes:
         stream: its handle.
-        lock: held by whoever uses the stream: a copy of one thread must not become part of another's capture.
+        lock: held around every call: a copy of one thread must not become part of another's capture, and ONNX Runtime
+            captures in CUDA's global mode, in which no thread may so much as allocate or wait.
     """
 
-    def __init__(self) -> None:
-        """Find the device.
-
-        Raises:
-            DeviceError: cuda-python is not installed, or there is no driver or no device.
-        """
-        try:
-            from cuda.bindings import runtime
-        except ImportError:
-            raise DeviceError("cuda-python is not installed", hint=_INSTALL) from None
-        self._runtime: Any = runtime
+    def __init__(self, runtime: Any) -> None:
+        """Use `find_cuda`: there is one of these in a process."""
+        self._runtime = runtime
         self.lock = threading.RLock()
         if self._call("cudaGetDeviceCount") < 1:
             raise DeviceError("this machine has no CUDA device", hint=_CPU)
@@ -83,17 +77,15 @@ class Cuda:
         Raises:
             OutOfMemoryError: says how much was asked for.
         """
-        error, address = self._runtime.cudaMalloc(max(1, size))
-        if int(error) == _OUT_OF_MEMORY:
-            raise out_of_memory(size)
-        self._check(error, "cudaMalloc")
         with self.lock:
+            address = self._call("cudaMalloc", max(1, size), size=size)
             self._call("cudaMemsetAsync", address, 0, size, self.stream)
         return int(address)
 
     def free(self, address: int) -> None:
         """Give memory back; the device ends first what it has to do."""
-        self._runtime.cudaFree(address)
+        with self.lock:
+            self._runtime.cudaFree(address)
 
     def copy_in(self, device: int, host: int, size: int) -> None:
         """Copy to the device; done when this returns."""
@@ -109,7 +101,8 @@ class Cuda:
 
     def synchronize(self) -> None:
         """Wait for the stream."""
-        self._call("cudaStreamSynchronize", self.stream)
+        with self.lock:
+            self._call("cudaStreamSynchronize", self.stream)
 
     def _copy(self, to: int, source: int, size: int, kind: Any) -> None:
         with self.lock:
@@ -134,17 +127,47 @@ class Cuda:
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _call(self, name: str, *arguments: Any) -> Any:
-        """A call of the runtime; its value, if it has one."""
+    def _call(self, name: str, *arguments: Any, size: int = 0) -> Any:
+        """A call of the runtime; its value, if it has one. `size` is what it asks for, for an error that says so."""
         error, *values = getattr(self._runtime, name)(*arguments)
-        self._check(error, name)
+        if int(error) == _OUT_OF_MEMORY:
+            raise out_of_memory(size)
+        if int(error):
+            raise DeviceError(f"CUDA cannot be used: {self.describe(error)} ({name})", hint=_CPU)
         return values[0] if values else None
 
-    def _check(self, error: Any, name: str) -> None:
+    def check_run(self, error: Any) -> None:
+        """What is wrong with the device once it has run something stays wrong for the process.
+
+        Raises:
+            DeviceError: `error` is one.
+        """
         if int(error):
-            reason = self._runtime.cudaGetErrorString(error)[1]
-            text = reason.decode() if isinstance(reason, bytes) else str(reason)
-            raise DeviceError(f"CUDA cannot be used: {text} ({name})", hint=_CPU)
+            raise DeviceError(
+                f"the device failed while it decoded: {self.describe(error)} (CUDA error {int(error)})",
+                hint="start the process again",
+            )
+
+    def describe(self, error: Any) -> str:
+        """CUDA's words for an error."""
+        reason = self._runtime.cudaGetErrorString(error)[1]
+        return reason.decode() if isinstance(reason, bytes) else str(reason)
+
+
+def find_cuda() -> Cuda:
+    """The device of this process.
+
+    Raises:
+        DeviceError: cuda-python is not installed, or there is no driver or no device.
+    """
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        raise DeviceError("cuda-python is not installed", hint=_INSTALL) from None
+    return _find(runtime)
+
+
+_find = functools.cache(Cuda)
 
 
 class CapturedGraph:
@@ -157,13 +180,13 @@ class CapturedGraph:
     def launch(self) -> None:
         """Put it on the stream once more."""
         (error,) = self._launch(self._executable, self._stream)
-        if int(error):
-            self._cuda._check(error, "cudaGraphLaunch")
+        self._cuda.check_run(error)
 
     def __del__(self) -> None:
         """Give it back."""
         if hasattr(self, "_executable"):
-            self._cuda._runtime.cudaGraphExecDestroy(self._executable)
+            with self._cuda.lock:
+                self._cuda._runtime.cudaGraphExecDestroy(self._executable)
 
 
 class PinnedMemory:
@@ -176,8 +199,9 @@ class PinnedMemory:
     def __init__(self, cuda: Cuda, size: int) -> None:
         runtime = cuda._runtime
         self._cuda, self._size = cuda, size
-        self._event = cuda._call("cudaEventCreateWithFlags", runtime.cudaEventDisableTiming)
-        self.address = int(cuda._call("cudaMallocHost", size))
+        with cuda.lock:
+            self._event = cuda._call("cudaEventCreateWithFlags", runtime.cudaEventDisableTiming)
+            self.address = int(cuda._call("cudaMallocHost", size, size=size))
         self._copy, self._record, self._wait = (
             runtime.cudaMemcpyAsync,
             runtime.cudaEventRecord,
@@ -187,19 +211,29 @@ class PinnedMemory:
 
     def start_copy(self, address: int) -> None:
         """Put a copy from the device on the stream."""
-        self._copy(self.address, address, self._size, self._kind, self._cuda.stream)
-        self._record(self._event, self._cuda.stream)
+        cuda = self._cuda
+        (error,) = self._copy(self.address, address, self._size, self._kind, cuda.stream)
+        cuda.check_run(error)
+        (error,) = self._record(self._event, cuda.stream)
+        cuda.check_run(error)
 
-    def wait(self) -> int:
-        """Wait for the last copy; CUDA's error code, 0 for none."""
-        return int(self._wait(self._event)[0])
+    def wait(self) -> None:
+        """Wait for the last copy.
+
+        Raises:
+            DeviceError: the device failed.
+        """
+        with self._cuda.lock:
+            (error,) = self._wait(self._event)
+        self._cuda.check_run(error)
 
     def __del__(self) -> None:
         """Give the memory back."""
         if hasattr(self, "address"):
-            self.wait()
-            self._cuda._runtime.cudaFreeHost(self.address)
-            self._cuda._runtime.cudaEventDestroy(self._event)
+            with self._cuda.lock:
+                self._wait(self._event)
+                self._cuda._runtime.cudaFreeHost(self.address)
+                self._cuda._runtime.cudaEventDestroy(self._event)
 
 
 def _version(number: int) -> str:

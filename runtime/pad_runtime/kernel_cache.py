@@ -22,8 +22,8 @@ def load_cache(cache: Any, path: Path) -> None:
 def save_cache(cache: Any, path: Path) -> None:
     """Keep a runtime cache; a folder that cannot be written to costs the next process its time, and no more."""
     with suppress(OSError):
-        content = bytes(memoryview(cache.serialize()))
-        if path.exists() and path.read_bytes() == content:
+        content = bytes(memoryview(cache.serialize() or b""))
+        if not content or (path.exists() and path.read_bytes() == content):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from pad_runtime import contract
 from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer, zeros_on_host
-from pad_runtime.cuda import Cuda
+from pad_runtime.cuda import Cuda, find_cuda
 from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
 from pad_runtime.ids import CudaIds, HostIds, Ids
 from pad_runtime.kernel_cache import cache_folder
@@ -38,6 +42,7 @@ class _Entry:
     install: str  # what brings it
     float_types: tuple[str, ...]  # of the bundles that it runs
     dialects: tuple[str, ...] = ("ort", "standard")
+    loads: str = ""  # module whose libraries it needs in the process
     on_cuda: bool = True
     plugin: str = ""  # module of the package that it comes in, where that is not ONNX Runtime's own
     options: dict[str, str] = field(default_factory=dict)
@@ -46,22 +51,24 @@ class _Entry:
     graph_id: str = ""  # the run's option that tells captures apart
 
 
-_CUDA_OPTIONS = {"device_id": "0", "arena_extend_strategy": "kSameAsRequested"}
 _ENTRIES = {
     "cuda": _Entry(
         "CUDAExecutionProvider",
         "pip install 'pad-rt[cuda]'",
         _ON_CUDA,
-        options=_CUDA_OPTIONS,
+        # The standard one has arithmetic on shapes that ONNX Runtime puts on the host, and then captures nothing.
+        dialects=("ort",),
+        options={"device_id": "0", "arena_extend_strategy": "kSameAsRequested"},
         graph_option="enable_cuda_graph",
         graph_id="gpu_graph_id",
     ),
     # It captures one run a session, and two bindings take turns here: no capture.
     "ort-tensorrt": _Entry(
         "TensorrtExecutionProvider",
-        "pip install 'pad-rt[cuda,tensorrt]'",
+        "pip install 'pad-rt[ort-tensorrt]'",
         _ON_CUDA,
         dialects=("standard",),
+        loads="tensorrt",
         options={"device_id": "0", "trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
         cached=("trt_engine_cache_path", "trt_timing_cache_path"),
     ),
@@ -80,6 +87,11 @@ _ENTRIES = {
 }
 ORT_DEVICES = tuple(_ENTRIES)
 _graph_ids = itertools.count(1)  # of the process: no two captures are taken for each other
+# A model of one node, y = Identity(x) at opset 17: whether a provider starts is seen when a session does.
+_PROBE = (
+    b'\x08\x08:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05probeZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
 _NEVER_CAPTURED = -1  # ONNX Runtime's graph id for a run that is neither captured nor replayed
 
 
@@ -132,10 +144,11 @@ class OrtProvider:
             self._check_runs(manifest)
         self._cuda: Cuda | None = None
         if entry.on_cuda:
-            if hasattr(onnxruntime, "preload_dlls"):
-                onnxruntime.preload_dlls()  # CUDA's libraries, where pip put them
-            self._cuda = Cuda()
+            self._cuda = find_cuda()
+            self._load_libraries()
         self._plugin_devices = self._register_plugin() if entry.plugin else []
+        if entry.on_cuda:
+            self._probe()  # now, and not when "auto" has made its choice
 
     @property
     def version(self) -> str:
@@ -163,8 +176,19 @@ class OrtProvider:
             raise DeviceError(
                 f"a bundle in the {manifest.dialect} dialect on device '{self.device}'",
                 expected=f"the {' or '.join(entry.dialects)} dialect",
-                hint="export it with --dialect standard",
+                hint=f"export it with --dialect {entry.dialects[0]}",
             )
+
+    def _load_libraries(self) -> None:
+        """Bring what the provider finds by name alone into the process."""
+        if hasattr(self._ort, "preload_dlls"):
+            with redirect_stdout(StringIO()):  # it prints what it does not find; whether that matters, the probe says
+                self._ort.preload_dlls()  # CUDA's libraries, where pip put them
+        if self._entry.loads:
+            try:
+                importlib.import_module(self._entry.loads)
+            except ImportError as error:
+                raise DeviceError(f"{self._entry.loads} cannot be loaded: {error}", hint=self._entry.install) from None
 
     def _register_plugin(self) -> list[Any]:
         """The devices of an execution provider that comes in a package of its own."""
@@ -188,6 +212,15 @@ class OrtProvider:
             raise DeviceError(f"{entry.plugin} finds no device that it runs on", hint="pass --device cuda or cpu")
         return found
 
+    def _probe(self) -> None:
+        try:
+            self._start(_PROBE)
+        except DeviceError:
+            raise
+        except Exception as error:
+            reason = f"{self._entry.execution_provider} does not start: {_first_line(error)}"
+            raise DeviceError(reason, hint=self._entry.install) from None
+
     # -- graphs -------------------------------------------------------------------------------------------------------
 
     def open(self, folder: Path, manifest: Manifest, graph: str) -> OrtGraph:
@@ -197,15 +230,39 @@ class OrtProvider:
             BundleError: ONNX Runtime refuses the file.
             OutOfMemoryError: the weights do not fit.
         """
-        entry, path = self._entry, folder / manifest.graphs[graph].file
-        options = self._session_options()
-        capacity = manifest.max_length if entry.cached else None
+        path = folder / manifest.graphs[graph].file
+        capacity = manifest.max_length if self._entry.cached else None
+        try:
+            session = self._start(str(path), capacity=capacity, own=self._caches(manifest, graph))
+        except MemoryError:
+            raise OutOfMemoryError(f"no memory for {path}", hint=_FREE_MEMORY) from None
+        except DeviceError:
+            raise
+        except Exception as error:
+            reason = _first_line(error)
+            if "alloc" in reason.lower():
+                raise OutOfMemoryError(f"no memory for {path}: {reason}", hint=_FREE_MEMORY) from None
+            raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
+        opened = OrtGraph(session, self._run_options, capacity=capacity)
+        if self._cuda:
+            opened.check_placement()
+        return opened
+
+    def _start(
+        self, graph: str | bytes, *, capacity: int | None = None, own: Mapping[str, str] = MappingProxyType({})
+    ) -> ort.InferenceSession:
+        """A session on this device.
+
+        Raises:
+            DeviceError: the provider does not start.
+        """
+        entry, options = self._entry, self._session_options()
         if capacity is not None:  # TensorRT updates a cache in place only where its length is fixed
             options.add_free_dimension_override_by_name(contract.CAPACITY, capacity)
-        own = {**entry.options, **self._caches(manifest, graph)}
+        own = {**entry.options, **own}
         if self._cuda:
             own["user_compute_stream"] = str(self._cuda.stream)
-        if self.captures:
+        if self.captures and graph is not _PROBE:
             own[entry.graph_option] = "1"
         arguments: dict[str, Any] = {"disabled_optimizers": ["ConstantFolding"] if self._low_memory else []}
         if self._plugin_devices:
@@ -213,21 +270,13 @@ class OrtProvider:
         else:  # the CPU stands second for the arithmetic on shapes alone
             names = list(dict.fromkeys([entry.execution_provider, _CPU]))
             arguments |= {"providers": names, "provider_options": [own, {}][: len(names)]}
-        try:
-            session = self._ort.InferenceSession(str(path), options, **arguments)
-        except MemoryError:
-            raise OutOfMemoryError(f"no memory for {path}", hint=_FREE_MEMORY) from None
-        except Exception as error:
-            reason = _first_line(error)
-            if "alloc" in reason.lower():
-                raise OutOfMemoryError(f"no memory for {path}: {reason}", hint=_FREE_MEMORY) from None
-            raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
+        session: ort.InferenceSession = self._ort.InferenceSession(graph, options, **arguments)
         if session.get_providers()[0] != entry.execution_provider:  # it falls back in silence
             raise DeviceError(
                 f"ONNX Runtime could not start {entry.execution_provider}",
-                hint="its libraries are missing or of another version: `pad info` lists them; or pass --device cpu",
+                hint=f"its libraries are missing or of another version: {entry.install}; or pass --device cpu",
             )
-        return OrtGraph(session, self._run_options, capacity=capacity)
+        return session
 
     def _session_options(self) -> ort.SessionOptions:
         options = self._ort.SessionOptions()
@@ -248,15 +297,15 @@ class OrtProvider:
         path.mkdir(parents=True, exist_ok=True)
         return dict.fromkeys(self._entry.cached, str(path))
 
-    def _run_options(self, repeated: bool) -> ort.RunOptions:
-        """Options of a run; those of a captured one belong to one set of buffers, and are new for every set."""
-        options = self._ort.RunOptions()
+    def _run_options(self, repeated: bool) -> tuple[ort.RunOptions, int | None]:
+        """Options of a run, and the id of its capture, which belongs to one set of buffers and is new for every set."""
+        options, graph_id = self._ort.RunOptions(), None
         if self.captures:
-            graph_id = next(_graph_ids) if repeated else _NEVER_CAPTURED
-            options.add_run_config_entry(self._entry.graph_id, str(graph_id))
+            graph_id = next(_graph_ids) if repeated else None
+            options.add_run_config_entry(self._entry.graph_id, str(graph_id or _NEVER_CAPTURED))
         if self._cuda:  # nobody waits for the run, only for the ids, which are copied on the same stream
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return options
+        return options, graph_id
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
@@ -283,6 +332,11 @@ class OrtProvider:
         """A place for int64 ids that a graph chooses."""
         return CudaIds(self._cuda, count) if self._cuda else HostIds(count)
 
+    def synchronize(self) -> None:
+        """Wait for all that the device has to do."""
+        if self._cuda:
+            self._cuda.synchronize()
+
 
 class OrtGraph:
     """A graph in a session of ONNX Runtime.
@@ -296,7 +350,11 @@ class OrtGraph:
     host_inputs = frozenset(contract.HOST_INPUTS)
 
     def __init__(
-        self, session: ort.InferenceSession, options: Callable[[bool], ort.RunOptions], *, capacity: int | None
+        self,
+        session: ort.InferenceSession,
+        options: Callable[[bool], tuple[ort.RunOptions, int | None]],
+        *,
+        capacity: int | None,
     ) -> None:
         self._session, self._options = session, options
         self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
@@ -316,7 +374,25 @@ class OrtGraph:
             binding.bind_input(name, *_describe(buffer))
         for name, buffer in outputs.items():
             binding.bind_output(name, *_describe(buffer))
-        return functools.partial(self._session.run_with_iobinding, binding, self._options(repeated))
+        options, graph_id = self._options(repeated)
+        run = functools.partial(self._session.run_with_iobinding, binding, options)
+        if graph_id is not None:  # or the session would keep the capture as long as it lives
+            weakref.finalize(run, self._session.release_captured_graph, graph_id).atexit = False
+        return run
+
+    def check_placement(self) -> None:
+        """Whether everything that lies on the device is read there: a binding copies it once, and never again.
+
+        Raises:
+            DeviceError: an input is read on the host.
+        """
+        for value, memory in zip(self.inputs, self._session.get_input_memory_infos(), strict=True):
+            on_host = value.name.rpartition(".")[2] in self.host_inputs
+            if not on_host and memory.name.lower().startswith("cpu"):
+                raise DeviceError(
+                    f"ONNX Runtime reads {value.name} on the host: it does not run all of the graph on the device",
+                    hint="pass another --device",
+                )
 
 
 def _describe(buffer: Buffer) -> tuple[str, int, int, tuple[int, ...], int]:

@@ -69,6 +69,9 @@ class Provider(Protocol):
     def ids(self, count: int) -> Ids:
         """A place for int64 ids that a graph chooses."""
 
+    def synchronize(self) -> None:
+        """Wait for all that the device has to do."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -120,11 +123,12 @@ def find_provider(
         return take(device), ()
     notes: list[str] = []
     for name in (*contract.ENGINE_TARGETS, "cuda"):
+        if not _is_meant(name, manifest):
+            continue
         try:
             return take(name), () if name in contract.ENGINE_TARGETS else tuple(notes)
         except (DeviceError, EngineError) as error:
-            if _is_meant(name, manifest):
-                notes.append(f"not on {name}: {error}")
+            notes.append(f"not on {name}: {error}")
     return take(_LAST), tuple(notes)
 
 
@@ -148,7 +152,7 @@ def _make(name: str, folder: Path, manifest: Manifest, **settings: Any) -> Provi
 
 
 def _is_meant(name: str, manifest: Manifest) -> bool:
-    """Whether a user would wonder why a device was passed over."""
+    """Whether the bundle or the installed package was made for a device."""
     if name in contract.ENGINE_TARGETS:
         return any(engine.target == name for engine in manifest.engines)
     return OrtProvider.is_built_in(name)

@@ -71,9 +71,14 @@ class Step(Protocol):
 
     Attributes:
         bytes_to_host: bytes that come back from the device at every step, for the whole batch.
+        ahead: whether the device runs a step while the host has the ids of the one before.
     """
 
     bytes_to_host: int
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the device runs ahead."""
 
     def prefill(self, request: StepRequest) -> Sequence[int]:
         """Read the prompts, forget what came before, return the first ids (a view that the next step overwrites)."""
@@ -100,6 +105,8 @@ class GraphStep:
         self._values: dict[str, Buffer] = {}  # bound for every step
         self._turns: tuple[dict[str, Buffer], dict[str, Buffer]] = ({}, {})  # state, by input name
         self._trace: dict[str, Buffer] = {}
+        self._mixed: dict[str, Array] = {}  # feature heads, as they were put last
+        self._prefill: object = None
         self._runs: list[Callable[[], object]] = []  # on either set of state buffers, and the ids are read
         self._capacity = 0
         self._stale = True  # a bound buffer was replaced since the runs were made
@@ -126,11 +133,13 @@ class GraphStep:
             length = np.array(ids.shape[1], np.int32)
             prefill[at + contract.TOTAL_SEQUENCE_LENGTH] = self._provider.upload(length, host=True)
         prefill[contract.STEP] = self._provider.upload(np.zeros(1, np.int64))
-        if self._stale:
+        fresh = self._stale
+        if fresh:
             turns = self._turns
             self._runs = [self._bind(turns[turn], turns[1 - turn], repeated=True) for turn in (0, 1)]
             self._stale = False
-        run = self._bind(prefill, self._turns[0], repeated=False)  # kept here until its ids are there
+        run = self._bind(prefill, self._turns[0], repeated=False)
+        self._prefill = (prefill, run)  # kept until the next one: to free them is to wait for the device
         try:
             run()
         except Exception as error:  # ONNX Runtime's own exceptions have no base of their own
@@ -140,10 +149,19 @@ class GraphStep:
                 ) from None
             raise
         self._turn = 0
-        if self._ids.ahead and not request.trace:  # from here on the device is always one step ahead
-            self._runs[0]()
-            self._turn = 1
-        return self._take()
+        if not self._ids.ahead or request.trace:
+            return self._take()
+        # From here on the device is one step ahead; the first ids do not wait for a capture, which takes its time.
+        if not fresh:
+            self._run_ahead()
+            return self._take()
+        first = self._take()
+        self._run_ahead()
+        return first
+
+    def _run_ahead(self) -> None:
+        self._runs[0]()
+        self._turn = 1
 
     def step(self) -> Sequence[int]:
         """One token for every sequence: a run that is ready, and nothing else."""
@@ -160,6 +178,11 @@ class GraphStep:
         at = self._trunks[trunk][2]
         names = (at + contract.past_key(layer), at + contract.past_value(layer))
         return self._values[names[0]].read(), self._values[names[1]].read()
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the device runs a step while the host has the ids of the one before."""
+        return self._ids.ahead
 
     def __del__(self) -> None:
         """Let the device end what it is doing, before buffers go."""
@@ -214,7 +237,7 @@ class GraphStep:
         self._put(contract.TOP_K, np.array([k], np.int64))
         self._put(contract.TEMPERATURE, np.full((batch, 1), request.temperature, np.float32))
         self._put(contract.TOP_P, np.full((batch, 1), top_p, np.float32))
-        noise = draw_noise(request)
+        noise = draw_noise(request, self._manifest.max_length)
         self._put(contract.NOISE, noise)
         self._put(contract.LAST_NOISE, np.array([len(noise) - 1], np.int64))
         for index, _, at in self._trunks:
@@ -227,6 +250,10 @@ class GraphStep:
             for name, value in self._bank.inputs(active, request.sequences).items():
                 self._stale |= self._values.get(name) is not value
                 self._values[name] = value
+            for name, array in self._bank.mixed_heads(request.sequences).items():
+                if self._mixed.get(name) is not array:  # no new buffer: another person's mix needs no new runs
+                    self._put(name, array)
+                    self._mixed[name] = array
         if self.bytes_to_host != batch * BYTES_PER_ID:
             self._ids = self._provider.ids(batch)
             self._take = self._ids.take
@@ -273,15 +300,15 @@ class GraphStep:
         return self._ids.bind(self._graph.bind(inputs, bound, repeated=repeated))
 
 
-def draw_noise(request: StepRequest) -> Array:
+def draw_noise(request: StepRequest, max_length: int) -> Array:
     """Standard Gumbel noise [n, batch, k] float32, drawn ahead so that a seed gives the same tokens on every provider.
 
     Each sequence draws from its own seed: it gets the same tokens alone and in a batch. Greedy needs one zero row.
+    Otherwise n is rounded up, to `max_length` at most, so that replies of like length share one buffer.
     """
     batch, k = len(request.sequences), request.top_k
     if request.temperature == 0.0:
         return np.zeros((1, batch, k), np.float32)
-    draws = [
-        np.random.Generator(np.random.Philox(seed)).gumbel(size=(request.max_new_tokens, k)) for seed in request.seeds
-    ]
+    steps = min(-(-request.max_new_tokens // _CAPACITY_BLOCK) * _CAPACITY_BLOCK, max_length)
+    draws = [np.random.Generator(np.random.Philox(seed)).gumbel(size=(steps, k)) for seed in request.seeds]
     return np.stack(draws, axis=1).astype(np.float32)

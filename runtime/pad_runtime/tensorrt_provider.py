@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer
-from pad_runtime.cuda import Cuda
+from pad_runtime.cuda import find_cuda
 from pad_runtime.engine import EngineHost, find_engine, this_platform
 from pad_runtime.errors import DeviceError, EngineError
 from pad_runtime.ids import CudaIds, Ids
@@ -106,7 +106,7 @@ class TensorRtProvider:
         """
         self.device, self.capture = device, capture
         self._trt = load_tensorrt(device)
-        self._cuda = Cuda()
+        self._cuda = find_cuda()
         self.host = EngineHost(device, str(self._trt.__version__), self._cuda.gpu().compute_capability, this_platform())
         self.log = make_log(self._trt)
         self._runtime = self._trt.Runtime(self.log)
@@ -172,6 +172,10 @@ class TensorRtProvider:
         """A place for int64 ids that a graph chooses."""
         return CudaIds(self._cuda, count)
 
+    def synchronize(self) -> None:
+        """Wait for all that the device has to do."""
+        self._cuda.synchronize()
+
 
 @dataclass(frozen=True)
 class EngineTensor:
@@ -212,12 +216,13 @@ class TensorRtGraph:
             if engine.get_tensor_location(tensor.name) == on_host
         )
         self._compiled: Any = None  # by TensorRT-RTX, for the shapes that it met
+        self._unsaved, self._cache_file = False, cache_file
         if provider.is_rtx:
             self._compiled = engine.create_runtime_config().create_runtime_cache()
             load_cache(self._compiled, cache_file)
             weakref.finalize(self, save_cache, self._compiled, cache_file)
         # Decode steps share what they need beside their buffers: on one stream, one runs at a time.
-        self._scratch = self._make_scratch(engine.get_device_memory_size_for_profile_v2(self._index("decode")))
+        self._scratch = self._make_scratch(self._profile_memory("decode"))
 
     def _tensors(self, side: Any) -> list[EngineTensor]:
         engine = self._engine
@@ -246,22 +251,26 @@ class TensorRtGraph:
         """
         with self._cuda.lock:
             profile = "decode" if repeated else "prefill"
+            if self._unsaved and not repeated:  # a reply was given: who ends the process may not let it clean up
+                save_cache(self._compiled, self._cache_file)
+            self._unsaved = repeated and self._compiled is not None
             context = self._make_context(profile)
             for name, buffer in inputs.items():
                 if not context.set_input_shape(name, buffer.shape):
                     raise self._out_of_range(name, buffer.shape, profile)
-                context.set_tensor_address(name, buffer.address)
-            if missing := context.infer_shapes():
-                raise self._out_of_range(missing[0], inputs[missing[0]].shape, profile)
+                self._set_address(context, name, buffer)
+            self._infer_shapes(context, inputs, profile)
             # An engine writes every output.
             unread = {
                 each.name: self._make_unread(each.name, context) for each in self.outputs if each.name not in outputs
             }
             for name, buffer in {**outputs, **unread}.items():
-                context.set_tensor_address(name, buffer.address)
+                self._set_address(context, name, buffer)
             scratch = self._scratch
             if not repeated:  # as much as these prompts need, and for as long
-                scratch = self._make_scratch(context.update_device_memory_size_for_shapes())
+                size = context.update_device_memory_size_for_shapes()
+                # Nothing is what the library says where it fails, too: then the whole profile's is safe.
+                scratch = self._make_scratch(size or self._profile_memory(profile))
             context.set_device_memory(scratch.address, scratch.shape[0])
         captures = repeated and self._provider.captures_itself
         return _EngineRun(context, self._provider, [scratch, *unread.values()], captures=captures)
@@ -273,6 +282,7 @@ class TensorRtGraph:
         a capture from outside would keep the kernels that it starts with (TensorRT for RTX: Working with CUDA graphs).
         """
         provider, user_managed = self._provider, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        provider.log.errors.clear()  # of what went wrong before
         if provider.is_rtx:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(user_managed)
@@ -288,6 +298,27 @@ class TensorRtGraph:
             )
         self._cuda.synchronize()
         return context
+
+    def _set_address(self, context: Any, name: str, buffer: Buffer) -> None:
+        if not context.set_tensor_address(name, buffer.address):
+            raise EngineError(
+                f"{self._provider.version} refuses the buffer of {name}: {self._provider.log.take()}",
+                hint="build the engine again: pad-export engines",
+            )
+
+    def _infer_shapes(self, context: Any, inputs: Mapping[str, Buffer], profile: str) -> None:
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # shapes or values that do not go together
+            raise EngineError(
+                f"shapes for {self._info.file}: {self._provider.log.take()} ({error})",
+                hint="build the engine again: pad-export engines",
+            ) from None
+        if missing:
+            raise self._out_of_range(missing[0], inputs[missing[0]].shape, profile)
+
+    def _profile_memory(self, profile: str) -> int:
+        return int(self._engine.get_device_memory_size_for_profile_v2(self._index(profile)))
 
     def _index(self, profile: str) -> int:
         return list(self._info.profiles).index(profile)
@@ -333,5 +364,5 @@ class _EngineRun:
         if not self._enqueue(self._stream):
             provider = self._provider
             raise DeviceError(
-                f"{provider.version} failed while it decoded: {provider.log.take()}", hint="load the bundle again"
+                f"{provider.version} failed while it decoded: {provider.log.take()}", hint="start the process again"
             )

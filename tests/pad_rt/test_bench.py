@@ -124,6 +124,7 @@ class AheadStep:
     """A step whose device is always one further than its caller."""
 
     bytes_to_host = 8
+    ahead = True
 
     def __init__(self, queue: Queue, prefill_s: float, step_s: float) -> None:
         self.queue, self.prefill_s, self.step_s = queue, prefill_s, step_s
@@ -144,13 +145,12 @@ class AheadStep:
         raise NotImplementedError
 
 
-def test_a_device_that_runs_ahead_is_timed_in_stretches(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_runs_ahead_is_timed_in_stretches(tiny_bundle: Path) -> None:
     manifest, workload = read_manifest(tiny_bundle), Workload(prompt_tokens=5, new_tokens=40, rounds=2)
     queue = Queue()
-    monkeypatch.setattr("pad_rt.bench.time.sleep", lambda seconds: queue.wait(queue.now + seconds))
     request = workload.request(manifest, guided=False)
     sides = {"base": (AheadStep(queue, 0.1, 0.004), request), "pad": (AheadStep(queue, 0.2, 0.005), request)}
-    times = measure_steps(sides, workload, ahead=True, clock=lambda: queue.now)
+    times = measure_steps(sides, workload, settle=lambda: queue.wait(queue.free_at), clock=lambda: queue.now)
     assert times.prefill == {"base": pytest.approx([100] * 2), "pad": pytest.approx([200] * 2)}
     assert times.step == {"base": pytest.approx([4] * 56), "pad": pytest.approx([5] * 56)}  # 2 x 2 x (16 - 2)
     mixed = measure_steps(sides, workload, clock=lambda: queue.now)  # the control

@@ -12,7 +12,7 @@ import fake_cuda
 from error_checks import refused
 from fake_cuda import FakeRuntime
 from pad_runtime.buffers import CudaBuffer
-from pad_runtime.cuda import Cuda, Gpu
+from pad_runtime.cuda import Gpu, find_cuda
 from pad_runtime.errors import DeviceError, OutOfMemoryError
 from pad_runtime.ids import CudaIds
 
@@ -23,20 +23,20 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 
 
 def test_a_gpu_is_described(runtime: FakeRuntime) -> None:
-    assert Cuda().gpu() == Gpu("NVIDIA Thing", "sm89", 2**33, "13.0", "12.8")
+    assert find_cuda().gpu() == Gpu("NVIDIA Thing", "sm89", 2**33, "13.0", "12.8")
 
 
 def test_no_device_and_no_driver_are_told_apart(runtime: FakeRuntime) -> None:
     runtime.devices = 0
     with refused(DeviceError, given="no CUDA device"):
-        Cuda()
+        find_cuda()
     runtime.driver = 0
     with refused(DeviceError, given="insufficient"):
-        Cuda()
+        find_cuda()
 
 
 def test_a_buffer_is_zero_then_what_is_written_and_goes_back(runtime: FakeRuntime) -> None:
-    buffer = CudaBuffer(Cuda(), (2, 3), np.float16)
+    buffer = CudaBuffer(find_cuda(), (2, 3), np.float16)
     assert buffer.read().tolist() == [[0.0] * 3] * 2
     values = np.arange(6, dtype=np.float16).reshape(2, 3)
     buffer.write(values.T.copy().T)  # not in C order
@@ -49,16 +49,16 @@ def test_a_buffer_is_zero_then_what_is_written_and_goes_back(runtime: FakeRuntim
 
 
 def test_a_buffer_without_a_size(runtime: FakeRuntime) -> None:
-    buffer = CudaBuffer(Cuda(), (), np.int32)
+    buffer = CudaBuffer(find_cuda(), (), np.int32)
     buffer.write(np.array(7, np.int32))
     assert buffer.read() == 7
-    assert CudaBuffer(Cuda(), (0, 4), np.int32).read().shape == (0, 4)
+    assert CudaBuffer(find_cuda(), (0, 4), np.int32).read().shape == (0, 4)
 
 
 def test_no_memory(runtime: FakeRuntime) -> None:
     runtime.memory = 2**20
     with refused(OutOfMemoryError, given="no memory for a buffer of 2 MiB", hint="shorter prompts"):
-        CudaBuffer(Cuda(), (2**21,), np.uint8)
+        CudaBuffer(find_cuda(), (2**21,), np.uint8)
 
 
 def choosing(ids: CudaIds, *choices: list[int]) -> Callable[[], object]:
@@ -68,7 +68,7 @@ def choosing(ids: CudaIds, *choices: list[int]) -> Callable[[], object]:
 
 
 def test_ids_are_copied_while_the_next_run_is_started(runtime: FakeRuntime) -> None:
-    ids = CudaIds(Cuda(), 2)
+    ids = CudaIds(find_cuda(), 2)
     start = choosing(ids, [4, 5], [6, 7], [8, 9])
     start()
     start()
@@ -84,7 +84,7 @@ def test_ids_are_copied_while_the_next_run_is_started(runtime: FakeRuntime) -> N
 
 
 def test_forgotten_ids_are_waited_for_and_not_taken(runtime: FakeRuntime) -> None:
-    ids = CudaIds(Cuda(), 1)
+    ids = CudaIds(find_cuda(), 1)
     start = choosing(ids, [1], [2])
     start()
     runtime.calls.clear()
@@ -96,16 +96,29 @@ def test_forgotten_ids_are_waited_for_and_not_taken(runtime: FakeRuntime) -> Non
 
 
 def test_a_failing_device_is_told(runtime: FakeRuntime) -> None:
-    ids = CudaIds(Cuda(), 1)
+    ids = CudaIds(find_cuda(), 1)
     ids.bind(lambda: None)()
     runtime.failing = 700
-    with refused(DeviceError, given="CUDA error 700"):
+    with refused(DeviceError, given="(CUDA error 700)", hint="start the process again"):
         ids.take()
     runtime.failing = 0
 
 
+def test_a_copy_that_does_not_start_is_told(runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its event would say that the ids of an earlier step are there."""
+    ids = CudaIds(find_cuda(), 1)
+    start = ids.bind(lambda: None)
+    monkeypatch.setattr(ids._places[0]._memory, "_copy", lambda *arguments: (900,))
+    with refused(DeviceError, given="(CUDA error 900)"):
+        start()
+
+
+def test_a_process_has_one_stream_and_one_lock(runtime: FakeRuntime) -> None:
+    assert find_cuda() is find_cuda()
+
+
 def test_a_capture_runs_when_it_is_launched_and_not_before(runtime: FakeRuntime) -> None:
-    cuda, done = Cuda(), []
+    cuda, done = find_cuda(), []
     graph = cuda.capture(lambda: runtime.enqueue(lambda: done.append(1)))
     assert not done
     graph.launch()
@@ -120,7 +133,7 @@ def test_a_capture_that_fails_ends(runtime: FakeRuntime) -> None:
     def fail() -> None:
         raise DeviceError("no", hint="no")
 
-    cuda = Cuda()
+    cuda = find_cuda()
     with refused(DeviceError, given="no"):
         cuda.capture(fail)
     assert runtime._recording is None
@@ -161,4 +174,4 @@ def test_cuda_python_takes_these_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         result = getattr(real, name)(*arguments.get(name, []))
         assert int(result[0]) in (0, 1, 35, 400, 401), (name, result)
     with refused(DeviceError, given="CUDA driver version is insufficient", hint="--device cpu"):
-        Cuda()
+        find_cuda()

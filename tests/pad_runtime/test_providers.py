@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import shutil
 import sys
 import types
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from pad_runtime import buffers, contract, ort_provider
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import DeviceError
 from pad_runtime.manifest import read_manifest
-from pad_runtime.ort_provider import OrtProvider
+from pad_runtime.ort_provider import OrtGraph, OrtProvider
 from pad_runtime.providers import Provider, find_provider
 
 PROMPTS = [EncodedPrompt([5, 17, 41, 8], [9, 8, 7, 6]), EncodedPrompt([20, 21, 22], [25, 3])]
@@ -122,6 +123,25 @@ def test_a_bundle_that_the_device_cannot_run_is_refused(bundle: Path, half: Path
         find(half, "ort-tensorrt")
 
 
+def test_a_provider_whose_libraries_are_missing_is_no_choice(
+    half: Path, gpu_build: None, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is built in, there is a GPU, and the session still does not start: seen before "auto" has chosen."""
+    with pytest.raises(DeviceError, match="CUDAExecutionProvider"):
+        find(half, "cuda")
+    provider, (note,) = find(half)
+    assert provider.device == "cpu"
+    assert note.startswith("not on cuda: ")
+
+
+def test_an_input_that_is_read_on_the_host_is_refused(half: Path) -> None:
+    """A binding would copy it once. The CPU reads all of them there."""
+    manifest = read_manifest(half)
+    graph = OrtProvider("cpu").open(half, manifest, contract.STEP_GRAPH)
+    with refused(DeviceError, given="ONNX Runtime reads input_ids on the host", hint="another --device"):
+        graph.check_placement()
+
+
 # -- what ONNX Runtime is asked for -----------------------------------------------------------------------------------
 
 
@@ -156,6 +176,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime
         def get_providers(self) -> list[str]:
             return list(log.providers)
 
+    monkeypatch.setattr(OrtGraph, "check_placement", lambda self: None)  # the CPU reads everything on the host
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -245,7 +267,7 @@ def test_a_provider_that_onnx_runtime_drops_in_silence(
 ) -> None:
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
     manifest = read_manifest(half)
-    with refused(DeviceError, given="could not start CUDAExecutionProvider", hint="pad info"):
+    with refused(DeviceError, given="could not start CUDAExecutionProvider", hint="pip install"):
         OrtProvider("cuda", manifest=manifest).open(half, manifest, contract.STEP_GRAPH)
 
 
@@ -268,12 +290,14 @@ class Device:
         captured: what each of them was captured with: names, addresses, and the values of host inputs.
         bound: the same by binding.
         kept: bindings, so that no id is used twice.
+        released: graph ids that were given back.
     """
 
     runs: list[int] = field(default_factory=list)
     captured: dict[int, list[Any]] = field(default_factory=dict)
     bound: dict[int, list[Any]] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -284,6 +308,14 @@ def device(expected: object, monkeypatch: pytest.MonkeyPatch, runtime: FakeRunti
     )
     monkeypatch.setitem(ort_provider._ENTRIES, "cuda", entry)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(OrtGraph, "check_placement", lambda self: None)
+    real_release = onnxruntime.InferenceSession.release_captured_graph
+
+    def release(self: Any, graph_id: int) -> None:
+        log.released.append(graph_id)
+        real_release(self, graph_id)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "release_captured_graph", release)
 
     def note(which: str) -> None:
         real = getattr(ort_python.IOBinding, which)
@@ -358,8 +390,28 @@ def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: 
     assert graphs() == first
     assert graphs(beta=0.5) == first, "coefficients live on the device"
     assert not graphs(top_k=5) & first, "k is read on the host"
+    assert set(device.released) == first
     again = graphs(top_k=5)
     assert not graphs(preference=Preference(weights={"two": 1.0}), top_k=5) & again, "another PersRM is other buffers"
+    sampled = graphs(temperature=0.7, top_k=5)
+    assert graphs(temperature=0.9, top_k=5, seed=3, max_new_tokens=CONFIG.max_new_tokens + 1) == sampled
+
+
+def test_another_strength_needs_no_other_capture(models: Path, device: Device, tmp_path: Path) -> None:
+    """Feature heads are mixed anew for every person, into the same buffers."""
+    shutil.copytree(models / "one", tmp_path / "headed")
+    tiny_models.make_head(tmp_path / "headed", 84, d=2, seed=6)
+    bundle = tiny_bundles.export(tmp_path / "bundle", models / "base", [tmp_path / "headed"])
+    first, second = read_manifest(bundle).persrms[0].features
+    on_cuda = Generator.load(bundle, device="cuda", num_threads=1)
+    graphs, replies = [], set()
+    for weights in ({first: 1.0, second: 1.0}, {first: -8.0, second: 0.25}, {first: 1.0, second: 1.0}):
+        device.runs.clear()
+        wanted = {"preference": Preference(weights=weights), "config": CONFIG}
+        replies.add(on_cuda.generate(PROMPTS[0], **wanted).token_ids)
+        graphs.append(set(device.runs) - {-1})
+    assert graphs[0] == graphs[1] == graphs[2]
+    assert len(replies) == 2
 
 
 def test_two_generators_do_not_share_a_capture(bundle: Path, device: Device) -> None:

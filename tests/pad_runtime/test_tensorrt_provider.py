@@ -245,7 +245,7 @@ def test_a_bundle_of_the_other_dialect(models: Path, tmp_path: Path, trt: Any) -
 def test_a_run_that_fails(bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = Generator.load(bundle, device="tensorrt")
     monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", lambda self, stream: False)
-    with refused(DeviceError, given="failed while it decoded", hint="load the bundle again"):
+    with refused(DeviceError, given="failed while it decoded", hint="start the process again"):
         reply(generator, preference(bundle))
 
 
