@@ -279,7 +279,8 @@ class GraphStep:
         buffer = self._values.get(name)
         on_host = name.rpartition(".")[2] in self._graph.host_inputs
         if buffer is None or buffer.shape != array.shape:
-            self._values[name], self._stale = self._provider.upload(array, host=on_host), True
+            # A copy: on a host a buffer is the array's own memory, and this one will be written to.
+            self._values[name], self._stale = self._provider.upload(array.copy(), host=on_host), True
             return
         if on_host and self._provider.captures:
             self._stale |= not np.array_equal(buffer.read(), array)
