@@ -216,7 +216,7 @@ class TensorRtGraph:
             if engine.get_tensor_location(tensor.name) == on_host
         )
         self._compiled: Any = None  # by TensorRT-RTX, for the shapes that it met
-        self._unsaved, self._cache_file = False, cache_file
+        self._cache_file, self._num_prompts = cache_file, 0
         if provider.is_rtx:
             self._compiled = engine.create_runtime_config().create_runtime_cache()
             load_cache(self._compiled, cache_file)
@@ -251,9 +251,10 @@ class TensorRtGraph:
         """
         with self._cuda.lock:
             profile = "decode" if repeated else "prefill"
-            if self._unsaved and not repeated:  # a reply was given: who ends the process may not let it clean up
+            self._num_prompts += not repeated
+            if self._compiled is not None and not repeated and self._num_prompts == 2:
+                # One reply was given: who ends the process may not let it clean up.
                 save_cache(self._compiled, self._cache_file)
-            self._unsaved = repeated and self._compiled is not None
             context = self._make_context(profile)
             for name, buffer in inputs.items():
                 if not context.set_input_shape(name, buffer.shape):
