@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from pad_export.export import export_bundle
+from pad_export.matrix import Storage
 from pad_runtime.errors import PadError
 from peer_models import BUILD
 from peer_process import PeerError
@@ -29,26 +30,40 @@ def code_mark() -> str:
     return digest.hexdigest()[:16]
 
 
-def bundle(name: str, base: Path, adapter: Path, *, topology: str, precision: str, calibrated: bool = True) -> Path:
+def bundle(
+    name: str,
+    base: Path,
+    adapter: Path,
+    *,
+    topology: str,
+    precision: str,
+    calibrated: bool = True,
+    all_4_bits: bool = False,
+) -> Path:
     """A bundle of a base and an adapter, not verified: the tests do that.
 
     Args:
         name: of the model.
         base, adapter, topology, precision: as `export_bundle` takes them.
         calibrated: False rounds weights to the nearest value: it takes minutes less, and random ones have no better.
+        all_4_bits: no matrix keeps 8 bits at int4, as none does elsewhere: for a comparison at the same bits.
 
     Raises:
         PeerError: pad-export refuses; says why.
     """
-    folder = BUILD / "bundles" / f"{name}-{topology}-{precision}"
+    folder = BUILD / "bundles" / f"{name}-{topology}-{precision}{'-all' if all_4_bits else ''}"
     stamp = folder.with_name(f"{folder.name}.txt")
     if not (folder.is_dir() and stamp.is_file() and stamp.read_text(encoding="utf-8") == code_mark()):
         folder.parent.mkdir(parents=True, exist_ok=True)
         print(f"   exporting {folder.name}", flush=True)
         options: dict[str, Any] = {"topology": topology, "precision": precision, "backbone": base}
-        trunks = nullcontext() if calibrated else patch("pad_export.export.calibrate_trunk", lambda *_: {})
         try:
-            with trunks:
+            with ExitStack() as patches:
+                if not calibrated:
+                    patches.enter_context(patch("pad_export.export.calibrate_trunk", lambda *_: {}))
+                if all_4_bits:
+                    patches.enter_context(patch.object(Storage, "bits", lambda *_: 4))
+                    patches.enter_context(patch.object(Storage, "embedding_bits", 4))
                 export_bundle(base, folder, persrms=[adapter], max_length=1024, verify=False, quiet=True, **options)
         except PadError as error:
             raise PeerError(f"pad-export refuses {precision} {topology}: {error}") from None

@@ -10,7 +10,7 @@ _PEERS = (
     "PAD, ms a token",
     "base alone, ms",
     "PAD / base",
-    "PAD-RT in the same rounds, ms",
+    "PAD-RT in the same rounds: PAD, base, ms",
     "PAD-RT is faster (quartiles)",
     "guided tokens",
 )
@@ -44,7 +44,7 @@ def _peer_lines(row: Mapping[str, Any]) -> list[list[str]]:
                 f"{own['step_ms']['p50']:.1f}",
                 f"{own['base_step_ms']['p50']:.1f}",
                 f"{own['ratio']:.2f}",
-                f"{ours['step_ms']['p50']:.1f} ({side})",
+                f"{ours['step_ms']['p50']:.1f}, {ours['base_step_ms']['p50']:.1f} ({side})",
                 f"**{times['p50']:.2f}x** ({times['p25']:.2f} to {times['p75']:.2f})",
                 _describe_tokens(row) if side == next(iter(row["times_ours"])) else "",
             ]

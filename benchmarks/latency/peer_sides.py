@@ -36,12 +36,14 @@ class Side:
         return ensure_environment(self.environment) if self.environment else Path(sys.executable)
 
 
-def _ours(topology: str, precision: str) -> Side:
+def _ours(topology: str, precision: str, *, all_4_bits: bool = False) -> Side:
     def files(_: int) -> dict[str, Path]:
         base, adapter = checkpoint(SMOLLM2)
-        return {"bundle": bundle(SMOLLM2, base, adapter, topology=topology, precision=precision)}
+        made = bundle(SMOLLM2, base, adapter, topology=topology, precision=precision, all_4_bits=all_4_bits)
+        return {"bundle": made}
 
-    return Side(f"PAD-RT {topology}, {precision}", "peer_ours.py", None, files, precision == "fp32")
+    label = f"PAD-RT {topology}, {precision}" + (" everywhere" if all_4_bits else "")
+    return Side(label, "peer_ours.py", None, files, precision == "fp32")
 
 
 def _two(files: Callable[[str, int], Path]) -> Callable[[int], dict[str, Path]]:
@@ -60,6 +62,7 @@ def _llamacpp(precision: str, label: str) -> Side:
 
 SIDES = {
     **{f"{topology}-{bits}": _ours(topology, bits) for topology in ("shared", "pair") for bits in ("fp32", "int4")},
+    "shared-int4-all": _ours("shared", "int4", all_4_bits=True),
     "transformers-fp32": Side(
         "transformers, fp32",
         "peer_transformers.py",
@@ -83,7 +86,7 @@ ROWS = {
     "transformers-fp32": ("shared-fp32", "shared-int4"),
     "optimum-fp32": ("shared-fp32", "shared-int4"),
     "genai-fp32": ("shared-fp32",),
-    "genai-int4": ("shared-int4",),
+    "genai-int4": ("shared-int4", "shared-int4-all"),
     "llamacpp-fp32": ("shared-fp32",),
     "llamacpp-q4": ("shared-int4",),
 }

@@ -176,7 +176,7 @@ def record() -> dict[str, Any]:
 
 def test_the_tables() -> None:
     text = tables(json.loads(json.dumps(record())))
-    assert "| GenAI | 2.0 | 2.0 | 1.00 | 2.0 (shared-fp32) | **2.00x** (1.50 to 2.50) | the same 2 |" in text
+    assert "| GenAI | 2.0 | 2.0 | 1.00 | 2.0, 2.0 (shared-fp32) | **2.00x** (1.50 to 2.50) | the same 2 |" in text
     assert "| tiny | fp32 | 5 | 64 | 2.0 | 2.0 | **2.00** (1.50 to 2.50) | 2.0 | **2.00** (1.50 to 2.50) |" in text
     assert "- llamacpp-q4: no compiler" in text
     assert "- genai-fp32 against shared-int4: no room" in text
