@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -26,7 +26,6 @@ from pad_runtime.manifest import Manifest, TrunkInfo
 from pad_runtime.providers import Provider
 from pad_runtime.rows import Row
 
-_HEAD_PARTS = ((contract.FEATURE_HEADS, "heads"), (contract.FEATURE_BIASES, "biases"))  # graph input, name in the file
 _KEPT_SETS = 8  # device copies of adapter combinations and of heads kept for the next request
 Array = npt.NDArray[Any]
 _Kept = TypeVar("_Kept", Buffer, Array)
@@ -43,29 +42,22 @@ class AdapterBank:
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
         self.float_type = manifest.dtype
 
-    def inputs(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, Buffer]:
-        """LoRA factors of a request's PersRMs (indices, ascending), and heads that are not mixed, by graph input."""
-        values = dict(self._kept((active,), lambda: self._factors(active)))
-        for trunk, mixes in self._mixed_trunks(sequences):
-            if not mixes:
-                values |= self._kept((trunk.name, active), partial(self._heads, trunk, active))
-        return values
+    def factors(self, active: tuple[int, ...]) -> dict[str, Buffer]:
+        """LoRA factors of PersRMs (indices, ascending), on the device, by graph input name."""
+        return self._kept((active,), lambda: self._factors(active))
 
-    def mixed_heads(self, sequences: list[list[list[Row]]]) -> dict[str, Array]:
-        """Feature heads and biases of a request, one of each mix that a row asks for, by graph input name.
+    def heads(self, active: tuple[int, ...], sequences: list[list[list[Row]]]) -> dict[str, Array]:
+        """Feature heads and biases of a request: one of each mix that a row asks for, or else of each feature.
 
-        The same arrays for the same mixes, as long as they are in use.
+        The same arrays for the same heads, as long as they are in use.
         """
         values: dict[str, Array] = {}
-        for trunk, mixes in self._mixed_trunks(sequences):
-            if mixes:
-                values |= self._kept((trunk.name, mixes), partial(self._mix, trunk, mixes))
-        return values
-
-    def _mixed_trunks(self, sequences: list[list[list[Row]]]) -> Iterator[tuple[TrunkInfo, tuple[_Mix, ...]]]:
         for index, trunk in enumerate(self._manifest.trunks):
             if trunk.has_features:
-                yield trunk, self._mixes(trunk, [row for sequence in sequences for row in sequence[index]])
+                mixes = self._mixes(trunk, [row for sequence in sequences for row in sequence[index]])
+                make = partial(self._heads, trunk, active, mixes)
+                values |= self._kept((trunk.name, mixes or active), make)
+        return values
 
     def _kept(self, key: tuple[object, ...], make: Callable[[], dict[str, _Kept]]) -> dict[str, _Kept]:
         """What was made for that key before, if it was used lately."""
@@ -89,24 +81,20 @@ class AdapterBank:
                         values[at + name] = self._upload([adapter[name] for adapter in adapters], axis)
         return values
 
-    def _heads(self, trunk: TrunkInfo, active: tuple[int, ...]) -> dict[str, Buffer]:
-        """Heads and biases of each feature of the active PersRMs on a trunk."""
+    def _heads(self, trunk: TrunkInfo, active: tuple[int, ...], mixes: tuple[_Mix, ...]) -> dict[str, Array]:
+        """Heads and biases of a trunk."""
         at = contract.trunk_prefix(trunk.name)
-        owners = self._owners(trunk, active, heads=True)
-        return {at + name: self._upload([self._head(owner)[key] for owner in owners], 0) for name, key in _HEAD_PARTS}
-
-    def _mix(self, trunk: TrunkInfo, mixes: tuple[_Mix, ...]) -> dict[str, Array]:
-        """Heads and biases of each mix on a trunk."""
-        at = contract.trunk_prefix(trunk.name)
-        return {
-            at + name: np.stack(
-                [
-                    np.tensordot(np.asarray(weights, self.float_type), self._head(persrm)[key], 1)
+        values = {}
+        for name, key in ((contract.FEATURE_HEADS, "heads"), (contract.FEATURE_BIASES, "biases")):
+            if mixes:
+                parts = [
+                    np.tensordot(np.asarray(weights, self.float_type), self._head(persrm)[key], 1)[None]
                     for persrm, weights in mixes
                 ]
-            )
-            for name, key in _HEAD_PARTS
-        }
+            else:
+                parts = [self._head(owner)[key] for owner in self._owners(trunk, active, heads=True)]
+            values[at + name] = np.concatenate(parts)
+        return values
 
     def _mixes(self, trunk: TrunkInfo, rows: list[Row]) -> tuple[_Mix, ...]:
         """The different mixes of features that rows ask for; none where they outnumber the features, or cannot mix."""

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from pad_runtime.buffers import Buffer, CudaBuffer, HostBuffer
-from pad_runtime.cuda import Cuda, PinnedMemory
+from pad_runtime.cuda import Cuda
 
 BYTES_PER_ID = ctypes.sizeof(ctypes.c_int64)
 
@@ -65,44 +65,32 @@ class CudaIds:
     def __init__(self, cuda: Cuda, count: int) -> None:
         self.buffer: Buffer = CudaBuffer(cuda, (count,), np.int64)
         self._cuda = cuda
-        self._places = [_Place(cuda, self.buffer.address, count) for _ in range(2)]
+        self._places = [cuda.pin(count * BYTES_PER_ID) for _ in range(2)]
+        self._views = [
+            cast(Sequence[int], (ctypes.c_int64 * count).from_address(place.address)) for place in self._places
+        ]
         self._next = self._oldest = 0  # places, of what is copied next and of what is taken next
 
     def bind(self, run: Callable[[], object]) -> Callable[[], object]:
         """`run` and a copy, both put on the stream: nobody waits."""
-        lock, places = self._cuda.lock, self._places
+        lock, places, source = self._cuda.lock, self._places, self.buffer.address
 
         def run_and_copy() -> None:
             with lock:
                 run()
-                places[self._next].fill()
+                places[self._next].start_copy(source)
             self._next ^= 1
 
         return run_and_copy
 
     def take(self) -> Sequence[int]:
         """Wait for a copy, and for no step that was started after it."""
-        place = self._places[self._oldest]
+        oldest = self._oldest
         self._oldest ^= 1
-        place.wait()
-        return place.view
+        self._places[oldest].wait()
+        return self._views[oldest]
 
     def forget(self) -> None:
         """Wait for it: its buffers may be about to go."""
         if self._oldest != self._next:
             self.take()
-
-
-class _Place:
-    """Pinned memory for one step's ids, and the event that says that they are there."""
-
-    def __init__(self, cuda: Cuda, source: int, count: int) -> None:
-        self._cuda, self._source = cuda, source
-        self._memory: PinnedMemory = cuda.pin(count * BYTES_PER_ID)
-        self.view = cast(Sequence[int], (ctypes.c_int64 * count).from_address(self._memory.address))
-
-    def fill(self) -> None:
-        self._memory.start_copy(self._source)
-
-    def wait(self) -> None:
-        self._memory.wait()

@@ -105,7 +105,7 @@ class GraphStep:
         self._values: dict[str, Buffer] = {}  # bound for every step
         self._turns: tuple[dict[str, Buffer], dict[str, Buffer]] = ({}, {})  # state, by input name
         self._trace: dict[str, Buffer] = {}
-        self._mixed: dict[str, Array] = {}  # feature heads, as they were put last
+        self._heads: dict[str, Array] = {}  # feature heads, as they were put last
         self._prefill: object = None
         self._runs: list[Callable[[], object]] = []  # on either set of state buffers, and the ids are read
         self._capacity = 0
@@ -247,13 +247,13 @@ class GraphStep:
             active = request.active
             for name, array in self._bank.row_inputs(active, request.sequences).items():
                 self._put(name, array)
-            for name, value in self._bank.inputs(active, request.sequences).items():
+            for name, value in self._bank.factors(active).items():
                 self._stale |= self._values.get(name) is not value
                 self._values[name] = value
-            for name, array in self._bank.mixed_heads(request.sequences).items():
-                if self._mixed.get(name) is not array:  # no new buffer: another person's mix needs no new runs
+            for name, array in self._bank.heads(active, request.sequences).items():
+                if self._heads.get(name) is not array:  # no new buffer: another person's mix needs no new runs
                     self._put(name, array)
-                    self._mixed[name] = array
+                    self._heads[name] = array
         if self.bytes_to_host != batch * BYTES_PER_ID:
             self._ids = self._provider.ids(batch)
             self._take = self._ids.take

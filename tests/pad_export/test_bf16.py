@@ -164,7 +164,7 @@ def test_adapters_and_heads_are_handed_over_in_bfloat16(tiny: tiny_models.TinyMo
     bundle = tiny_bundles.export(tmp_path / "bundle", tiny.base, [adapter], precision="bf16")
     bank = AdapterBank(bundle, read_manifest(bundle), Uploads())  # type: ignore[arg-type]
     sequences = [[[Row((1,), 0.0, None, ()), Row((1,), 1.0, 0, (0.5, 0.25))]]]
-    values = {**bank.inputs((0,), sequences), **bank.mixed_heads(sequences), **bank.row_inputs((0,), sequences)}
+    values = {**bank.factors((0,)), **bank.heads((0,), sequences), **bank.row_inputs((0,), sequences)}
     assert {array.dtype.name for array in values.values()} == {"bfloat16"}  # type: ignore[attr-defined]
     stored = load_file(bundle / "adapters/adapter.safetensors")
     for name in (contract.lora_a(1, "qkv"), contract.lora_b(0, "down")):

@@ -237,11 +237,22 @@ def test_options_that_do_not_go_with_the_library(
     given: str,
     expected: str,
 ) -> None:
-    assert main(["--base", str(models[0]), "-o", str(tmp_path / "bundle"), "--quiet", *options]) == 2
+    check_refused(models[0], tmp_path, capsys, options, given, expected)
+
+
+def check_refused(
+    base: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    given: str,
+    expected: str,
+) -> None:
+    assert main(["--base", str(base), "-o", str(folder / "bundle"), "--quiet", *options]) == 2
     line = error_line(capsys.readouterr().err, "pad-export")
     assert given in line
     assert expected in line
-    assert not any(tmp_path.iterdir())
+    assert not any(folder.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -260,10 +271,7 @@ def test_options_that_do_not_go_together(
     given: str,
     expected: str,
 ) -> None:
-    assert main(["--base", str(models[0]), "-o", str(tmp_path / "bundle"), "--quiet", *options]) == 2
-    line = error_line(capsys.readouterr().err, "pad-export")
-    assert given in line
-    assert expected in line
+    check_refused(models[0], tmp_path, capsys, options, given, expected)
 
 
 @pytest.mark.parametrize("target", contract.ENGINE_TARGETS)

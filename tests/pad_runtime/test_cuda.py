@@ -108,7 +108,7 @@ def test_a_copy_that_does_not_start_is_told(runtime: FakeRuntime, monkeypatch: p
     """Its event would say that the ids of an earlier step are there."""
     ids = CudaIds(find_cuda(), 1)
     start = ids.bind(lambda: None)
-    monkeypatch.setattr(ids._places[0]._memory, "_copy", lambda *arguments: (900,))
+    monkeypatch.setattr(ids._places[0], "_copy", lambda *arguments: (900,))
     with refused(DeviceError, given="(CUDA error 900)"):
         start()
 

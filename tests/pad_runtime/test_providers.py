@@ -421,6 +421,25 @@ def test_another_strength_needs_no_other_capture(models: Path, device: Device, t
     assert len(replies) == 2
 
 
+def test_mixed_and_unmixed_heads_do_not_write_over_each_other(models: Path, tmp_path: Path) -> None:
+    """As many people as features are mixed, more are not: the same step serves both, in turn."""
+    shutil.copytree(models / "one", tmp_path / "headed")
+    tiny_models.make_head(tmp_path / "headed", 84, d=2, seed=6)
+    bundle = tiny_bundles.export(tmp_path / "bundle", models / "base", [tmp_path / "headed"])
+    first, second = read_manifest(bundle).persrms[0].features
+    people = [Preference(weights={first: one, second: other}) for one, other in ((8, -8), (-8, 4), (2, 9))]
+
+    def replies(generator: Generator, wanted: list[Preference]) -> list[tuple[int, ...]]:
+        results = generator.generate_batch([PROMPTS[0]] * 3, preferences=wanted, config=CONFIG)
+        return [result.token_ids for result in results]
+
+    two, three = [people[0], people[1], people[0]], people
+    one = tiny_bundles.load(bundle)
+    for wanted in (two, three, two, three, [people[1]] * 3, three):
+        assert replies(one, wanted) == replies(tiny_bundles.load(bundle), wanted)
+    assert len(set(replies(one, three))) == 3
+
+
 def test_two_generators_do_not_share_a_capture(bundle: Path, device: Device) -> None:
     one, other = (Generator.load(bundle, device="cuda", num_threads=1) for _ in range(2))
     texts = []
