@@ -32,7 +32,8 @@ from pad_runtime import buffers, contract, ort_provider
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import DeviceError
 from pad_runtime.manifest import read_manifest
-from pad_runtime.ort_provider import OrtGraph, OrtProvider
+from pad_runtime.ort_graph import OrtGraph
+from pad_runtime.ort_provider import OrtProvider
 from pad_runtime.providers import Provider, find_provider
 
 PROMPTS = [EncodedPrompt([5, 17, 41, 8], [9, 8, 7, 6]), EncodedPrompt([20, 21, 22], [25, 3])]
