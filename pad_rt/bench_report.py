@@ -19,6 +19,7 @@ from pad_rt.rounds import Spread, compare
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.manifest import Manifest
+from pad_runtime.rows import TrunkPrompts
 from pad_runtime.step import StepRequest
 
 _MIB = 2**20
@@ -254,14 +255,15 @@ def _weight_bytes(bundle: Bundle) -> int:
 
 
 def _kv_bytes(manifest: Manifest, request: StepRequest) -> int:
-    """Keys and values of every row, prompt and reply, on every layer."""
-    item = manifest.dtype.itemsize
+    """Keys and values of prompt and reply: of each prompt on layers that run by prompt, of each row on the others."""
     rows = request.sequences[0]
     length = max(len(row.prompt) for trunk in rows for row in trunk) + request.max_new_tokens
-    return sum(
-        2 * len(own) * trunk.num_layers * trunk.num_kv_heads * length * trunk.head_dim * item
-        for trunk, own in zip(manifest.trunks, rows, strict=True)
-    )
+    total = 0
+    for index, trunk in enumerate(manifest.trunks):
+        read = TrunkPrompts.of(request.sequences, index)
+        caches = trunk.prompt_layers * len(read.prompts) + (trunk.num_layers - trunk.prompt_layers) * len(read.rows)
+        total += 2 * caches * trunk.num_kv_heads * length * trunk.head_dim * manifest.dtype.itemsize
+    return total
 
 
 def _rounded(value: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from pad_rt.graph_weights import GraphWeights
 from pad_runtime import contract
 from pad_runtime.manifest import Manifest
+from pad_runtime.rows import TrunkPrompts
 from pad_runtime.step import StepRequest
 
 
@@ -23,11 +24,13 @@ def step_bytes(folder: Path, manifest: Manifest, request: StepRequest, *, graph:
     """
     total = GraphWeights.of(folder / manifest.graphs[graph].file).read
     for index, trunk in enumerate(manifest.trunks):
-        rows = [row for sequence in request.sequences for row in sequence[index]]
         if graph == contract.BASE_GRAPH and index:
             break
-        position = 2 * trunk.num_layers * trunk.num_kv_heads * trunk.head_dim * element_size  # keys and values
-        total += int(sum(len(row.prompt) + request.max_new_tokens / 2 for row in rows) * position)
+        read = TrunkPrompts.of(request.sequences, index)
+        lengths = [len(prompt) + request.max_new_tokens / 2 for prompt in read.prompts]
+        by_row = sum(lengths[prompt] for prompt in read.rows)
+        filled = trunk.prompt_layers * sum(lengths) + (trunk.num_layers - trunk.prompt_layers) * by_row
+        total += int(2 * filled * trunk.num_kv_heads * trunk.head_dim * element_size)  # keys and values
     if graph == contract.STEP_GRAPH:
         adapters = {persrm.adapter for index, persrm in enumerate(manifest.persrms) if index in request.active}
         total += sum(manifest.files[name].size for name in adapters if name)

@@ -19,13 +19,14 @@ def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, float_type: st
 
     The linears of a site share one input, so their A stand side by side, A [in, r_q + r_k + r_v], and their B form the
     diagonal blocks of one B [r_q + r_k + r_v, q + k + v]. A site has one rank in all layers; where an adapter has less
-    (a rank pattern, a layer left out), zeros fill it up.
+    (a rank pattern, a layer left out), zeros fill it up. Layers below the trunk's first adapted one are not there.
     """
     tensors: dict[str, torch.Tensor] = {}
     for site in trunk.lora_sites:
-        packed = [_pack(adapter, trunk, layer, site) for layer in range(trunk.spec.num_layers)]
+        layers = range(trunk.first_adapted, trunk.spec.num_layers)
+        packed = [_pack(adapter, trunk, layer, site) for layer in layers]
         rank = max(1, *(a.shape[1] for a, _ in packed))
-        for layer, (a, b) in enumerate(packed):
+        for layer, (a, b) in zip(layers, packed, strict=True):
             missing = rank - a.shape[1]
             a_full = torch.nn.functional.pad(a, (0, missing))
             b_full = torch.nn.functional.pad(b, (0, 0, 0, missing))

@@ -22,12 +22,17 @@ from pad_runtime import contract
 
 @dataclass(frozen=True)
 class TrunkInputs:
-    """Value names that every layer of one trunk shares."""
+    """Value names that layers of one trunk share: those that run by prompt, or those that run by row.
+
+    `prefix` begins the names of the trunk's inputs, `name` those of what a dialect derives from these.
+    """
 
     prefix: str
-    input_ids: str  # [R, s]
-    seqlens_k: str  # [R]
-    last_token: str  # [R, 1]
+    name: str
+    input_ids: str  # [N, s]
+    seqlens_k: str  # [N or R]
+    last_token: str  # [N or R, 1]
+    total_length: str  # []; "" in the standard dialect
     rope_tables: tuple[tuple[str, str], ...]  # (cos, sin), each [max_length, head_dim / 2]
 
 
@@ -51,9 +56,13 @@ class Dialect(ABC):
         self.spec = spec
         self.float_type = float_type
 
-    @abstractmethod
-    def begin(self, trunk: TrunkInputs) -> None:
-        """Emit what all layers of a trunk share."""
+    def total_length(self, prefix: str) -> str:
+        """Declare the length scalar of a trunk, where attention takes one."""
+        del prefix
+        return ""
+
+    def begin(self, trunk: TrunkInputs) -> None:  # noqa: B027 - not every dialect derives something
+        """Emit what the layers after this share."""
 
     @abstractmethod
     def norm(self, x: str, weight: str, name: str) -> str:
@@ -101,10 +110,9 @@ class OrtDialect(Dialect):
 
     name = "ort"
 
-    def begin(self, trunk: TrunkInputs) -> None:
-        """Declare the length scalar that GroupQueryAttention tells a first prompt by."""
-        name = trunk.prefix + contract.TOTAL_SEQUENCE_LENGTH
-        self._total_length = self.graph.input(name, TensorProto.INT32, [])
+    def total_length(self, prefix: str) -> str:
+        """The scalar that GroupQueryAttention tells a first prompt by."""
+        return self.graph.input(prefix + contract.TOTAL_SEQUENCE_LENGTH, TensorProto.INT32, [])
 
     def norm(self, x: str, weight: str, name: str) -> str:
         """SimplifiedLayerNormalization."""
@@ -163,7 +171,7 @@ class OrtDialect(Dialect):
             cache.past_key,
             cache.past_value,
             trunk.seqlens_k,
-            self._total_length,
+            trunk.total_length,
             cos,
             sin,
             name=name,
@@ -184,7 +192,7 @@ class StandardDialect(Dialect):
         past = seqlens_k - last_token; position of the i-th new token = past + i; a key slot is seen when it lies at
         or before the query's position, and inside its window. Slots past a row's length are always after it.
         """
-        g, at = self.graph, trunk.prefix
+        g, at = self.graph, trunk.name
         axis1 = g.constant([1], np.int64)
         seqlens = g.op(
             "Unsqueeze",
@@ -200,7 +208,7 @@ class StandardDialect(Dialect):
         queries = g.op(
             "Reshape", self._positions, g.constant([0, 1, -1, 1], np.int64), name=f"{at}mask/queries"
         )  # [R, 1, s, 1]
-        keys = self._range(f"{at}{contract.past_key(0)}", 2, f"{at}mask/keys")  # [capacity]
+        keys = self._range(f"{trunk.prefix}{contract.past_key(0)}", 2, f"{at}mask/keys")  # [capacity]
         seen = g.op("LessOrEqual", keys, queries, name=f"{at}mask/causal")  # [R, 1, s, capacity]
         self._masks: dict[int, str] = {}
         for window in sorted({layer.window for layer in self.spec.layers}):

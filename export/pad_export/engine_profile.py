@@ -51,7 +51,9 @@ class _Axes:
             at = contract.trunk_prefix(trunk.name)
             rows = self._rows(trunk, alone=len(trunks) == 1) if guided else (1, 1, 1)
             total = _add(total, rows)
-            axes[f"{at}rows"] = (batch[0] * rows[0], batch[1] * rows[1], batch[2] * rows[2])
+            axes[f"{at}prompts"] = (batch[0], batch[1], batch[2] * rows[2])
+            if guided:
+                axes[f"{at}rows"] = (batch[0] * rows[0], batch[1] * rows[1], batch[2] * rows[2])
             axes[f"{at}s"] = (1, min(_TYPICAL_PROMPT, longest), longest) if prefill else (1, 1, 1)
             if guided:
                 axes |= {f"{at}rank.{site}": self._rank(trunk, site) for site in trunk.lora_sites}
@@ -79,7 +81,7 @@ class _Axes:
         for persrm in self._manifest.persrms:
             if persrm.adapter and persrm.trunk == trunk.name:
                 with safe_open(self._folder / persrm.adapter, "numpy") as file:
-                    ranks.append(int(file.get_slice(contract.lora_a(0, site)).get_shape()[1]))
+                    ranks.append(int(file.get_slice(contract.lora_a(trunk.prompt_layers, site)).get_shape()[1]))
         return (1, max(ranks), max(sum(ranks), _SPARE_RANK * max(ranks)))
 
     def _features(self, trunk: TrunkInfo) -> Range:

@@ -249,6 +249,7 @@ def _describe_trunk(trunk: Trunk) -> TrunkInfo:
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,
         head_dim=spec.head_dim,
+        prompt_layers=trunk.prompt_layers,
         lora_sites={site: list(trunk.site_sizes(site)) for site in trunk.lora_sites},
         has_features=trunk.has_features,
         mixes_heads=not spec.logit_softcap,

@@ -163,13 +163,20 @@ def _spec(checkpoint: Checkpoint) -> DecoderSpec:
 def _with_adapters(name: str, checkpoint: Checkpoint, spec: DecoderSpec, sources: tuple[PersRM, ...]) -> Trunk:
     """A trunk whose adapters stay inputs, at every site that any of them touches."""
     touched: set[str] = set()
+    layers = {spec.num_layers}
     for source in sources:
         _check_source(source, checkpoint)
         modules = {".".join(module.split(".")[-2:]) for module in _adapter(source).delta}
         touched |= {site for site, names in SITE_MODULES.items() if modules & set(names)}
-    sites = tuple(site for site in contract.LORA_SITES if site in touched)
-    has_features = any(source.head for source in sources)
-    return Trunk(name, checkpoint, spec, lora_sites=sites, has_features=has_features)
+        layers |= {int(module.split(".")[2]) for module in _adapter(source).delta}  # model.layers.{i}.
+    return Trunk(
+        name,
+        checkpoint,
+        spec,
+        lora_sites=tuple(site for site in contract.LORA_SITES if site in touched),
+        first_adapted=min(layers),
+        has_features=any(source.head for source in sources),
+    )
 
 
 def _adapter(source: PersRM) -> LoraAdapter:

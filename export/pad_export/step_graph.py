@@ -42,7 +42,8 @@ class _StepBuilder:
         g = self.graph
         base = self.trunks[0]
         hidden = [
-            emit_trunk(g, trunk, self.weights, self.dialect(g, trunk.spec, self.float_type)) for trunk in self.trunks
+            emit_trunk(g, trunk, self.weights, self.dialect(g, trunk.spec, self.float_type), by_row=guided)
+            for trunk in self.trunks
         ]  # each [R, hidden]
         self.top_k = g.input(contract.TOP_K, _INT64, [1])
         self.temperature = g.input(contract.TEMPERATURE, _FLOAT, ["batch", 1])
@@ -178,14 +179,14 @@ class _StepBuilder:
         last = g.input(contract.MAX_POSITION, _INT32, [1])
         for trunk in self.trunks:
             at = trunk.prefix
-            rows = f"{at}rows"
-            sequence = g.input(at + contract.ROW_SEQUENCE, _INT64, [rows, 1])
+            prompts = f"{at}prompts"
+            sequence = g.input(at + contract.PROMPT_SEQUENCE, _INT64, [prompts, 1])
             ids = g.op("Gather", next_ids, sequence, name=f"{at}advance/ids", output=at + contract.NEXT_INPUT_IDS)
             grown = g.op("Add", at + contract.SEQLENS_K, g.constant([1], np.int32), name=f"{at}advance/grown")
             # A finished sequence of a batch runs on until the others stop; it must not leave its cache.
             lengths = g.op("Min", grown, last, name=f"{at}advance/lengths", output=at + contract.NEXT_SEQLENS_K)
-            g.output(ids, _INT64, [rows, 1])
-            g.output(lengths, _INT32, [rows])
+            g.output(ids, _INT64, [prompts, 1])
+            g.output(lengths, _INT32, [prompts])
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,8 +32,8 @@ SITE_MODULES = {
 class Trunk:
     """One set of weights and how its rows may differ from them.
 
-    `merged` is added into the weights at export; `lora_sites` take their adapter as graph inputs, per row;
-    `has_features` says that reward rows pass through the PersRMs' feature heads.
+    `merged` is added into the weights at export; `lora_sites` take their adapter as graph inputs, per row, from layer
+    `first_adapted` on; `has_features` says that reward rows pass through the PersRMs' feature heads.
     """
 
     name: str
@@ -41,7 +41,13 @@ class Trunk:
     spec: DecoderSpec
     merged: LoraAdapter | None = None
     lora_sites: tuple[str, ...] = ()
+    first_adapted: int = 0
     has_features: bool = False
+
+    @property
+    def prompt_layers(self) -> int:
+        """How many layers run once for each prompt, whatever rows read it: all of them where no adapter is."""
+        return self.first_adapted if self.lora_sites else self.spec.num_layers
 
     @property
     def prefix(self) -> str:
@@ -177,13 +183,17 @@ def site_has_bias(trunk: Trunk, layer: int, site: str) -> bool:
 # -- layers ---------------------------------------------------------------------------------------------------------
 
 
-def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> str:
+def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect, *, by_row: bool) -> str:
     """Emit inputs, layers and KV outputs of one trunk.
 
+    Args:
+        graph, trunk, weights, dialect: what to emit, and where.
+        by_row: whether several rows may read one prompt. They run as one up to the first layer with an adapter.
+
     Returns:
-        The final-norm hidden state of each row's last valid token: [R, hidden].
+        The final-norm hidden state of each row's last valid token: [R, hidden]; of each prompt's without `by_row`.
     """
-    return _Emitter(graph, trunk, weights, dialect).run()
+    return _Emitter(graph, trunk, weights, dialect).run(by_row=by_row)
 
 
 def head_weight(trunk: Trunk) -> str:
@@ -195,28 +205,32 @@ class _Emitter:
     def __init__(self, graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> None:
         self.graph, self.trunk, self.weights, self.dialect = graph, trunk, weights, dialect
         self.spec = trunk.spec
-        self.rows = f"{trunk.prefix}rows"
+        self.axis = f"{trunk.prefix}prompts"  # what runs at the layer that is being emitted: prompts, later rows
         self.float_type = element_type(dialect.float_type)
 
-    def run(self) -> str:
+    def run(self, *, by_row: bool) -> str:
         g, spec, at = self.graph, self.spec, self.trunk.prefix
         inputs = TrunkInputs(
             prefix=at,
-            input_ids=g.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.rows, f"{at}s"]),
-            seqlens_k=g.input(at + contract.SEQLENS_K, TensorProto.INT32, [self.rows]),
-            last_token=g.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.rows, 1]),
+            name=at,
+            input_ids=g.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.axis, f"{at}s"]),
+            seqlens_k=g.input(at + contract.SEQLENS_K, TensorProto.INT32, [self.axis]),
+            last_token=g.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.axis, 1]),
+            total_length=self.dialect.total_length(at),
             rope_tables=tuple(
                 (self._weight(f"rope.{i}.cos"), self._weight(f"rope.{i}.sin")) for i in range(len(spec.ropes))
             ),
         )
+        rows = f"{at}rows"
+        row_prompt = g.input(at + contract.ROW_PROMPT, TensorProto.INT64, [rows]) if by_row else ""
         self.gates = {
-            site: g.input(at + contract.lora_gate(site), self.float_type, [self.rows, 1, f"{at}rank.{site}"])
+            site: g.input(at + contract.lora_gate(site), self.float_type, [rows, 1, f"{at}rank.{site}"])
             for site in self.trunk.lora_sites
         }
         self.dialect.begin(inputs)
         x = gather_rows(
             g, self.weights, f"{self.trunk.name}/embed", inputs.input_ids, name=f"{at}embed"
-        )  # [R, s, hidden]
+        )  # [N, s, hidden]
         if spec.embedding_scale != 1.0:
             scale = g.constant(spec.embedding_scale, np.dtype(self.dialect.float_type))
             x = g.op("Mul", x, scale, name=f"{at}embed/scale")
@@ -224,11 +238,32 @@ class _Emitter:
         for layer in range(spec.num_layers):
             name = f"{at}layers.{layer}"
             x, normed = self._residual(x, delta, f"layers.{layer}.attention_norm", name)
+            if by_row and layer == self.trunk.prompt_layers:
+                x, normed, inputs = self._part(x, normed, inputs, row_prompt)
+                self.axis = rows
             attended = self._attention(normed, layer, inputs)
             x, normed = self._residual(x, attended, f"layers.{layer}.mlp_norm", name)
             delta = self._mlp(normed, layer)
         _, normed = self._residual(x, delta, "norm", f"{at}final")
-        return g.op("GatherND", normed, inputs.last_token, name=f"{at}last_hidden", batch_dims=1)
+        hidden = g.op("GatherND", normed, inputs.last_token, name=f"{at}last_hidden", batch_dims=1)
+        if by_row and self.axis != rows:
+            hidden = g.op("Gather", hidden, row_prompt, name=f"{at}row_hidden", axis=0)
+        return hidden
+
+    def _part(self, x: str, normed: str, inputs: TrunkInputs, row_prompt: str) -> tuple[str, str, TrunkInputs]:
+        """From here on every row runs by itself: what its prompt has come to, and how long that is."""
+
+        def taken(value: str, name: str) -> str:
+            return self.graph.op("Gather", value, row_prompt, name=f"{inputs.name}part/{name}", axis=0)
+
+        by_row = replace(
+            inputs,
+            name=f"{inputs.name}part/",
+            seqlens_k=taken(inputs.seqlens_k, "seqlens_k"),
+            last_token=taken(inputs.last_token, "last_token"),
+        )
+        self.dialect.begin(by_row)
+        return taken(x, "x"), taken(normed, "normed"), by_row
 
     def _residual(self, x: str, delta: str, norm: str, name: str) -> tuple[str, str]:
         """(x + delta, its norm); at the first layer there is no delta yet."""
@@ -280,7 +315,7 @@ class _Emitter:
         stored = f"{trunk.name}/layers.{layer}.{site}"
         bias = f"{stored}.bias" if site_has_bias(trunk, layer, site) else ""
         y = multiply(g, self.weights, f"{stored}.weight", x, name=name, bias=bias)
-        if site in self.gates:
+        if site in self.gates and layer >= trunk.prompt_layers:
             size_in, size_out = trunk.site_sizes(site)
             rank = f"{trunk.prefix}rank.{site}"
             a = g.input(trunk.prefix + contract.lora_a(layer, site), self.float_type, [size_in, rank])
@@ -297,4 +332,4 @@ class _Emitter:
         return self.graph.input(self.trunk.prefix + name, self.float_type, self._cache_shape())
 
     def _cache_shape(self) -> list[int | str]:
-        return [self.rows, self.spec.num_kv_heads, "capacity", self.spec.head_dim]
+        return [self.axis, self.spec.num_kv_heads, "capacity", self.spec.head_dim]

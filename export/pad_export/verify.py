@@ -7,6 +7,7 @@ reported, not the first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +27,13 @@ from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import VerificationError
 from pad_runtime.manifest import Manifest, read_manifest
-from pad_runtime.rows import Reward, Row, pad_rows, plan_rows
+from pad_runtime.rows import Reward, Row, TrunkPrompts, pad_rows, plan_rows
 from pad_runtime.step import GraphStep, StepRequest, StepTrace
 
 NUM_STEPS = 8
 _BETA = 1.3  # neither 0 nor 1: every row counts
-_BATCHES = (((5, 9),), ((7, 4), (3, 8)))  # (base, reward) prompt lengths of each sequence: one alone, two ragged
+# (base, reward) prompt lengths of each sequence: one alone, two ragged. Where the reward's is 0, it reads the base's.
+_BATCHES = (((5, 9),), ((7, 0), (3, 8)))
 _MAX_REPORTED = 12
 
 _Outputs = dict[tuple[int, int, int], RowOutput]  # by (sequence, trunk, row)
@@ -176,11 +178,12 @@ def _sequences(bundle: Bundle, plan: Plan, lengths: tuple[tuple[int, int], ...],
 
     sequences = []
     for base, reward in lengths:
+        read = prompt(base)
         rewards = [
-            Reward(index, tuple(persrm.default_weights), 1.0, prompt(reward))
+            Reward(index, tuple(persrm.default_weights), 1.0, prompt(reward) if reward else read)
             for index, persrm in enumerate(bundle.manifest.persrms)
         ]
-        sequences.append(plan_rows(bundle.manifest, prompt(base), rewards if guided else [], _BETA))
+        sequences.append(plan_rows(bundle.manifest, read, rewards if guided else [], _BETA))
     return pad_rows(sequences)
 
 
@@ -234,7 +237,7 @@ def _compare(
     for number, (run, output) in enumerate(zip(runs, outputs, strict=True)):
         label = f"run {number} ({'guided' if run.traces else 'base alone'}, batch {len(run.sequences)})"
         _compare_choices(run, output, label, findings)
-        _compare_caches(run, output, label, findings)
+        _compare_caches(run, output, plan.trunks, label, findings)
 
 
 def _forward_rows(
@@ -283,9 +286,9 @@ def _compare_choices(run: _Run, output: _Outputs, label: str, findings: _Finding
                 failures.append(f"{at}: chose {tokens[sequence]}, torch {int(candidates[scores.argmax()])}")
 
 
-def _compare_caches(run: _Run, output: _Outputs, label: str, findings: _Findings) -> None:
+def _compare_caches(run: _Run, output: _Outputs, trunks: Sequence[Trunk], label: str, findings: _Findings) -> None:
     for (trunk, layer), caches in run.caches.items():
-        width = len(run.sequences[0][trunk])
+        width, read = len(run.sequences[0][trunk]), TrunkPrompts.of(run.sequences, trunk)
         for (sequence, row_trunk, index), result in output.items():
             if row_trunk != trunk:
                 continue
@@ -293,5 +296,7 @@ def _compare_caches(run: _Run, output: _Outputs, label: str, findings: _Findings
             for name, ours, theirs in zip(("keys", "values"), caches, kept, strict=True):
                 if not theirs.numel():  # a short row beside a long one: the window kept padding only
                     continue
-                kept_ours = ours[sequence * width + index, :, first : first + theirs.shape[1]]
+                row = sequence * width + index
+                place = read.rows[row] if layer < trunks[trunk].prompt_layers else row
+                kept_ours = ours[place, :, first : first + theirs.shape[1]]
                 findings.compare("KV", kept_ours, theirs, f"{label}, trunk {trunk}, layer {layer}: cached {name}")

@@ -75,7 +75,7 @@ class AdapterBank:
         for trunk in self._manifest.trunks:
             at = contract.trunk_prefix(trunk.name)
             adapters = self._adapters(trunk, active)
-            for layer in range(trunk.num_layers):
+            for layer in range(trunk.prompt_layers, trunk.num_layers):
                 for site in trunk.lora_sites:
                     for name, axis in ((contract.lora_a(layer, site), 1), (contract.lora_b(layer, site), 0)):
                         values[at + name] = self._upload([adapter[name] for adapter in adapters], axis)
@@ -123,7 +123,7 @@ class AdapterBank:
         return values
 
     def _gate(self, trunk: TrunkInfo, site: str, active: tuple[int, ...], rows: list[Row]) -> Array:
-        name = contract.lora_a(0, site)
+        name = contract.lora_a(trunk.prompt_layers, site)
         owners = self._owners(trunk, active)
         ranks = [self._load(self._adapter_file(owner))[name].shape[1] for owner in owners]
         columns = np.repeat(owners, ranks)

@@ -1,14 +1,17 @@
 """Names, axes and element types of the step graph: read by the exporter that writes it and the runtime that feeds it.
 
 Axes: ``batch`` sequences; ``rows`` of one sequence over all trunks (row 0 is the base); ``R`` = batch x the rows of
-one trunk, sequence-major; ``s`` new tokens; ``k`` candidates; ``P`` features of the PersRMs bound to a trunk.
+one trunk, sequence-major; ``N`` prompts that those rows read, each of a sequence once; ``s`` new tokens; ``k``
+candidates; ``P`` features of the PersRMs bound to a trunk.
+
+A trunk's first layers, which no adapter touches, run once for each prompt; where the first adapter sits, the rows part.
 
 A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; another trunk's tensors carry its name
 (``reward.input_ids``). This module imports nothing.
 """
 
 FORMAT = "pad-rt-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "pad.json"
 STEP_GRAPH = "step"  # every trunk, every row, the mix
 BASE_GRAPH = "base"  # the base alone over the same weights file
@@ -16,10 +19,11 @@ BASE_GRAPH = "base"  # the base alone over the same weights file
 BASE_TRUNK = "base"
 
 # -- per trunk, in ------------------------------------------------------------------------------------------------
-INPUT_IDS = "input_ids"  # [R, s] int64, right-padded
-SEQLENS_K = "seqlens_k"  # [R] int32, index of each row's last valid token in the cache once this call is done
-LAST_TOKEN = "last_token"  # [R, 1] int64, index of each row's last valid token among the s new ones
-ROW_SEQUENCE = "row_sequence"  # [R, 1] int64, the sequence each row belongs to
+INPUT_IDS = "input_ids"  # [N, s] int64, right-padded
+SEQLENS_K = "seqlens_k"  # [N] int32, index of each prompt's last valid token in the cache once this call is done
+LAST_TOKEN = "last_token"  # [N, 1] int64, index of each prompt's last valid token among the s new ones
+PROMPT_SEQUENCE = "prompt_sequence"  # [N, 1] int64, the sequence each prompt belongs to
+ROW_PROMPT = "row_prompt"  # [R] int64, the prompt each row reads; not in the base's own graph
 TOTAL_SEQUENCE_LENGTH = (
     "total_sequence_length"  # [] int32, ort dialect: s for a first prompt, any larger value after it
 )
@@ -40,8 +44,8 @@ MAX_POSITION = "max_position"  # [1] int32, last slot of the KV cache: lengths n
 
 # -- out ----------------------------------------------------------------------------------------------------------
 NEXT_IDS = "next_ids"  # [batch] int64: all the host ever reads
-NEXT_INPUT_IDS = "next_input_ids"  # per trunk [R, 1] int64
-NEXT_SEQLENS_K = "next_seqlens_k"  # per trunk [R] int32
+NEXT_INPUT_IDS = "next_input_ids"  # per trunk [N, 1] int64
+NEXT_SEQLENS_K = "next_seqlens_k"  # per trunk [N] int32
 NEXT_STEP = "next_step"  # [1] int64
 CANDIDATES = "candidates"  # trace: [batch, k] int64, best base logit first
 ROW_LOGITS = "row_logits"  # trace: [batch, rows, k] float32
@@ -50,7 +54,7 @@ SCORES = "scores"  # trace: [batch, k] float32
 # Read by operators on the host, whatever the device: they size or bound other tensors.
 HOST_INPUTS = (TOP_K, TOTAL_SEQUENCE_LENGTH)
 CAPACITY = "capacity"  # the axis of a KV cache's slots
-TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, LAST_TOKEN, ROW_SEQUENCE, TOTAL_SEQUENCE_LENGTH)
+TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, LAST_TOKEN, PROMPT_SEQUENCE, ROW_PROMPT, TOTAL_SEQUENCE_LENGTH)
 STEP_INPUTS = (COEFFICIENTS, TOP_K, TEMPERATURE, TOP_P, NOISE, LAST_NOISE, STEP, MAX_POSITION)
 TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
 
@@ -66,12 +70,12 @@ def trunk_prefix(trunk: str) -> str:
 
 
 def past_key(layer: int) -> str:
-    """Key cache in: [R, kv_heads, capacity, head_dim]."""
+    """Key cache in: [N or R, kv_heads, capacity, head_dim], R from where the rows part."""
     return f"past_key_values.{layer}.key"
 
 
 def past_value(layer: int) -> str:
-    """Value cache in: [R, kv_heads, capacity, head_dim]."""
+    """Value cache in, as `past_key`."""
     return f"past_key_values.{layer}.value"
 
 

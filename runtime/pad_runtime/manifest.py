@@ -33,8 +33,9 @@ _HINT = "export it again with pad-export, or copy it again"
 class TrunkInfo:
     """Sizes of one trunk.
 
-    `lora_sites` maps a packed linear to its [in_features, out_features]; `mixes_heads` says that its logits are linear
-    in the feature head, which they are unless the family caps its logits.
+    Its first `prompt_layers` run once for each prompt, the others for each row, with their adapters. `lora_sites` maps
+    a packed linear to its [in_features, out_features]; `mixes_heads` says that its logits are linear in the feature
+    head, which they are unless the family caps its logits.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TrunkInfo:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    prompt_layers: int
     lora_sites: dict[str, list[int]]
     has_features: bool
     mixes_heads: bool
@@ -248,6 +250,12 @@ def _check_references(manifest: Manifest) -> None:
         if min(sizes) < 1:
             raise BundleError(
                 f"{at}: trunk '{trunk.name}' has a size of {min(sizes)}", expected="at least 1", hint=_HINT
+            )
+        if not 0 <= trunk.prompt_layers <= trunk.num_layers:
+            raise BundleError(
+                f"{at}: trunk '{trunk.name}' has prompt_layers {trunk.prompt_layers}",
+                expected=f"0 to {trunk.num_layers}",
+                hint=_HINT,
             )
         for site, widths in trunk.lora_sites.items():
             if site not in contract.LORA_SITES or len(widths) != 2:

@@ -43,6 +43,32 @@ class Row:
     weights: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class TrunkPrompts:
+    """What the rows of a batch read on one trunk: each prompt of a sequence once.
+
+    Attributes:
+        prompts: token ids, [N].
+        sequences: the sequence that each prompt belongs to, [N].
+        rows: the prompt that each row reads, sequence by sequence, [R].
+    """
+
+    prompts: list[tuple[int, ...]]
+    sequences: list[int]
+    rows: list[int]
+
+    @classmethod
+    def of(cls, batch: Sequence[list[list[Row]]], trunk: int) -> TrunkPrompts:
+        """Of the rows of every sequence of a batch on a trunk."""
+        found: dict[tuple[int, tuple[int, ...]], int] = {}
+        rows = [
+            found.setdefault((number, row.prompt), len(found))
+            for number, sequence in enumerate(batch)
+            for row in sequence[trunk]
+        ]
+        return cls([prompt for _, prompt in found], [number for number, _ in found], rows)
+
+
 _RowKey = tuple[int, tuple[int, ...], int | None, tuple[float, ...]]  # trunk, prompt, PersRM, weights
 
 
@@ -74,10 +100,16 @@ def plan_rows(manifest: Manifest, prompt: tuple[int, ...], rewards: Sequence[Rew
 
 
 def pad_rows(sequences: Sequence[list[list[Row]]]) -> list[list[list[Row]]]:
-    """Give every sequence of a batch as many rows on each trunk, by rows that read one token and count nothing."""
+    """Give every sequence of a batch as many rows on each trunk, by rows that count nothing.
+
+    They read what the sequence's first row there reads, which is read anyway, or else one token.
+    """
     widths = [max(map(len, rows)) for rows in zip(*sequences, strict=True)]
-    filler = Row((0,), 0.0, None, ())
     return [
-        [rows + [filler] * (width - len(rows)) for rows, width in zip(sequence, widths, strict=True)]
+        [rows + [_filler(rows)] * (width - len(rows)) for rows, width in zip(sequence, widths, strict=True)]
         for sequence in sequences
     ]
+
+
+def _filler(rows: list[Row]) -> Row:
+    return Row(rows[0].prompt if rows else (0,), 0.0, None, ())

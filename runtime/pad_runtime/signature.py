@@ -56,7 +56,7 @@ def _reward_shapes(trunk: TrunkInfo) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for site, (size_in, size_out) in trunk.lora_sites.items():
         shapes[contract.lora_gate(site)] = (None, 1, None)
-        for layer in range(trunk.num_layers):
+        for layer in range(trunk.prompt_layers, trunk.num_layers):
             shapes[contract.lora_a(layer, site)] = (size_in, None)
             shapes[contract.lora_b(layer, site)] = (None, size_out)
     if trunk.has_features:

@@ -21,7 +21,7 @@ from pad_runtime.errors import OutOfMemoryError
 from pad_runtime.ids import BYTES_PER_ID
 from pad_runtime.manifest import Manifest
 from pad_runtime.providers import Graph, Provider
-from pad_runtime.rows import Row
+from pad_runtime.rows import Row, TrunkPrompts
 
 Array = npt.NDArray[Any]
 _CAPACITY_BLOCK = 256  # KV slots are allocated in blocks, so that requests of like length share one cache
@@ -109,6 +109,7 @@ class GraphStep:
         self._prefill: object = None
         self._runs: list[Callable[[], object]] = []  # on either set of state buffers, and the ids are read
         self._capacity = 0
+        self._widths: list[tuple[int, int]] = []  # prompts and rows that the caches are for, by trunk
         self._stale = True  # a bound buffer was replaced since the runs were made
         self._turn = 0
         self._ids = provider.ids(1)
@@ -121,12 +122,13 @@ class GraphStep:
         """Read right-padded prompts of any lengths into the cache and choose the first token of each sequence."""
         self._ids.forget()
         batch = len(request.sequences)
-        prompts = self._prompts(request)
-        longest = max(array.shape[1] for array, _ in prompts)
-        self._reserve(request, longest + request.max_new_tokens)
-        self._put_request(request, batch)
+        read = [TrunkPrompts.of(request.sequences, index) for index, _, _ in self._trunks]
+        longest = max(len(prompt) for trunk in read for prompt in trunk.prompts)
+        self._reserve(read, longest + request.max_new_tokens)
+        self._put_request(request, read, batch)
         prefill: dict[str, Buffer] = {}
-        for (_, _, at), (ids, lengths) in zip(self._trunks, prompts, strict=True):
+        for (_, _, at), trunk in zip(self._trunks, read, strict=True):
+            ids, lengths = _pad(trunk.prompts)
             prefill[at + contract.INPUT_IDS] = self._provider.upload(ids)
             prefill[at + contract.SEQLENS_K] = self._provider.upload((lengths - 1).astype(np.int32))
             prefill[at + contract.LAST_TOKEN] = self._provider.upload((lengths - 1)[:, None])
@@ -174,7 +176,7 @@ class GraphStep:
         return StepTrace(*(self._trace[name].read() for name in contract.TRACE_OUTPUTS))
 
     def cache(self, trunk: int, layer: int) -> tuple[Array, Array]:
-        """Copies of one layer's key and value cache: [R, kv_heads, capacity, head_dim]. For verification."""
+        """Copies of one layer's key and value cache: [N or R, kv_heads, capacity, head_dim]. For verification."""
         at = self._trunks[trunk][2]
         names = (at + contract.past_key(layer), at + contract.past_value(layer))
         return self._values[names[0]].read(), self._values[names[1]].read()
@@ -191,44 +193,33 @@ class GraphStep:
 
     # -- buffers ------------------------------------------------------------------------------------------------------
 
-    def _prompts(self, request: StepRequest) -> list[tuple[Array, Array]]:
-        """Per trunk: right-padded ids [R, s] and lengths [R], both int64."""
-        prompts = []
-        for index, _, _ in self._trunks:
-            rows = [row.prompt for sequence in request.sequences for row in sequence[index]]
-            lengths = np.array([len(row) for row in rows], np.int64)
-            ids = np.zeros((len(rows), lengths.max()), np.int64)
-            for row, prompt in zip(ids, rows, strict=True):
-                row[: len(prompt)] = prompt
-            prompts.append((ids, lengths))
-        return prompts
-
-    def _reserve(self, request: StepRequest, length: int) -> None:
+    def _reserve(self, read: Sequence[TrunkPrompts], length: int) -> None:
         """Make the KV cache and the alternating state, unless those of the last request serve."""
         blocks = -(-length // _CAPACITY_BLOCK) * _CAPACITY_BLOCK
         needed = self._graph.capacity or min(blocks, self._manifest.max_length)
-        widths = [sum(len(sequence[index]) for sequence in request.sequences) for index, _, _ in self._trunks]
-        current = [self._values[at + contract.past_key(0)].shape[0] for _, _, at in self._trunks if self._values]
-        if current == widths and self._capacity >= needed:
+        widths = [(len(trunk.prompts), len(trunk.rows)) for trunk in read]
+        if self._widths == widths and self._capacity >= needed:
             return
         for name in [name for name in self._values if "past_key_values." in name]:
             del self._values[name]  # the old cache goes before the new one comes
-        self._runs, self._stale, self._capacity = [], True, needed
-        for (_, trunk, at), rows in zip(self._trunks, widths, strict=True):
-            shape = (rows, trunk.num_kv_heads, needed, trunk.head_dim)
+        self._runs, self._stale, self._capacity, self._widths = [], True, needed, []
+        for (_, trunk, at), (prompts, rows) in zip(self._trunks, widths, strict=True):
             for layer in range(trunk.num_layers):
+                width = prompts if layer < trunk.prompt_layers else rows
+                shape = (width, trunk.num_kv_heads, needed, trunk.head_dim)
                 for name in (contract.past_key(layer), contract.past_value(layer)):
                     self._values[at + name] = self._provider.zeros(shape, self._bank.float_type)
             for turn in self._turns:
-                turn[at + contract.INPUT_IDS] = self._provider.zeros((rows, 1), np.int64)
-                turn[at + contract.SEQLENS_K] = self._provider.zeros((rows,), np.int32)
-            self._put(at + contract.LAST_TOKEN, np.zeros((rows, 1), np.int64))
+                turn[at + contract.INPUT_IDS] = self._provider.zeros((prompts, 1), np.int64)
+                turn[at + contract.SEQLENS_K] = self._provider.zeros((prompts,), np.int32)
+            self._put(at + contract.LAST_TOKEN, np.zeros((prompts, 1), np.int64))
             self._put(at + contract.TOTAL_SEQUENCE_LENGTH, np.array(needed, np.int32))
         for turn in self._turns:
             turn[contract.STEP] = self._provider.zeros((1,), np.int64)
         self._put(contract.MAX_POSITION, np.array([needed - 1], np.int32))
+        self._widths = widths
 
-    def _put_request(self, request: StepRequest, batch: int) -> None:
+    def _put_request(self, request: StepRequest, read: Sequence[TrunkPrompts], batch: int) -> None:
         """Upload what a request sets once: coefficients, choice, noise, adapters, and where ids and trace land."""
         coefficients = [[row.coefficient for trunk in rows for row in trunk] for rows in request.sequences]
         k = request.top_k
@@ -240,9 +231,9 @@ class GraphStep:
         noise = draw_noise(request, self._manifest.max_length)
         self._put(contract.NOISE, noise)
         self._put(contract.LAST_NOISE, np.array([len(noise) - 1], np.int64))
-        for index, _, at in self._trunks:
-            owners = np.repeat(np.arange(batch), len(request.sequences[0][index]))
-            self._put(at + contract.ROW_SEQUENCE, owners[:, None])
+        for (_, _, at), trunk in zip(self._trunks, read, strict=True):
+            self._put(at + contract.PROMPT_SEQUENCE, np.array(trunk.sequences, np.int64)[:, None])
+            self._put(at + contract.ROW_PROMPT, np.array(trunk.rows, np.int64))
         if contract.COEFFICIENTS in self._input_names:
             active = request.active
             for name, array in self._bank.row_inputs(active, request.sequences).items():
@@ -299,6 +290,15 @@ class GraphStep:
                 outputs[at + contract.present_value(layer)] = self._values[at + contract.past_value(layer)]
         bound = {name: outputs[name] for name in self._output_names if name in outputs}
         return self._ids.bind(self._graph.bind(inputs, bound, repeated=repeated))
+
+
+def _pad(prompts: Sequence[tuple[int, ...]]) -> tuple[Array, Array]:
+    """Right-padded ids [N, s] and lengths [N], both int64."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+    ids = np.zeros((len(prompts), lengths.max()), np.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return ids, lengths
 
 
 def draw_noise(request: StepRequest, max_length: int) -> Array:

@@ -22,6 +22,7 @@ from pad_export.engine import EngineBuilder, cache_pairs, run_in_turn
 from pad_export.engine_report import EngineReport
 from pad_export.engines import add_engines
 from pad_export.plan import make_plan
+from pad_export.trunk import SITE_MODULES
 from pad_export.verify import verify_bundle
 from pad_rt.cli import main as pad
 from pad_runtime import contract
@@ -43,7 +44,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("models")
     base, adapter = folder / "base", folder / "adapter"
     tiny_models.make_base(base, "llama", seed=4, tied=True, **SIZES)
-    tiny_models.make_adapter(adapter, base, seed=5)
+    linears = [module.rpartition(".")[2] for modules in SITE_MODULES.values() for module in modules]
+    tiny_models.make_adapter(adapter, base, seed=5, layers_to_transform=[1], target_modules=linears)
     tiny_models.make_head(adapter, SIZES["hidden_size"], d=2, seed=6)
     return base, adapter
 
@@ -115,15 +117,17 @@ def test_a_guided_step_is_one_engine(
 
     ids = report.tensors[contract.INPUT_IDS].profiles
     rows = 3 * 8 if topology == "shared" else 3  # a pair's rewards have a trunk of their own
-    least = 2 if topology == "shared" else 1
-    assert [(shape[0], shape[-1]) for shape in ids] == [((least, 1), (rows, 48)), ((least, 1), (rows, 1))]
+    assert [(shape[0], shape[-1]) for shape in ids] == [((1, 1), (rows, 48)), ((1, 1), (rows, 1))]
     assert report.tensors[contract.NOISE].profiles[1] == ((1, 1, 1), (1, 1, 10), (48, 3, 20))
     adapters = [name for name in report.tensors if name.startswith("lora")]
     if topology == "pair":
         assert not adapters
         assert report.tensors["reward.input_ids"].profiles[0][-1] == (3 * 8, 48)
         return
-    assert len(adapters) == len(contract.LORA_SITES) * (1 + 2 * SIZES["num_hidden_layers"])
+    # The first layer runs once for each prompt, the second for each row.
+    assert manifest.trunks[0].prompt_layers == 1
+    assert [report.tensors[contract.past_key(layer)].profiles[1][0][0] for layer in (0, 1)] == [1, 2]
+    assert len(adapters) == len(contract.LORA_SITES) * (1 + 2)
     down = report.tensors[contract.lora_a(1, "down")]
     assert down.shape == (SIZES["intermediate_size"], -1)
     assert down.profiles[1] == ((128, 1), (128, 4), (128, 16))  # room for a PersRM of four times the rank
@@ -136,7 +140,7 @@ def test_a_cache_that_moves_is_refused(contrast: Path, tmp_path: Path) -> None:
     """The same base graph as it is, and with one cache copied behind its update."""
     manifest, info, report = build(contrast, contract.BASE_GRAPH, tmp_path, ["sm89"])
     check_tensors(manifest, contract.BASE_GRAPH, report)
-    assert info.profiles["decode"]["rows"] == [1, 1, 3]
+    assert info.profiles["decode"]["prompts"] == [1, 1, 3]
     assert not [name for name in report.tensors if name.startswith("lora")]
 
     caches = cache_pairs(manifest, contract.BASE_GRAPH)

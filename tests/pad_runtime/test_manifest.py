@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_manifest(folder: Path) -> Manifest:
     return Manifest(
         format="pad-rt-bundle",
-        format_version=2,
+        format_version=3,
         versions={"onnx": "1"},
         base="tiny",
         topology="pair",
@@ -57,8 +57,8 @@ def make_manifest(folder: Path) -> Manifest:
         max_top_k=20,
         eos_token_ids=[1, 2],
         trunks=[
-            TrunkInfo("base", "llama", 84, 2, 6, 2, 16, {}, False, True),
-            TrunkInfo("reward", "llama", 84, 2, 6, 2, 16, {"qkv": [84, 160]}, False, True),
+            TrunkInfo("base", "llama", 84, 2, 6, 2, 16, 2, {}, False, True),
+            TrunkInfo("reward", "llama", 84, 2, 6, 2, 16, 1, {"qkv": [84, 160]}, False, True),
         ],
         persrms=[PersRMInfo("kind", "reward", FILES[4], None, ["kind"], [1.0], "reward", "{p} {x}")],
         graphs={name: GraphInfo(f"{name}.onnx", ["input_ids"], ["next_ids"]) for name in ("step", "base")},
@@ -126,8 +126,8 @@ def test_another_programs_json(bundle: Path, data: Any, content: Any) -> None:
 
 
 def test_another_version(bundle: Path, data: Any) -> None:
-    with refused(BundleError, given="format_version 1", expected="2", hint="install the version that wrote it"):
-        read(bundle, {**data, "format_version": 1})
+    with refused(BundleError, given="format_version 2", expected="3", hint="install the version that wrote it"):
+        read(bundle, {**data, "format_version": 2})
 
 
 def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
@@ -153,6 +153,8 @@ def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
         (["trunks", 0, "name"], "first", "the first trunk is not 'base'", ""),
         (["trunks", 1, "name"], "base", "two trunks have one name", ""),
         (["trunks", 1, "num_layers"], 0, "trunk 'reward' has a size of 0", "at least 1"),
+        (["trunks", 1, "prompt_layers"], 3, "trunk 'reward' has prompt_layers 3", "0 to 2"),
+        (["trunks", 1, "prompt_layers"], -1, "trunk 'reward' has prompt_layers -1", "0 to 2"),
         (["trunks", 1, "lora_sites"], {"qkv": [84]}, "adapter site 'qkv' [84]", "[in, out]"),
         (["trunks", 1, "lora_sites"], {"norm": [84, 84]}, "adapter site 'norm'", "qkv, o, gate_up, down"),
         (["persrms"], [], "persrms is empty", "at least one reward"),
