@@ -159,6 +159,15 @@ def test_only_the_named_linears_wear_the_lora(backbone: Backbone) -> None:
     assert worn == {"v_proj", "down_proj"}
 
 
+@pytest.mark.parametrize(("share", "first"), [(1.0, 0), (0.5, 1), (0.33, 1), (0.0, 1)])
+def test_only_the_last_layers_wear_the_lora(backbone: Backbone, share: float, first: int) -> None:
+    """A share of two layers; one at least."""
+    model = RewardModel(backbone, ("a",), rank=2, alpha=4.0, layers=share)
+    worn = {int(name.split(".layers.")[1].split(".")[0]) for name in model.trainable() if "lora_" in name}
+    assert worn == set(range(first, 2))
+    assert len(model.trainable()) == 3 + 2 * 7 * (2 - first)  # every linear of those layers, and nothing of the lm_head
+
+
 def test_an_unknown_linear_is_refused(backbone: Backbone) -> None:
     with refused(OptionError, given="--modules w_proj", expected="down_proj"):
         RewardModel(backbone, ("a",), rank=2, alpha=4.0, modules="v_proj,w_proj")

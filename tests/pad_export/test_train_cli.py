@@ -24,7 +24,7 @@ from pad_export.persrm.persrm import read_persrm
 from pad_export.persrm.stage_trainer import StageTrainer
 
 QUICK = ["--dtype", "fp32", "--rank", "2", "--epochs", "1", "--head-epochs", "1", "--held-out", "0.3"]
-QUICK += ["--candidates", "8", "--save-steps", "2", "--lr", "5e-3", "--modules", "all-linear"]
+QUICK += ["--candidates", "8", "--save-steps", "2", "--lr", "5e-3", "--modules", "all-linear", "--layers", "1"]
 SCORER = "def vowels(prompts, replies):\n    return [sum(r.count(v) for v in 'aeiou') for r in replies]\n"
 WORDINGS = {name: {"more": feature.more, "less": feature.less} for name, feature in tiny_training.FEATURES.items()}
 

@@ -21,6 +21,7 @@ QUICK = TrainingOptions(
     beta=0.1,
     calm=0.0,
     modules=ALL_LINEAR,
+    layers=1.0,
     rank=4,
     alpha=8.0,
     lr=5e-3,

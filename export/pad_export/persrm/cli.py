@@ -292,6 +292,7 @@ def _train_parser() -> argparse.ArgumentParser:
         ("rank", _count, "N", "rank of the LoRA"),
         ("alpha", real, "X", "its alpha"),
         ("modules", str, "NAMES", "linears that wear it, such as v_proj,o_proj,down_proj"),
+        ("layers", _number(0.0, 1.0), "X", "share of the layers that wear it, counted from the last one"),
         ("beta", real, "X", "scale of the log-ratio in the loss"),
         ("calm", real, "X", "weight of the term that keeps rewards small where nothing is at stake"),
         ("lr", rate, "X", "learning rate of the LoRA"),

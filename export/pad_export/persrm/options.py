@@ -15,6 +15,8 @@ class TrainingOptions:
         rank, alpha: of the LoRA.
         modules: linears that wear it, by the last part of their names, with commas between; "all-linear" for all. The
             two that write to the residual stream learn as well as all, and cost a reward row a third of the time.
+        layers: share of the decoder's layers that wear it, counted from the last one. Those below run once for all rows
+            that read one prompt.
         beta: scale of the log-ratio in the loss.
         calm: weight of the term that keeps the reward quiet; 0 leaves the paper's loss.
         lr, head_lr: learning rates of the LoRA, and of head and w_p.
@@ -31,6 +33,7 @@ class TrainingOptions:
     rank: int = 8
     alpha: float = 16.0
     modules: str = "o_proj,down_proj"
+    layers: float = 0.33
     beta: float = 0.05
     calm: float = 0.25
     lr: float = 1.2e-3

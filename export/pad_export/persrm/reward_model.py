@@ -29,12 +29,12 @@ class Reference:
     log_probs: torch.Tensor
 
 
-def _targets(backbone: Backbone, modules: str) -> str | list[str]:
+def _targets(backbone: Backbone, modules: str) -> list[str]:
     """PEFT's `target_modules`. PEFT itself passes over a name that it does not find beside one that it does."""
-    if modules == ALL_LINEAR:
-        return modules
     layers = backbone.model.model.layers.named_modules()
     known = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
+    if modules == ALL_LINEAR:
+        return known
     targets = modules.split(",")
     if unknown := [name for name in targets if name not in known]:
         raise OptionError(f"--modules {unknown[0]}", expected=f"{ALL_LINEAR}, or some of {', '.join(known)}")
@@ -51,7 +51,7 @@ class RewardModel(torch.nn.Module):
     Args:
         backbone: frozen.
         features: names of the d features.
-        rank, alpha, modules: of the LoRA, as in `TrainingOptions`.
+        rank, alpha, modules, layers: of the LoRA, as in `TrainingOptions`.
     """
 
     def __init__(
@@ -62,11 +62,17 @@ class RewardModel(torch.nn.Module):
         rank: int,
         alpha: float,
         modules: str = ALL_LINEAR,
+        layers: float = 1.0,
     ) -> None:
         super().__init__()
-        hidden = backbone.model.config.hidden_size
-        targets = _targets(backbone, modules)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
+        hidden, num_layers = backbone.model.config.hidden_size, backbone.model.config.num_hidden_layers
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=_targets(backbone, modules),
+            layers_to_transform=[*range(num_layers - max(1, round(layers * num_layers)), num_layers)],
+            task_type="CAUSAL_LM",
+        )
         self.features = tuple(features)
         self.backbone = backbone
         with warnings.catch_warnings():

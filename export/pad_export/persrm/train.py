@@ -122,7 +122,14 @@ def _prepare(
     backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     if backbone.tokenizer.chat_template is None:
         report(f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will")
-    model = RewardModel(backbone, features, rank=options.rank, alpha=options.alpha, modules=options.modules)
+    model = RewardModel(
+        backbone,
+        features,
+        rank=options.rank,
+        alpha=options.alpha,
+        modules=options.modules,
+        layers=options.layers,
+    )
     with torch.no_grad():
         model.learned_weights.copy_(_first_weights(features))
     train, held_out = _split(pairs, options)
