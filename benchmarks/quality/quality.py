@@ -29,10 +29,10 @@ from generation import Job, fill
 from judges import load_judges
 from methods import BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
 from pad_runtime.manifest import Precision
-from quality_bundle import MAX_BATCH, SEED, ensure_bundle, ensure_scales, fingerprint
-from random_reward import factors
+from quality_bundle import MAX_BATCH, RANDOM_SEED, ensure_bundle, ensure_scales, fingerprint
+from random_reward import factors, write_random_persrm
 from replies import ReplyStore, is_complete
-from smollm2 import DEMO_PERSRM
+from smollm2 import DEMO_PERSRM, WORDS_PERSRM
 from table import tables
 from timings import ensure_timings
 from traits import load_traits
@@ -62,7 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--perplexities", type=int, default=24, help="replies of a cell whose perplexity is measured")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to generate")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
-    parser.add_argument("--persrm", type=Path, default=DEMO_PERSRM)
+    parser.add_argument("--persrm", type=Path, default=DEMO_PERSRM, help="asked by weights")
+    parser.add_argument("--words-persrm", type=Path, default=WORDS_PERSRM, help="asked in words")
     parser.add_argument("--precision", choices=get_args(Precision), default="int4", help="of the bundle (default int4)")
     parser.add_argument("--wordings", type=Path, default=WORDINGS, help="features.json of the PersRM's training")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "quality", help="bundle and replies")
@@ -89,13 +90,17 @@ def main() -> None:
     judges = load_judges()
     for judge in judges:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
-    mark = fingerprint(arguments.persrm, arguments.precision)
-    bundle = ensure_bundle(arguments.persrm, arguments.precision, arguments.work, mark)
+    mark, words_mark = (
+        fingerprint(persrm, arguments.precision) for persrm in (arguments.persrm, arguments.words_persrm)
+    )
+    random_persrm = write_random_persrm(arguments.persrm, arguments.work / "random", seed=RANDOM_SEED)
+    bundle = ensure_bundle([arguments.persrm, random_persrm], arguments.precision, arguments.work / "bundle", mark)
+    words = ensure_bundle([arguments.words_persrm], arguments.precision, arguments.work / "bundle-words", words_mark)
     scales = ensure_scales(bundle, read_prompts(NUM_CALIBRATION), list(traits), arguments.work, mark)
     for feature, scale in scales.items():
         print(f"random reward for {feature}: {asdict(scale)}")
     weights = factors(scales)
-    store = ReplyStore(arguments.work / "replies", f"{mark} {json.dumps(weights)}")
+    store = ReplyStore(arguments.work / "replies", f"{mark} {words_mark} {json.dumps(weights)}")
 
     def number(part: str) -> int:
         return int(arguments.prompts if part == "main" else arguments.sweep_prompts)
@@ -111,7 +116,7 @@ def main() -> None:
             if not is_complete(store, cell, prompts[:count], num_perplexities=arguments.perplexities)
         ]
 
-    job = Job(bundle, tuple(weights.items()), store.folder, store.fingerprint, arguments.perplexities)
+    job = Job(bundle, words, tuple(weights.items()), store.folder, store.fingerprint, arguments.perplexities)
     todo = missing(arguments.only)
     if todo:
         fill(job, todo, workers=arguments.workers)
@@ -124,7 +129,7 @@ def main() -> None:
     if {"main", "words", "mixtures"} <= set(ready):
         parts["frontier"] = evaluation.frontier()
     print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)
-    parts["timings"] = ensure_timings(arguments.work / "timings.json", mark, bundle, weights, prompts, traits)
+    parts["timings"] = ensure_timings(arguments.work / "timings.json", mark, (bundle, words), weights, prompts, traits)
     record = {
         "what": f"SmolLM2-135M-Instruct and its PersRM, {arguments.precision}, greedy, by the exported bundle",
         "settings": {
@@ -135,13 +140,16 @@ def main() -> None:
             "top_k": TOP_K,
             "persrm_alone_top_k": WIDE_TOP_K,
             "max_batch": MAX_BATCH,
-            "fingerprint": mark,
+            "fingerprint": [mark, words_mark],
             "interval": "95 %, percentile bootstrap over prompts, 4000 resamples",
             "win_rate": "wins + ties / 2; an empty reply loses",
         },
         "traits": {name: {**asdict(trait)} for name, trait in traits.items()},
         "judges": {judge.name: {"feature": judge.feature, "check": judge.check} for judge in judges},
-        "random_reward": {"seed": SEED, "scales": {name: _rounded(asdict(scale)) for name, scale in scales.items()}},
+        "random_reward": {
+            "seed": RANDOM_SEED,
+            "scales": {name: _rounded(asdict(scale)) for name, scale in scales.items()},
+        },
         "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _VERSIONS},

@@ -1,9 +1,13 @@
-"""The bundle under test: base, trained PersRM and its random twin, exported here when missing or stale."""
+"""The bundles under test, exported here when missing or stale.
+
+One holds the PersRM that is asked by weights, and its random twin; the other the PersRM that reads words.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +16,11 @@ from methods import TOP_K, WIDE_TOP_K
 from pad_export.export import export_bundle
 from pad_rt import Generator
 from pad_runtime.manifest import Precision
-from random_reward import Scale, calibrate, write_random_persrm
+from random_reward import Scale, calibrate
 from smollm2 import find_smollm2
 
 MAX_BATCH = 8
-SEED = 0  # of the random reward
+RANDOM_SEED = 0  # of the random reward
 _PERSRM_FILES = ("adapter_config.json", "adapter_model.safetensors", "pad_persrm.json", "value_head.safetensors")
 
 
@@ -28,20 +32,19 @@ def fingerprint(persrm: Path, precision: str) -> str:
             raise SystemExit(f"{path} is missing: the benchmark needs a PersRM with a feature head")
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     digest.update(
-        json.dumps([precision, SEED, MAX_BATCH, WIDE_TOP_K, version("pad-rt"), version("onnxruntime")]).encode()
+        json.dumps([precision, RANDOM_SEED, MAX_BATCH, WIDE_TOP_K, version("pad-rt"), version("onnxruntime")]).encode()
     )
     return digest.hexdigest()[:16]
 
 
-def ensure_bundle(persrm: Path, precision: Precision, work: Path, mark: str) -> Path:
+def ensure_bundle(persrms: Sequence[Path], precision: Precision, bundle: Path, mark: str) -> Path:
     """The bundle's folder; exports (and verifies) it unless the one there carries the mark."""
-    bundle, stamp = work / "bundle", work / "bundle.txt"
+    stamp = bundle.with_name(f"{bundle.name}.txt")
     if not (bundle.is_dir() and stamp.is_file() and stamp.read_text() == mark):
-        random = write_random_persrm(persrm, work / "random", seed=SEED)
         export_bundle(
             find_smollm2(),
             bundle,
-            persrms=[persrm, random],
+            persrms=persrms,
             topology="shared",
             precision=precision,
             max_length=1024,

@@ -22,7 +22,7 @@ _METHODS: tuple[Method, ...] = ("base", "prompted", "system", "pad", "pad_words"
 
 
 def measure_timings(
-    bundle: Path, factors: Mapping[str, float], prompts: Sequence[str], traits: Mapping[str, Trait]
+    bundles: tuple[Path, Path], factors: Mapping[str, float], prompts: Sequence[str], traits: Mapping[str, Trait]
 ) -> dict[str, dict[str, float]]:
     """Milliseconds a decode step, and their ratio to the base's round by round, by method.
 
@@ -30,8 +30,8 @@ def measure_timings(
 
     "mixture" has its weights in one reward row, "mixture_rows" is the same preference as a row for each feature.
     """
-    generator = Generator.load(bundle)
-    speak = CellGenerator(generator, factors)
+    generator, words = (Generator.load(bundle) for bundle in bundles)
+    speak = CellGenerator(generator, words, factors)
     trait = next(iter(traits.values()))
     half = math.sqrt(1 / len(traits))
     one_row = Preference(weights=dict.fromkeys(traits, half))
@@ -44,13 +44,14 @@ def measure_timings(
         for name in names[turn:] + names[:turn]:
             request: tuple[Prompt, PreferenceLike]
             options: dict[str, Any] = {"max_new_tokens": TOKENS}
+            asked = generator
             if name in ("mixture", "mixture_rows"):
                 request = prompt, one_row if name == "mixture" else rows
             else:
                 cell = trait_cell(next(method for method in _METHODS if method == name), trait, 1.0)
-                request = speak.request(cell, prompt)
+                request, asked = speak.request(cell, prompt), speak.generator(cell.method)
                 options |= {"top_k": cell.top_k, "base_sees_preference": name == "pad_prompted"}
-            result = generator.generate(request[0], preference=request[1], config=GenerationConfig(**options))
+            result = asked.generate(request[0], preference=request[1], config=GenerationConfig(**options))
             if round_:
                 steps[name].append(result.timing.step_s * 1e3)
     return {
@@ -61,7 +62,7 @@ def measure_timings(
 def ensure_timings(
     path: Path,
     mark: str,
-    bundle: Path,
+    bundles: tuple[Path, Path],
     factors: Mapping[str, float],
     prompts: Sequence[str],
     traits: Mapping[str, Trait],
@@ -73,7 +74,7 @@ def ensure_timings(
         if record["settings"] == settings:
             kept: dict[str, dict[str, float]] = record["timings"]
             return kept
-    timings = measure_timings(bundle, factors, prompts, traits)
+    timings = measure_timings(bundles, factors, prompts, traits)
     path.write_text(json.dumps({"settings": settings, "timings": timings}, indent=1) + "\n", encoding="utf-8")
     return timings
 

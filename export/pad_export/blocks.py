@@ -14,6 +14,7 @@ import torch
 BLOCK = 32  # weights; also GGUF's
 _SHRINK = (1.06, 1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)  # of the whole range, as `_fit` tries them
 _FINE = 8  # bits
+_ROWS = 16384  # fitted at once: an lm_head has many, and each is fitted by itself
 _DAMPING = 0.01  # of the mean moment, added to each: columns that the text hardly uses stay near their own values
 
 
@@ -82,15 +83,23 @@ def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor, *, symm
         moments: [in, in], the sum of x x^T over the inputs.
         symmetric: keep every zero point at the middle code.
     """
-    rows, columns = weight.shape
-    damped = moments.double() + torch.eye(columns) * (_DAMPING * moments.diag().mean().clamp(min=1e-8))
+    damped = moments.double() + torch.eye(len(moments)) * (_DAMPING * moments.diag().mean().clamp(min=1e-8))
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True).float()
+    parts = [_compensate(rows, bits, moments.diag(), inverse, symmetric) for rows in torch.split(weight, _ROWS)]
+    return parts[0] if len(parts) == 1 else concatenate(parts)
+
+
+def _compensate(
+    weight: torch.Tensor, bits: int, importance: torch.Tensor, inverse: torch.Tensor, symmetric: bool
+) -> Blocks:
+    """Round column by column; `inverse` is the upper Cholesky factor of the inverse moments, [in, in]."""
+    rows, columns = weight.shape
     left = weight.float().clone()
     codes = torch.empty_like(left)
     scales, zeros = (torch.empty(rows, columns // BLOCK) for _ in range(2))
     for start in range(0, columns, BLOCK):
         block, part = left[:, start : start + BLOCK], slice(start, start + BLOCK)
-        scale, zero = _fit(block[:, None], bits, moments.diag()[part], symmetric)
+        scale, zero = _fit(block[:, None], bits, importance[part], symmetric)
         scale, zero = scale[:, 0], zero[:, 0]  # [out, 1]
         errors = torch.empty_like(block)
         for column in range(BLOCK):

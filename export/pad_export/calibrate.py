@@ -17,10 +17,10 @@ from pad_export.blocks import Blocks, quantise_for
 from pad_export.checkpoint import Checkpoint
 from pad_export.matrix import Storage
 from pad_export.torch_model import load_model
-from pad_export.trunk import SITE_MODULES, Trunk, linear_weight, stored_blocks
+from pad_export.trunk import LM_HEAD, SITE_MODULES, Trunk, head_bits, head_parameter, linear_weight, stored_blocks
 
 _SEQUENCE = 256  # tokens read at once
-_MAX_TOKENS = 4096
+_MAX_TOKENS = 16384
 
 
 def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Callable[[int], object]) -> dict[str, Blocks]:
@@ -36,11 +36,12 @@ def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Callable[[int], ob
         for module, width in bits.items()
         if width == 4 and not stored_blocks(trunk, module, width, storage)
     }
-    return _calibrate(trunk, bits, storage.symmetric, progress) if bits else {}
+    own_head = head_bits(trunk, storage) == 4 and not trunk.checkpoint.blocks(head_parameter(trunk), 4)
+    return _calibrate(trunk, bits, own_head, storage.symmetric, progress) if bits or own_head else {}
 
 
 def _calibrate(
-    trunk: Trunk, bits: Mapping[str, int], symmetric: bool, progress: Callable[[int], object]
+    trunk: Trunk, bits: Mapping[str, int], own_head: bool, symmetric: bool, progress: Callable[[int], object]
 ) -> dict[str, Blocks]:
     model = load_model(trunk.checkpoint)
     found: dict[str, Blocks] = {}
@@ -56,7 +57,12 @@ def _calibrate(
         return quantise
 
     with _hooked(model, {name: hook(name) for name in bits}), torch.no_grad():
-        model.model(input_ids=_sample_ids(trunk.checkpoint, "calibration"))
+        hidden = model.model(input_ids=_sample_ids(trunk.checkpoint, "calibration")).last_hidden_state
+    if own_head:
+        read = hidden.reshape(-1, hidden.shape[-1])
+        weight = trunk.checkpoint.tensor(head_parameter(trunk))
+        found[LM_HEAD] = quantise_for(weight, 4, read.T @ read, symmetric=symmetric)
+        progress(1)
     return found
 
 
@@ -74,7 +80,7 @@ def perplexity(checkpoint: Checkpoint, stored: Callable[[str], torch.Tensor | No
 
 
 def _sample_ids(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """A packaged text in the checkpoint's tokens, [sequences, length] of at most 4,096 altogether."""
+    """A packaged text in the checkpoint's tokens, [sequences, length] of at most 16,384 altogether."""
     text = resources.files("pad_export").joinpath(f"text/{name}.txt").read_text(encoding="utf-8")
     ids = checkpoint.tokenizer.backend.encode(text, add_special_tokens=False).ids[:_MAX_TOKENS]
     length = min(_SEQUENCE, len(ids), checkpoint.config.max_position_embeddings)

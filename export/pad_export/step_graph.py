@@ -51,7 +51,7 @@ class _StepBuilder:
         grouped = [self._group(value, batch, trunk) for value, trunk in zip(hidden, self.trunks, strict=True)]
         first = g.constant(0, np.int64)
         base_hidden = g.op("Gather", grouped[0], first, name="base_hidden", axis=1)  # [batch, hidden]
-        logits = multiply_transposed(g, self.weights, head_weight(base), base_hidden, name="lm_head")
+        logits = multiply_transposed(g, self.weights, head_weight(base, self.weights), base_hidden, name="lm_head")
         logits = self._to_float(self._softcap(logits, base, "lm_head"), "lm_head")  # [batch, vocab]
         best, candidates = g.ops(
             "TopK", logits, self.top_k, name="top_k_", outputs=["best", contract.CANDIDATES], axis=-1
@@ -108,7 +108,8 @@ class _StepBuilder:
             else:
                 hidden = self._mix_features(phi, weights, trunk)
         head_rows = f"{at}reward/head_rows"
-        rows = gather_rows(g, self.weights, head_weight(trunk), candidates, name=head_rows)  # [batch, k, hidden]
+        weight = head_weight(trunk, self.weights)
+        rows = gather_rows(g, self.weights, weight, candidates, name=head_rows)  # [batch, k, hidden]
         columns = g.op("Transpose", hidden, name=f"{at}reward/columns", perm=[0, 2, 1])  # [batch, hidden, rows]
         logits = g.op("MatMul", rows, columns, name=f"{at}reward/dots")
         logits = g.op("Transpose", logits, name=f"{at}reward/logits", perm=[0, 2, 1])

@@ -29,7 +29,7 @@ class StoredWeights:
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._places: dict[str, tuple[str, int, int | None]] = {
             "model.embed_tokens.weight": (f"{trunk.name}/embed", 0, None),
-            "lm_head.weight": (head_weight(trunk), 0, None),
+            "lm_head.weight": (head_weight(trunk, self._tensors), 0, None),
         }  # parameter -> the bundle's tensor, and its first and last rows there
         for layer in range(trunk.spec.num_layers):
             for site, modules in SITE_MODULES.items():

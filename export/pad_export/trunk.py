@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from pad_export.weights import WeightsFile
 from pad_runtime import contract
 
 # site -> the checkpoint's linears that are packed into it, side by side
+LM_HEAD = "lm_head"  # what a fitted lm_head is called beside fitted linears
 SITE_MODULES = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "o": ("self_attn.o_proj",),
@@ -128,8 +129,9 @@ def _tensors(
                 ]
                 yield f"layers.{layer}.{site}.bias", torch.cat(biases)
     yield "norm", source.tensor("model.norm.weight").float() + spec.norm_offset
-    if not spec.tied:
-        yield "lm_head", _rows(source, "lm_head.weight", storage.embedding_bits)
+    bits = head_bits(trunk, storage)
+    if not spec.tied or bits != storage.embedding_bits:
+        yield "lm_head", calibrated.get(LM_HEAD) or _rows(source, head_parameter(trunk), bits)
 
 
 def _norms(spec: DecoderSpec) -> dict[str, str]:
@@ -196,9 +198,20 @@ def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialec
     return _Emitter(graph, trunk, weights, dialect).run(by_row=by_row)
 
 
-def head_weight(trunk: Trunk) -> str:
-    """Name of the lm_head's weight [vocab, hidden]: the embedding's, where they are tied."""
-    return f"{trunk.name}/{'embed' if trunk.spec.tied else 'lm_head'}"
+def head_bits(trunk: Trunk, storage: Storage) -> int:
+    """Bits of a trunk's lm_head: the base's is multiplied by, of any other a step looks up a few rows."""
+    return storage.head_bits if trunk.name == contract.BASE_TRUNK else storage.embedding_bits
+
+
+def head_parameter(trunk: Trunk) -> str:
+    """The checkpoint's name of the lm_head's weight: the embedding's, where they are tied."""
+    return "model.embed_tokens.weight" if trunk.spec.tied else "lm_head.weight"
+
+
+def head_weight(trunk: Trunk, stored: Iterable[str]) -> str:
+    """Name of the lm_head's weight [vocab, hidden] among those that are stored: the embedding's, without its own."""
+    own = f"{trunk.name}/lm_head"
+    return own if any(name.startswith(own) for name in stored) else f"{trunk.name}/embed"
 
 
 class _Emitter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -75,6 +75,10 @@ class WeightsFile:
         proto.name = name
         proto.dims[:] = shape
         self._tensors[name] = proto
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of what was written."""
+        return iter(self._tensors)
 
     def __contains__(self, name: str) -> bool:
         """Whether a tensor of that name was written."""

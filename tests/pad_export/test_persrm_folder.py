@@ -26,7 +26,9 @@ def model(tmp_path: Path) -> RewardModel:
 
 
 def test_what_is_read_is_what_was_written(model: RewardModel, tmp_path: Path) -> None:
-    write_persrm(tmp_path / "taste", model, name="taste", base_name="someone/base", record={"seed": 3})
+    write_persrm(
+        tmp_path / "taste", model, name="taste", base_name="someone/base", reads_words=True, record={"seed": 3}
+    )
     persrm = read_persrm(tmp_path / "taste")
     assert (persrm.name, persrm.features, persrm.prompt_template) == ("taste", ("a", "b"), PROMPT_TEMPLATE)
     assert persrm.default_weights == tuple(round(value, 4) for value in model.learned_weights.tolist())
@@ -40,7 +42,9 @@ def test_what_is_read_is_what_was_written(model: RewardModel, tmp_path: Path) ->
 
 @torch.no_grad()
 def test_peft_reads_the_adapter(model: RewardModel, tmp_path: Path) -> None:
-    write_persrm(tmp_path / "taste", model, name="taste", base_name=str(tmp_path / "base"), record={})
+    write_persrm(
+        tmp_path / "taste", model, name="taste", base_name=str(tmp_path / "base"), reads_words=False, record={}
+    )
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
     ids = torch.tensor([[5, 6, 40, 7, 20]])
     plain = base(ids).logits

@@ -21,6 +21,7 @@ PROMPT_TEMPLATE = (
     "[Guidelines] Your task is to generate response by considering the following principle. "
     "[Principles] {p} [Instruction] {x}"
 )
+PLAIN_TEMPLATE = "{x}"  # of a PersRM that was trained on weights alone
 SETTINGS_NAME = "pad_persrm.json"
 HEAD_NAME = "value_head.safetensors"
 

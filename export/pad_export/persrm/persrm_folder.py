@@ -11,19 +11,22 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from pad_export.adapter import WEIGHTS_NAME
-from pad_export.persrm.persrm import HEAD_NAME, PROMPT_TEMPLATE, SETTINGS_NAME
+from pad_export.persrm.persrm import HEAD_NAME, PLAIN_TEMPLATE, PROMPT_TEMPLATE, SETTINGS_NAME
 from pad_export.persrm.reward_model import RewardModel
 
 RECORD_NAME = "training.json"
 
 
-def write_persrm(folder: Path, model: RewardModel, *, name: str, base_name: str, record: dict[str, Any]) -> None:
+def write_persrm(
+    folder: Path, model: RewardModel, *, name: str, base_name: str, reads_words: bool, record: dict[str, Any]
+) -> None:
     """Write adapter, head (fp16; W_i = I + M_i) and settings.
 
     Args:
         folder: created; must not exist.
         name: of the PersRM in a bundle.
         base_name: what the adapter says it belongs to.
+        reads_words: whether it was trained on preferences in words; otherwise it is given the prompt alone.
         record: how it was trained and what it reached, kept beside it as training.json.
     """
     folder.mkdir(parents=True)
@@ -40,7 +43,7 @@ def write_persrm(folder: Path, model: RewardModel, *, name: str, base_name: str,
         "name": name,
         "features": list(model.features),
         "default_weights": [round(value, 4) for value in model.learned_weights.tolist()],
-        "prompt_template": PROMPT_TEMPLATE,
+        "prompt_template": PROMPT_TEMPLATE if reads_words else PLAIN_TEMPLATE,
     }
     (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -94,7 +94,14 @@ def train_persrm(
             "num_examples": {part: len(some) for part, some in items.items()},
         }
         shutil.rmtree(work / "persrm", ignore_errors=True)  # of a call that was cut off here
-        write_persrm(work / "persrm", model, name=name, base_name=base_name, record=settings)
+        write_persrm(
+            work / "persrm",
+            model,
+            name=name,
+            base_name=base_name,
+            reads_words=any(pair.preference for pair in pairs),
+            record=settings,
+        )
         (work / "persrm").rename(output)
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _is_full_disk(error):
