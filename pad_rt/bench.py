@@ -24,7 +24,7 @@ from pad_runtime.manifest import Manifest
 from pad_runtime.rows import Reward, plan_rows
 from pad_runtime.step import Step, StepRequest
 
-REWARD_EXTRA = 32  # tokens that a PersRM's template and a preference in words add to a prompt
+WORDS_TOKENS = 32  # that a PersRM's template and a preference in words add to a prompt
 _WARMUP = 4  # steps
 _STRETCH = 16  # steps of one side in a row, on a device that runs ahead
 _LEAD_IN = 2  # of these: the first was done long ago, and the second waits for what the other side left behind
@@ -35,7 +35,8 @@ class Workload:
     """What is decoded: batch 1, greedy, beta 1, the bundle's first PersRM at its default weights.
 
     Attributes:
-        prompt_tokens: of the base's prompt; the reward rows read `REWARD_EXTRA` more.
+        prompt_tokens: of the base's prompt, which the reward rows read too; a PersRM that takes words reads
+            `WORDS_TOKENS` more, and a prompt of its own.
         new_tokens: decoded after each prefill.
         top_k: candidates.
         rounds: prefills of each side.
@@ -46,10 +47,9 @@ class Workload:
     top_k: int = 10
     rounds: int = 3
 
-    @property
-    def reward_tokens(self) -> int:
+    def reward_tokens(self, manifest: Manifest) -> int:
         """Tokens of the reward rows' prompt."""
-        return self.prompt_tokens + REWARD_EXTRA
+        return self.prompt_tokens + _words_tokens(manifest)
 
     @property
     def config(self) -> GenerationConfig:
@@ -62,7 +62,7 @@ class Workload:
         Raises:
             OptionError: a number outside its range.
         """
-        room = manifest.max_length - REWARD_EXTRA
+        room = manifest.max_length - _words_tokens(manifest)
         for option, value, low, high in (
             ("--prompt-tokens", self.prompt_tokens, 1, room - 2),
             ("--new-tokens", self.new_tokens, 2, room - self.prompt_tokens),
@@ -78,9 +78,9 @@ class Workload:
     def prompt(self, manifest: Manifest) -> EncodedPrompt:
         """Random ids, the same ones each time."""
         draw = np.random.default_rng(0).integers
-        base, reward = (
-            draw(manifest.vocab_size, size=count).tolist() for count in (self.prompt_tokens, self.reward_tokens)
-        )
+        base = draw(manifest.vocab_size, size=self.prompt_tokens).tolist()
+        extra = _words_tokens(manifest)
+        reward = draw(manifest.vocab_size, size=self.prompt_tokens + extra).tolist() if extra else base
         return EncodedPrompt(base=base, reward=reward)
 
     def request(self, manifest: Manifest, *, guided: bool) -> StepRequest:
@@ -96,6 +96,10 @@ class Workload:
             top_p=1.0,
             seeds=(0,),
         )
+
+
+def _words_tokens(manifest: Manifest) -> int:
+    return WORDS_TOKENS if manifest.persrms[0].takes_text else 0
 
 
 @dataclass(frozen=True)

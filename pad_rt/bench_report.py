@@ -187,7 +187,7 @@ class BenchReport:
                 "top_k": self.workload.top_k,
                 "prompt": "random token ids (EncodedPrompt)",
                 "prompt_tokens": self.workload.prompt_tokens,
-                "reward_prompt_tokens": self.workload.reward_tokens,
+                "reward_prompt_tokens": self.workload.reward_tokens(self.manifest),
                 "new_tokens": self.workload.new_tokens,
                 "rounds": self.workload.rounds,
             },
@@ -207,7 +207,8 @@ class BenchReport:
             _line("machine", f"{cpu_name()}, {_count(num_cores(), 'core')}"),
             _line("", f"onnxruntime {version_of_onnxruntime()} on {self.device}, {threads}"),
             _line(
-                "decoded", f"random token ids, {work.prompt_tokens} (base) and {work.reward_tokens} (reward) of prompt,"
+                "decoded",
+                f"random token ids, {work.prompt_tokens} (base) and {work.reward_tokens(manifest)} (reward) of prompt,",
             ),
             _line("", f"{_count(work.rounds, 'round')} of {work.new_tokens} tokens, k {work.top_k}, batch 1, greedy"),
             "",

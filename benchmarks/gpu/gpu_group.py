@@ -11,16 +11,17 @@ from typing import Any
 from copy_bandwidth import copy_gb_s
 from gpu_devices import export_options
 from gpu_rows import Row
-from gpu_shapes import write_adapter, write_base
+from gpu_shapes import write_base
 from gpu_task import GpuTask, serve_rows
 from pad_export.export import export_bundle
 from pad_rt import Generator
-from pad_rt.bench import REWARD_EXTRA, Workload, measure_replies, measure_steps, open_bundle, settling
+from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle, settling
 from pad_rt.rounds import Spread, compare
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.step import Step, StepRequest
-from random_weights import random_weights
+from random_adapter import ask_by_weights, write_adapter
+from random_weights import parameter_shapes, random_weights
 from step_bytes import element_size, step_bytes
 from step_kernels import count_kernels
 
@@ -44,8 +45,12 @@ def _export(task: GpuTask) -> Path:
     folder = Path(task.folder)
     base = write_base(folder / "base", group.shape)
     paired = group.topology == "pair"
-    persrm = write_base(folder / "persrm", group.shape) if paired else write_adapter(folder / "persrm", base)
-    longest = max(group.prompts) + REWARD_EXTRA + settings.new_tokens + 2
+    if paired:
+        persrm = write_base(folder / "persrm", group.shape)
+        ask_by_weights(persrm)
+    else:
+        persrm = write_adapter(folder / "persrm", base, parameter_shapes(base))
+    longest = max(group.prompts) + settings.new_tokens + 2
     options = export_options(group.device, group.precision)
     with random_weights():
         export_bundle(

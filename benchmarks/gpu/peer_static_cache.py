@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 from gpu_rows import Row
 from gpu_shapes import SHAPES
 from gpu_task import GpuTask, serve_rows
-from pad_rt.bench import REWARD_EXTRA
 from pad_rt.rounds import Spread, compare, turn
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,7 +42,7 @@ class _Model:
         with torch.device(group.device):
             self._model: Any = LlamaForCausalLM(config).eval()
         torch.set_default_dtype(before)
-        length = row.prompt + REWARD_EXTRA + max(task.settings.new_tokens, _WARMUP) + 1
+        length = row.prompt + max(task.settings.new_tokens, _WARMUP) + 1
         self._cache = StaticCache(config=config, max_cache_len=length)
         self._step: Callable[..., Any] = self._forward
         if _compiles(task):
@@ -72,16 +71,14 @@ class _Decoder:
         self._compiled = _compiles(task)
         generator = torch.Generator().manual_seed(0)
         vocabulary = SHAPES[task.group.shape]["vocab_size"]
-        self._prompts = [
-            torch.randint(vocabulary, (1, length), generator=generator).repeat(row.batch, 1).to(task.group.device)
-            for length in (row.prompt, row.prompt + REWARD_EXTRA)
-        ]
+        prompt = torch.randint(vocabulary, (1, row.prompt), generator=generator)
+        self._prompt = prompt.repeat(row.batch, 1).to(task.group.device)
 
     def decode(self, steps: int, *, guided: bool) -> tuple[float, list[float]]:
         """Seconds of the prefill and of each step, each until the chosen ids are on the host."""
         models = self._models if guided else self._models[:1]
         start = time.perf_counter()
-        ids = _choose([model.prefill(prompt) for model, prompt in zip(models, self._prompts, strict=False)])
+        ids = _choose([model.prefill(self._prompt) for model in models])
         ids.tolist()
         prefill, times = time.perf_counter() - start, []
         for _ in range(steps):

@@ -14,6 +14,7 @@ from typing import Any
 
 from pad_export.checkpoint import open_checkpoint
 from peer_environments import ensure_environment, run_logged
+from random_adapter import ask_by_weights
 from smollm2 import DEMO_PERSRM, find_smollm2
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "latency"
@@ -21,12 +22,13 @@ MODELS = BUILD / "models"
 
 
 def persrm_adapter() -> Path:
-    """The shipped PersRM's adapter as PEFT saved it, with neither head nor settings."""
+    """The shipped PersRM's adapter as PEFT saved it, without its head."""
 
     def make(folder: Path) -> None:
         folder.mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copy(DEMO_PERSRM / name, folder / name)
+        ask_by_weights(folder)
 
     return made(MODELS / "adapter", make)
 

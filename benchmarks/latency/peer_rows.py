@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import peer_models
-from pad_export.persrm.persrm import PROMPT_TEMPLATE
 from pad_rt.rounds import Spread, compare, turn
 from peer_loop import Task
 from peer_models import BUILD
@@ -22,25 +21,20 @@ QUESTION = (
     "I would like to spend a weekend by the sea with my family in late autumn, when it is cold. Where in Europe should "
     "we go, and what can we do there when it rains?"
 )
-PREFERENCE = "Be cheerful and positive."
 TOP_K = 10
 BETA = 0.5  # both models count, so that a wrong mix shows in the tokens; the time does not depend on it
 WARMUP = 4  # tokens
 
 
-def prompts() -> tuple[list[int], list[int]]:
-    """Token ids that the base and the PersRM read."""
+def prompt_ids() -> list[int]:
+    """Token ids that base and PersRM read: the person's weights change no prompt."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(peer_models.huggingface("base"))
-    worded = PROMPT_TEMPLATE.replace("{p}", PREFERENCE).replace("{x}", QUESTION)
-    base, reward = (
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-        for text in (QUESTION, worded)
+    ids: list[int] = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
     )
-    return base, reward
+    return ids
 
 
 def measure_row(name: str, settings: Settings) -> dict[str, Any]:
@@ -81,11 +75,11 @@ def first_difference(tokens: list[int], others: list[int]) -> int | None:
 
 def _start(side: str, settings: Settings) -> PeerProcess:
     """Make what a side needs and start it; raises `PeerError`."""
-    base_ids, reward_ids = prompts()
+    ids = prompt_ids()
     files = {name: str(path) for name, path in SIDES[side].files(settings.threads).items()}
     task = Task(
-        base_ids=base_ids,
-        reward_ids=reward_ids,
+        base_ids=ids,
+        reward_ids=ids,
         top_k=TOP_K,
         beta=BETA,
         max_new_tokens=max(settings.new_tokens, WARMUP),

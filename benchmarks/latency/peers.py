@@ -22,7 +22,7 @@ from latency_plots import draw
 from latency_table import tables
 from pad_rt.machine import cpu_name, num_cores, read_bandwidth
 from peer_models import BUILD
-from peer_rows import BETA, PREFERENCE, QUESTION, TOP_K, measure_row, prompts
+from peer_rows import BETA, QUESTION, TOP_K, measure_row, prompt_ids
 from peer_sides import ROWS
 from settings import Settings
 from shape_rows import SHAPE_ROWS, measure_shape
@@ -80,18 +80,17 @@ def _record(settings: Settings) -> dict[str, Any]:
     """Every row that is there for these settings, with the mark of the code it is of, and what it was measured on."""
     kept = {name: row for name in (*ROWS, *SHAPE_ROWS) if (row := _read(_row_file(name, settings)))}
     current = {name: row for name, row in kept.items() if row.pop("settings") == _mark(settings)}
-    base_ids, reward_ids = prompts()
+    prompt = prompt_ids()
     return {
         "what": "PAD guided decoding, batch 1, greedy; sides of a row take turns",
         "settings": {**asdict(settings), "pinned_to_one_core": settings.core is not None},
         "peers_prompt": {
             "question": QUESTION,
-            "preference": PREFERENCE,
-            "tokens": [len(base_ids), len(reward_ids)],
+            "tokens": len(prompt),
             "top_k": TOP_K,
             "beta": BETA,
         },
-        "shapes_prompt": "random token ids; the reward prompt is 32 tokens longer",
+        "shapes_prompt": "random token ids; base and reward read the same, as for a person who is named by weights",
         "machine": {
             "cpu": cpu_name(),
             "cores": num_cores(),
@@ -105,7 +104,7 @@ def _record(settings: Settings) -> dict[str, Any]:
 
 
 def _mark(settings: Settings) -> list[Any]:
-    return [settings.rounds, settings.new_tokens, QUESTION, PREFERENCE, TOP_K, BETA]
+    return [settings.rounds, settings.new_tokens, QUESTION, TOP_K, BETA]
 
 
 def _row_file(name: str, settings: Settings) -> Path:

@@ -50,7 +50,7 @@ def measure_shape(name: str, settings: Settings) -> dict[str, Any]:
     read = GraphWeights.of(folders["shared"] / shared.manifest.graphs[contract.BASE_GRAPH].file).read
     steps = {side: asdict(Spread.of(values)) for side, values in times.step.items()}
     return record | {
-        "reward_prompt": workload.reward_tokens,
+        "reward_prompt": workload.reward_tokens(shared.manifest),
         "step_ms": steps,
         "prefill_ms": {side: statistics.median(values) for side, values in times.prefill.items()},
         "ratio_to_base": {side: asdict(compare(times.step[side], times.step["base"])) for side in TOPOLOGIES},

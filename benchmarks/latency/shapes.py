@@ -5,7 +5,6 @@ The time of a step does not depend on the values of the weights.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from llama_shapes import LLAMA_SHAPES
 from peer_models import MODELS, made, persrm_adapter, save_tokenizer
+from random_adapter import write_adapter
 from smollm2 import find_smollm2
 
 _RANK = 8  # as the shipped PersRM's
@@ -73,22 +73,8 @@ def _save_base(folder: Path, shape: Shape) -> None:
 
 
 def _save_adapter(folder: Path, base: Path) -> None:
-    """LoRA of rank `_RANK` on every linear of every layer, as PEFT saves it."""
-    import torch
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
     with safe_open(base / "model.safetensors", "pt") as weights:
-        for name in weights.keys():  # noqa: SIM118 - not a dict
-            if "_proj.weight" in name:
-                size_out, size_in = weights.get_slice(name).get_shape()
-                at = f"base_model.model.{name.removesuffix('.weight')}"
-                tensors[f"{at}.lora_A.weight"] = 0.02 * torch.randn(_RANK, size_in, generator=generator)
-                tensors[f"{at}.lora_B.weight"] = 0.02 * torch.randn(size_out, _RANK, generator=generator)
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": _RANK, "lora_alpha": 2 * _RANK, "bias": "none"}
-    config |= {"target_modules": "all-linear", "base_model_name_or_path": base.name}
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118 - no dict
+    write_adapter(folder, base, shapes)

@@ -67,7 +67,7 @@ def main() -> None:
         runs = [measure(bundles, workload, threads=threads) for threads in options.threads]
     record = {
         "what": "SmolLM2-135M-Instruct, fp32, batch 1, random token ids",
-        "workload": {**asdict(workload), "reward_prompt_tokens": workload.reward_tokens},
+        "workload": asdict(workload),
         "machine": {"cpu": cpu_name(), "cores": num_cores(), "system": platform.platform()},
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("pad-rt", "onnxruntime", "numpy")},

@@ -51,6 +51,7 @@ def test_peft_reads_the_adapter(model: RewardModel, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = PeftModel.from_pretrained(base, tmp_path / "taste").eval()
+    assert read_persrm(tmp_path / "taste").prompt_template == "{x}"
     assert wrapped.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
     torch.testing.assert_close(wrapped(ids).logits, model.trunk(ids).logits, atol=0.05, rtol=0.01)
     assert (model.trunk(ids).logits - plain).abs().max() > 1

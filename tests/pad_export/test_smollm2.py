@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from pad_export.export import export_bundle
 from pad_rt import GenerationConfig, Generator, Preference
-from smollm2 import DEMO_PERSRM, find_smollm2
+from smollm2 import DEMO_PERSRM, WORDS_PERSRM, find_smollm2
 
 NUM_TOKENS = 64
-PREFERENCE = "Be cheerful and positive."
+WEIGHTS = Preference(weights={"cheerful": 1.0, "simple": -0.5})
 PROMPTS = (
     "How do I boil an egg?",
     "What is the capital of France?",
@@ -36,10 +36,29 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    folder: Path = tmp_path_factory.mktemp("smollm2") / "bundle"
-    export_bundle(find_smollm2(), folder, persrms=[DEMO_PERSRM], topology="shared", verify=False, quiet=True)
-    return Generator.load(folder)
+def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Generator]:
+    """Of both shipped PersRMs."""
+    found = {}
+    for persrm in (DEMO_PERSRM, WORDS_PERSRM):
+        folder: Path = tmp_path_factory.mktemp("smollm2") / "bundle"
+        export_bundle(find_smollm2(), folder, persrms=[persrm], topology="shared", verify=False, quiet=True)
+        found[persrm] = Generator.load(folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def generator(generators: dict[Path, Generator]) -> Generator:
+    return generators[DEMO_PERSRM]
+
+
+def test_where_their_rows_part(generators: dict[Path, Generator]) -> None:
+    """The one that is asked by weights shares two thirds of the layers with the base."""
+    layers = [generators[persrm].manifest.trunks[0].prompt_layers for persrm in (DEMO_PERSRM, WORDS_PERSRM)]
+    assert layers == [20, 0]
+    assert [generators[persrm].manifest.persrms[0].takes_text for persrm in (DEMO_PERSRM, WORDS_PERSRM)] == [
+        False,
+        True,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +81,7 @@ def test_beta_zero_is_transformers_greedy(generator: Generator, model: Any) -> N
     guided = [
         result
         for half in (PROMPTS[:5], PROMPTS[5:])
-        for result in generator.generate_batch(half, preferences=[PREFERENCE] * 5, config=config)
+        for result in generator.generate_batch(half, preferences=[WEIGHTS] * 5, config=config)
     ]
     for prompt, result in zip(PROMPTS, guided, strict=True):
         ids = generator._planner._encoder.encode(prompt)
@@ -96,10 +115,15 @@ def features_after(model: Any, prompt: list[int], token_ids: tuple[int, ...], he
 
 
 @pytest.mark.parametrize(
-    "preference", [Preference(weights={"cheerful": 1.0, "simple": -0.5}), PREFERENCE], ids=["weights", "words"]
+    ("folder", "preference"),
+    [(DEMO_PERSRM, WEIGHTS), (WORDS_PERSRM, WEIGHTS), (WORDS_PERSRM, "Be cheerful.")],
+    ids=["weights", "weights by all layers", "words"],
 )
-def test_guided_tokens_are_the_papers_formula(generator: Generator, model: Any, preference: Preference | str) -> None:
+def test_guided_tokens_are_the_papers_formula(
+    generators: dict[Path, Generator], model: Any, folder: Path, preference: Preference | str
+) -> None:
     beta, top_k = 2.0, 10
+    generator = generators[folder]
     config = GenerationConfig(beta=beta, top_k=top_k, max_new_tokens=NUM_TOKENS)
     info = generator.manifest.persrms[0]
     text = preference if isinstance(preference, str) else None
@@ -111,8 +135,8 @@ def test_guided_tokens_are_the_papers_formula(generator: Generator, model: Any, 
         reward_ids = generator._planner._encoder.encode_reward(prompt, text, info.prompt_template)
         chosen = generator.generate(prompt, preference=preference, config=config).token_ids
         runs.append((reward_ids, chosen, logits_after(model, base_ids, chosen)))
-    head = load_file(DEMO_PERSRM / "value_head.safetensors")
-    persrm = PeftModel.from_pretrained(model, DEMO_PERSRM)
+    head = load_file(folder / "value_head.safetensors")
+    persrm = PeftModel.from_pretrained(model, folder)
     for reward_ids, chosen, base_logits in runs:
         features = features_after(persrm, reward_ids, chosen, head)
         best, candidates = base_logits.topk(top_k)

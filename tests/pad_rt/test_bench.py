@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -162,6 +162,10 @@ def test_the_workload_as_rows(tiny_bundle: Path) -> None:
     (base,), (guided,) = (workload.request(manifest, guided=guided).sequences for guided in (False, True))
     assert [len(row.prompt) for row in base[0]] == [5]
     assert [len(row.prompt) for row in guided[0]] == [5, 37]
+    by_weights = replace(manifest, persrms=[replace(manifest.persrms[0], prompt_template="{x}")])
+    base, reward = Workload(prompt_tokens=5).request(by_weights, guided=True).sequences[0][0]
+    assert base.prompt == reward.prompt
+    assert len(base.prompt) == 5
     assert workload.prompt(manifest) == workload.prompt(manifest)
     assert max(workload.prompt(manifest).reward or ()) < manifest.vocab_size
 
