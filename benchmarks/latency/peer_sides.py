@@ -39,7 +39,9 @@ class Side:
 def _ours(topology: str, precision: str, *, all_4_bits: bool = False) -> Side:
     def files(_: int) -> dict[str, Path]:
         base, adapter = checkpoint(SMOLLM2)
-        made = bundle(SMOLLM2, base, adapter, topology=topology, precision=precision, all_4_bits=all_4_bits)
+        fitted = not all_4_bits  # those are there for their speed alone
+        options = {"precision": precision, "calibrated": fitted, "all_4_bits": all_4_bits}
+        made = bundle(SMOLLM2, base, adapter, topology=topology, **options)
         return {"bundle": made}
 
     label = f"PAD-RT {topology}, {precision}" + (" everywhere" if all_4_bits else "")

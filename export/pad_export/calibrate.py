@@ -4,7 +4,7 @@ The model reads a sample text once. Each linear, as its turn comes, is quantised
 with its quantised weights, so that those behind it are fitted to what they will really see (GPTQ, arXiv 2210.17323).
 
 The packaged texts are instructions and answers of self-instruct (Apache-2.0); the one for calibration goes on with
-questions of self-instruct and Amulet (MIT) and replies of SmolLM2-135M-Instruct. The held-out one shares no text with it.
+questions of self-instruct and Amulet (MIT) and replies of SmolLM2-135M-Instruct. The held-out one is apart from it.
 """
 
 from __future__ import annotations
