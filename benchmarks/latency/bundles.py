@@ -37,15 +37,15 @@ def bundle(
     *,
     topology: str,
     precision: str,
-    calibrated: bool = True,
     all_4_bits: bool = False,
 ) -> Path:
     """A bundle of a base and an adapter, not verified: the tests do that.
 
+    Weights are rounded to the nearest value and not fitted to a text, which takes minutes and no step is faster for.
+
     Args:
         name: of the model.
         base, adapter, topology, precision: as `export_bundle` takes them.
-        calibrated: False rounds weights to the nearest value: it takes minutes less, and random ones have no better.
         all_4_bits: no matrix keeps 8 bits at int4, as none does elsewhere: for a comparison at the same bits.
 
     Raises:
@@ -59,8 +59,7 @@ def bundle(
         options: dict[str, Any] = {"topology": topology, "precision": precision, "backbone": base}
         try:
             with ExitStack() as patches:
-                if not calibrated:
-                    patches.enter_context(patch("pad_export.export.calibrate_trunk", lambda *_: {}))
+                patches.enter_context(patch("pad_export.export.calibrate_trunk", lambda *_: {}))
                 if all_4_bits:
                     patches.enter_context(patch.object(Storage, "bits", lambda *_: 4))
                     patches.enter_context(patch.object(Storage, "embedding_bits", 4))

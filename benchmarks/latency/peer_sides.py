@@ -39,9 +39,7 @@ class Side:
 def _ours(topology: str, precision: str, *, all_4_bits: bool = False) -> Side:
     def files(_: int) -> dict[str, Path]:
         base, adapter = checkpoint(SMOLLM2)
-        fitted = not all_4_bits  # those are there for their speed alone
-        options = {"precision": precision, "calibrated": fitted, "all_4_bits": all_4_bits}
-        made = bundle(SMOLLM2, base, adapter, topology=topology, **options)
+        made = bundle(SMOLLM2, base, adapter, topology=topology, precision=precision, all_4_bits=all_4_bits)
         return {"bundle": made}
 
     label = f"PAD-RT {topology}, {precision}" + (" everywhere" if all_4_bits else "")

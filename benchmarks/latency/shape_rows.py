@@ -15,7 +15,7 @@ from pad_runtime import contract
 from pad_runtime.step import Step, StepRequest
 from peer_process import PeerError
 from settings import Settings, pinned
-from shapes import SHAPES, SMOLLM2, checkpoint
+from shapes import SHAPES, checkpoint
 
 TOPOLOGIES = ("shared", "pair")
 SHAPE_ROWS = {
@@ -32,8 +32,7 @@ def measure_shape(name: str, settings: Settings) -> dict[str, Any]:
     base, adapter = checkpoint(shape)
     try:
         folders = {
-            topology: bundle(shape, base, adapter, topology=topology, precision=precision, calibrated=shape == SMOLLM2)
-            for topology in TOPOLOGIES
+            topology: bundle(shape, base, adapter, topology=topology, precision=precision) for topology in TOPOLOGIES
         }
     except PeerError as error:
         return record | {"skipped": str(error)}
