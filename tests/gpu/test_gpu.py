@@ -102,20 +102,24 @@ class Case:
         low_memory = self.device == "cpu" and self.precision == "int4"
         return Generator(Bundle(bundle, device=self.device, num_threads=1, low_memory=low_memory))
 
-    def oracles(self) -> list[Logits]:
+    def oracles(self, topology: str = "shared") -> list[Logits]:
         """The base and each PersRM, read from the start by torch in float32, on weights rounded as the bundle's are."""
-        folder = self.models.folder / f"{self.device}-{self.precision}"
+        folder = self.models.folder / f"{self.device}-{self.precision}-{topology}"
+        base, persrm = (folder / name for name in ("base", "base" if topology == "shared" else "reward"))
         if not folder.exists():
-            self._round_base(folder / "base")
+            for trunk in {base, persrm}:
+                self._round_trunk(trunk, topology)
             for adapter in self.models.adapters:
                 self._round_adapter(adapter, folder / adapter.name)
-        adapters = [folder / adapter.name for adapter in self.models.adapters]
-        models = [TorchModel(folder / "base", adapter=adapter) for adapter in (None, *adapters)]
+        models = [TorchModel(base)]
+        models += [TorchModel(persrm, adapter=folder / adapter.name) for adapter in self.models.adapters]
         return [lambda ids, model=model: model.logits(ids)[0] for model in models]
 
-    def _round_base(self, folder: Path) -> None:
-        plan = make_plan(self.models.base, self.models.adapters)
-        stored = StoredWeights(self.bundle, "step.onnx", plan.base) if self.precision == "int4" else lambda _: None
+    def _round_trunk(self, folder: Path, topology: str) -> None:
+        plan = make_plan(self.models.base, self.models.adapters, topology=topology)
+        trunk = next(trunk for trunk in plan.trunks if trunk.name == folder.name)
+        bundle = self.models.bundle(self.device, self.precision, topology)
+        stored = StoredWeights(bundle, "step.onnx", trunk) if self.precision == "int4" else lambda _: None
         model = AutoModelForCausalLM.from_pretrained(self.models.base, dtype=torch.float32)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -160,7 +164,7 @@ def case(request: pytest.FixtureRequest, models: Models) -> Case:
 def test_a_device_weighs_what_the_oracle_weighs(case: Case, topology: str) -> None:
     """Ragged prompts and another PersRM for each sequence; every row logit, candidate, score and choice."""
     results = case.load(topology).generate_batch(PROMPTS, preferences=[ONE, TWO], config=CONFIG, trace=True)
-    base, one, two = case.oracles()
+    base, one, two = case.oracles(topology)
     for result, prompt, reward, other in zip(results, PROMPTS, (one, two), (two, one), strict=True):
         assert len(result.token_ids) == CONFIG.max_new_tokens
         assert _distance(result, prompt, base, reward) <= case.tolerance
