@@ -143,7 +143,13 @@ def _describe_gpu(gpu: Gpu) -> str:
 
 def _describe_trunk(trunk: TrunkInfo) -> str:
     heads = f"{trunk.num_heads} heads over {trunk.num_kv_heads} KV heads of {trunk.head_dim}"
-    adapters = f", adapters at {', '.join(trunk.lora_sites)}" if trunk.lora_sites else ""
+    adapters = ""
+    if trunk.lora_sites:
+        adapters = f", adapters at {', '.join(trunk.lora_sites)}"
+        if trunk.prompt_layers:
+            adapters += (
+                f" of the last {trunk.num_layers - trunk.prompt_layers} layers: below, rows with one prompt are one"
+            )
     return f"{trunk.name}: {trunk.model_type}, {trunk.num_layers} layers of {trunk.hidden_size}, {heads}{adapters}"
 
 

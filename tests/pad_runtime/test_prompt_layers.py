@@ -12,6 +12,7 @@ from safetensors import safe_open
 import tiny_bundles
 import tiny_models
 from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
+from pad_rt.cli import main
 from pad_runtime import contract, rows
 from pad_runtime.step import GraphStep, StepRequest
 from torch_oracle import Reward, TorchModel, cache_difference, decode, tolerance, trace_difference
@@ -148,6 +149,12 @@ def test_a_row_reads_the_prompt_that_it_is_given(models: Models, monkeypatch: py
     found = [r.token_ids for r in generator.generate_batch(prompts, preferences=[wish] * 2, config=config())]
     assert found[0] == expected[0]
     assert found[1] != expected[1]
+
+
+def test_pad_info_says_where_the_rows_part(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
+    for names, said in ((("top",), True), (("whole",), False)):
+        main(["info", str(models.folder / f"{names[0]}-ort")])
+        assert ("of the last 1 layers: below, rows with one prompt are one" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize(("names", "first"), BUNDLES.items())
