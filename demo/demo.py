@@ -72,7 +72,7 @@ def main() -> None:
     bundle = BUNDLE.relative_to(ROOT)
     print("\n3. Your turn:")
     print(f'   .venv/bin/pad generate {bundle} "How was your day?" --weight cheerful=1 --weight simple=0.5')
-    print(f'   .venv/bin/pad chat {bundle} --weight cheerful=1')
+    print(f"   .venv/bin/pad chat {bundle} --weight cheerful=1")
 
 
 if __name__ == "__main__":
