@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pad_export.export import export_bundle
 from pad_rt import GenerationConfig, GenerationResult, Generator, Preference
-from smollm2 import DEMO_PERSRM, find_smollm2
+from smollm2 import WORDS_PERSRM, find_smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "build" / "demo-bundle"
@@ -26,12 +26,12 @@ CONFIG = GenerationConfig(beta=1.0, top_k=10, max_new_tokens=80)
 
 def export() -> None:
     """Base and PersRM into one bundle, with progress and verification."""
-    print(f"1. Exporting SmolLM2-135M-Instruct and the PersRM of {DEMO_PERSRM.relative_to(ROOT)} into one step graph")
+    print(f"1. Exporting SmolLM2-135M-Instruct and the PersRM of {WORDS_PERSRM.relative_to(ROOT)} into one step graph")
     started = time.perf_counter()
     export_bundle(
         find_smollm2(),
         BUNDLE,
-        persrms=[DEMO_PERSRM],
+        persrms=[WORDS_PERSRM],
         topology="shared",  # the GGUF file is the model that the adapter names
         report=lambda line: print(f"   {line}"),
     )
@@ -72,7 +72,7 @@ def main() -> None:
     bundle = BUNDLE.relative_to(ROOT)
     print("\n3. Your turn:")
     print(f'   .venv/bin/pad generate {bundle} "How was your day?" --weight cheerful=1 --weight simple=0.5')
-    print(f"   .venv/bin/pad chat {bundle} --weight cheerful=1")
+    print(f'   .venv/bin/pad chat {bundle} --preference "Be cheerful and positive."')
 
 
 if __name__ == "__main__":

