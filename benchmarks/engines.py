@@ -17,7 +17,7 @@ from pad_export.engine import EngineBuilder
 from pad_export.export import export_bundle
 from pad_runtime import contract
 from pad_runtime.manifest import Manifest
-from smollm2 import DEMO_PERSRM, find_smollm2
+from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
 RESULTS = Path(__file__).parent / "results" / "engines.json"
 CAPABILITY = "sm89"
@@ -53,7 +53,7 @@ def main() -> None:
             manifest = export_bundle(
                 find_smollm2(),
                 bundle,
-                persrms=[DEMO_PERSRM],
+                persrms=[WEIGHTS_PERSRM],
                 topology="shared",
                 precision=precision,  # type: ignore[arg-type]
                 dialect="standard",

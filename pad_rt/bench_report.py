@@ -262,8 +262,8 @@ def _kv_bytes(manifest: Manifest, request: StepRequest) -> int:
     total = 0
     for index, trunk in enumerate(manifest.trunks):
         read = TrunkPrompts.of(request.sequences, index)
-        caches = trunk.prompt_layers * len(read.prompts) + (trunk.num_layers - trunk.prompt_layers) * len(read.rows)
-        total += 2 * caches * trunk.num_kv_heads * length * trunk.head_dim * manifest.dtype.itemsize
+        positions = int(read.positions(trunk, [length] * len(read.prompts)))
+        total += 2 * positions * trunk.num_kv_heads * trunk.head_dim * manifest.dtype.itemsize
     return total
 
 

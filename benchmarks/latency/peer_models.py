@@ -15,7 +15,7 @@ from typing import Any
 from pad_export.checkpoint import open_checkpoint
 from peer_environments import ensure_environment, run_logged
 from random_adapter import ask_by_weights
-from smollm2 import DEMO_PERSRM, find_smollm2
+from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "latency"
 MODELS = BUILD / "models"
@@ -27,7 +27,7 @@ def persrm_adapter() -> Path:
     def make(folder: Path) -> None:
         folder.mkdir()
         for name in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copy(DEMO_PERSRM / name, folder / name)
+            shutil.copy(WEIGHTS_PERSRM / name, folder / name)
         ask_by_weights(folder)
 
     return made(MODELS / "adapter", make)

@@ -21,7 +21,7 @@ from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle
 from pad_rt.machine import cpu_name, num_cores
 from pad_rt.rounds import Spread, compare
 from pad_runtime.step import Step, StepRequest
-from smollm2 import DEMO_PERSRM, find_smollm2
+from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
 RESULTS = Path(__file__).parent.parent / "results" / "step_ratio.json"
 TOPOLOGIES = ("shared", "pair")
@@ -63,7 +63,7 @@ def main() -> None:
         bundles = {name: Path(folder) / name for name in TOPOLOGIES}
         for name, path in bundles.items():
             settings: dict[str, Any] = {"topology": name, "backbone": base, "verify": False}
-            export_bundle(base, path, persrms=[DEMO_PERSRM], **settings)
+            export_bundle(base, path, persrms=[WEIGHTS_PERSRM], **settings)
         runs = [measure(bundles, workload, threads=threads) for threads in options.threads]
     record = {
         "what": "SmolLM2-135M-Instruct, fp32, batch 1, random token ids",

@@ -32,7 +32,7 @@ from pad_runtime.manifest import Precision
 from quality_bundle import MAX_BATCH, RANDOM_SEED, ensure_bundle, ensure_scales, fingerprint
 from random_reward import factors, write_random_persrm
 from replies import ReplyStore, is_complete
-from smollm2 import DEMO_PERSRM, WORDS_PERSRM
+from smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM
 from table import tables
 from timings import ensure_timings
 from traits import load_traits
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--perplexities", type=int, default=24, help="replies of a cell whose perplexity is measured")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to generate")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
-    parser.add_argument("--persrm", type=Path, default=DEMO_PERSRM, help="asked by weights")
+    parser.add_argument("--persrm", type=Path, default=WEIGHTS_PERSRM, help="asked by weights")
     parser.add_argument("--words-persrm", type=Path, default=WORDS_PERSRM, help="asked in words")
     parser.add_argument("--precision", choices=get_args(Precision), default="int4", help="of the bundle (default int4)")
     parser.add_argument("--wordings", type=Path, default=WORDINGS, help="features.json of the PersRM's training")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pad_runtime.manifest import Manifest
+from pad_runtime.manifest import Manifest, TrunkInfo
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class TrunkPrompts:
             for row in sequence[trunk]
         ]
         return cls([prompt for _, prompt in found], [number for number, _ in found], rows)
+
+    def positions(self, trunk: TrunkInfo, lengths: Sequence[float]) -> float:
+        """Positions in the KV caches of all layers of a trunk, where each prompt has come to a length of `lengths`."""
+        by_row = sum(lengths[prompt] for prompt in self.rows)
+        return trunk.prompt_layers * sum(lengths) + (trunk.num_layers - trunk.prompt_layers) * by_row
 
 
 _RowKey = tuple[int, tuple[int, ...], int | None, tuple[float, ...]]  # trunk, prompt, PersRM, weights

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from pad_export.export import export_bundle
 from pad_rt import GenerationConfig, Generator, Preference
-from smollm2 import DEMO_PERSRM, WORDS_PERSRM, find_smollm2
+from smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM, find_smollm2
 
 NUM_TOKENS = 64
 WEIGHTS = Preference(weights={"cheerful": 1.0, "simple": -0.5})
@@ -39,7 +39,7 @@ PROMPTS = (
 def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Generator]:
     """Of both shipped PersRMs."""
     found = {}
-    for persrm in (DEMO_PERSRM, WORDS_PERSRM):
+    for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM):
         folder: Path = tmp_path_factory.mktemp("smollm2") / "bundle"
         export_bundle(find_smollm2(), folder, persrms=[persrm], topology="shared", verify=False, quiet=True)
         found[persrm] = Generator.load(folder)
@@ -48,14 +48,14 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Generator
 
 @pytest.fixture(scope="module")
 def generator(generators: dict[Path, Generator]) -> Generator:
-    return generators[DEMO_PERSRM]
+    return generators[WEIGHTS_PERSRM]
 
 
 def test_where_their_rows_part(generators: dict[Path, Generator]) -> None:
     """The one that is asked by weights shares two thirds of the layers with the base."""
-    layers = [generators[persrm].manifest.trunks[0].prompt_layers for persrm in (DEMO_PERSRM, WORDS_PERSRM)]
+    layers = [generators[persrm].manifest.trunks[0].prompt_layers for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM)]
     assert layers == [20, 0]
-    assert [generators[persrm].manifest.persrms[0].takes_text for persrm in (DEMO_PERSRM, WORDS_PERSRM)] == [
+    assert [generators[persrm].manifest.persrms[0].takes_text for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM)] == [
         False,
         True,
     ]
@@ -116,7 +116,7 @@ def features_after(model: Any, prompt: list[int], token_ids: tuple[int, ...], he
 
 @pytest.mark.parametrize(
     ("folder", "preference"),
-    [(DEMO_PERSRM, WEIGHTS), (WORDS_PERSRM, WEIGHTS), (WORDS_PERSRM, "Be cheerful.")],
+    [(WEIGHTS_PERSRM, WEIGHTS), (WORDS_PERSRM, WEIGHTS), (WORDS_PERSRM, "Be cheerful.")],
     ids=["weights", "weights by all layers", "words"],
 )
 def test_guided_tokens_are_the_papers_formula(
