@@ -1,0 +1,56 @@
+"""What generating leaves behind, brings back to the host, and imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import tiny_bundles
+from guided_models import PREFERENCES, PROMPTS, Models, config
+from pad_rt import GenerationConfig, Generator
+
+
+def test_requests_of_different_sizes_leave_nothing_behind(models: Models) -> None:
+    used = tiny_bundles.load(models.bundle("base"))
+    calls: list[tuple[list[str], str, GenerationConfig]] = [
+        ([PROMPTS[0]], "words", config()),
+        (list(PROMPTS), "several preferences with scales", config(max_new_tokens=5)),
+        ([PROMPTS[0] * 8], "without words", config(max_new_tokens=300)),
+        ([PROMPTS[3]], "none", config()),
+        ([PROMPTS[3]], "words", config(top_k=1)),
+        ([PROMPTS[3]], "official head", config(top_k=30, temperature=2.0)),
+        ([PROMPTS[2], PROMPTS[1]], "words", config(beta=-1.0)),
+        ([PROMPTS[0]], "words", config()),
+    ]
+    for prompts, name, settings in calls:
+        preferences = [PREFERENCES[name][0]] * len(prompts)
+        fresh = tiny_bundles.load(models.bundle("base"))
+        ours = used.generate_batch(prompts, preferences=preferences, config=settings)
+        theirs = fresh.generate_batch(prompts, preferences=preferences, config=settings)
+        assert [result.token_ids for result in ours] == [result.token_ids for result in theirs]
+    assert {guided: len(idle) for guided, idle in used._idle.items()} == {True: 1, False: 1}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("preference", [None, "be kind"])
+def test_eight_bytes_a_token_are_reported(generator: Generator, count: int, preference: str | None) -> None:
+    results = generator.generate_batch(PROMPTS[:count], preferences=[preference] * count, config=config())
+    assert {result.timing.bytes_to_host_per_token for result in results} == {8}
+
+
+def imported_after(code: str) -> set[str]:
+    heavy = ["torch", "transformers", "peft", "onnx", "onnxruntime", "pad_export"]
+    code = f"import sys\n{code}\nprint(*[name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return set(found.stdout.split())
+
+
+def test_importing_and_generating_load_nothing_heavy(models: Models) -> None:
+    assert imported_after("import pad_rt") == set()
+    bundle = str(models.bundle("base"))
+    assert imported_after(f"import pad_rt; pad_rt.Generator.load({bundle!r}).generate('a', preference='b')") == {
+        "onnxruntime"
+    }
+    assert "onnx" in imported_after("import onnx")  # control

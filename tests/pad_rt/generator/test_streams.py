@@ -1,0 +1,58 @@
+"""Streams: their pieces are the text, they do not mix, and one left half read gives its buffers back."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import tiny_bundles
+from guided_models import PREFERENCES, PROMPTS, Models, config
+from pad_rt import Generator
+
+
+def test_pieces_of_a_stream_are_the_text(generator: Generator) -> None:
+    """With characters that span tokens, and one that the end cuts off."""
+    for count in (1, 2, 7, 60):
+        for preference in (None, "be kind"):
+            for prompt in PROMPTS:
+                settings = config(max_new_tokens=count)
+                pieces = list(generator.stream(prompt, preference=preference, config=settings))
+                result = generator.generate(prompt, preference=preference, config=settings)
+                assert "".join(pieces) == result.text
+                assert len(pieces) <= count + 1
+                assert "" not in pieces
+                raw = generator._tokenizer._backend.decode(list(result.token_ids), skip_special_tokens=True)
+                assert result.text == raw
+
+
+def test_streams_read_in_turns_do_not_mix(generator: Generator) -> None:
+    names = ("words", "none", "official head", "words", "several preferences with scales")
+    wishes = [(PROMPTS[index % 4], PREFERENCES[name][0]) for index, name in enumerate(names)]
+    expected = [
+        generator.generate(prompt, preference=preference, config=config()).text for prompt, preference in wishes
+    ]
+    assert len(set(expected)) == len(expected)
+    abandoned = generator.stream(PROMPTS[0], preference="egg", config=config())
+    next(abandoned)
+    streams = [generator.stream(prompt, preference=preference, config=config()) for prompt, preference in wishes]
+    texts = [""] * len(streams)
+    for round_ in zip_longest(*streams, fillvalue=""):
+        for index, piece in enumerate(round_):
+            texts[index] += piece
+        if abandoned is not None:
+            next(abandoned)
+            abandoned.close()
+            abandoned = None
+    assert texts == expected
+    again = [generator.generate(prompt, preference=preference, config=config()).text for prompt, preference in wishes]
+    assert again == expected
+
+
+def test_a_stream_left_half_read_gives_its_buffers_back(models: Models) -> None:
+    generator = tiny_bundles.load(models.bundle("base"))
+    (step,) = generator._idle[True]
+    for _ in range(3):
+        stream = generator.stream(PROMPTS[0], preference="be kind", config=config())
+        next(stream)
+        assert generator._idle[True] == []
+        del stream
+        assert generator._idle[True] == [step]
