@@ -1,0 +1,27 @@
+"""Models of the step's tests, made once a session and shared."""
+
+from __future__ import annotations
+
+import pytest
+
+import tiny_bundles
+import tiny_models
+from guided_steps import KINDS, Models
+from pad_rt import Generator
+from torch_oracle import TorchModel
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """A llama with one adapter, as bundles of both topologies, and torch's reading of it."""
+    folder = tmp_path_factory.mktemp("step")
+    tiny_models.make_base(folder / "base", "llama", seed=5)
+    tiny_models.make_adapter(folder / "cheerful", folder / "base", seed=6)
+    for kind, options in KINDS.items():
+        tiny_bundles.export(folder / kind, folder / "base", [folder / "cheerful"], max_top_k=1000, **options)
+    return Models(folder, TorchModel(folder / "base"), TorchModel(folder / "base", adapter=folder / "cheerful"))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def generator(models: Models, request: pytest.FixtureRequest) -> Generator:
+    return tiny_bundles.load(models.bundle(request.param))
