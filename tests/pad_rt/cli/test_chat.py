@@ -1,0 +1,183 @@
+"""`pad chat`: turns, guidance that changes between them, lines that fail, Ctrl-C, and a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from error_checks import edit_manifest, error_line
+from pad_command import PAD, SHORT, interrupted_stream, pipe_in
+from pad_rt import GenerationConfig, Generator, Preference
+from pad_rt.cli import main
+
+
+def chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path, lines: str, *options: str
+) -> tuple[str, str]:
+    """Replies and notes of a chat with these lines piped in."""
+    pipe_in(monkeypatch, lines)
+    assert main(["chat", str(bundle), "--max-new-tokens", "6", *options]) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def converse(generator: Generator, *turns: str, preference: Any = None, **config: Any) -> str:
+    """What a chat replies to these turns, each on a line."""
+    messages: list[dict[str, str]] = []
+    replies = []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        options = GenerationConfig(max_new_tokens=6, **config)
+        replies.append(generator.generate(messages, preference=preference, config=options).text)
+        messages.append({"role": "assistant", "content": replies[-1]})
+    return "".join(f"{reply}\n" for reply in replies)
+
+
+def test_a_chat_remembers(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "hi\n\nand now?\n", "--preference", "short")
+    assert out == converse(generator, "hi", "and now?", preference="short")
+    assert out != converse(generator, "hi", preference="short") + converse(generator, "and now?", preference="short")
+    assert err == ""
+
+
+def test_guidance_changes_between_turns(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "hi\n/preference short words\n/beta 3\n/weight cheerful=0.5\n/reset\nhi\n/preference\n/weight\n/reset\nhi\n"
+    out, err = chat(monkeypatch, capsys, tiny_bundle, lines)
+    guided = converse(generator, "hi", preference=Preference("short words", {"cheerful": 0.5}), beta=3.0)
+    alone = converse(generator, "hi")
+    assert out == alone + guided + alone
+    assert err.splitlines() == [
+        'preference "short words", beta 1',
+        'preference "short words", beta 3',
+        'preference "short words", cheerful 0.5, beta 3',
+        "the chat begins anew",
+        "cheerful 0.5, beta 3",
+        "no preference, beta 3",
+        "the chat begins anew",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/bake a cake", "unknown command '/bake'; expected one of /preference, /weight, /beta, /reset, /help, /quit"),
+        ("/", "unknown command '/'"),
+        ("/beta", "/beta; expected a number"),
+        ("/beta much", "/beta much; expected a number"),
+        ("/beta nan", "beta=nan; expected a finite number"),
+        ("/weight cheerful", "--weight 'cheerful'; expected NAME=W"),
+        ("/weight sad=1", "unknown feature 'sad'; expected one of cheerful"),
+        ("x" * 300, "a prompt of "),
+    ],
+)
+def test_a_line_that_fails_is_reported_and_the_chat_goes_on(
+    tiny_bundle: Path,
+    generator: Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    words: str,
+) -> None:
+    out, err = chat(monkeypatch, capsys, tiny_bundle, f"hi\n{line}\nand now?\n")
+    assert out == converse(generator, "hi", "and now?")
+    assert words in error_line(err, "pad")
+    assert err.count("\n") == 1
+
+
+def test_help_and_quit(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "/help\n/quit\nhi\n")
+    assert out == ""
+    for command in ("/preference TEXT", "/weight NAME=W", "/beta X", "/reset", "/help", "/quit"):
+        assert command in err
+
+
+@pytest.mark.parametrize("pieces", [("some ", "words"), ()])
+def test_ctrl_c_stops_one_reply(
+    tiny_bundle: Path,
+    generator: Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pieces: tuple[str, ...],
+) -> None:
+    expected = converse(generator, "hi")
+    if pieces:  # what was shown is remembered
+        messages = [
+            {"role": "user", "content": "go on"},
+            {"role": "assistant", "content": "some words"},
+            {"role": "user", "content": "hi"},
+        ]
+        expected = "some words\n" + generator.generate(messages, config=SHORT).text + "\n"
+    monkeypatch.setattr(Generator, "stream", interrupted_stream(pieces=pieces))
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "go on\nhi\n")
+    assert out == expected
+    assert err == ("" if pieces else "\n")
+
+
+def test_a_base_without_a_chat_template(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((bundle / "pad.json").read_text())
+    edit_manifest(bundle, tokenizer={**manifest["tokenizer"], "chat_template": None})
+    assert main(["chat", str(bundle)]) == 2
+    assert "no chat template; expected a chat model; use pad generate" in error_line(capsys.readouterr().err, "pad")
+    assert main(["generate", str(bundle), "hi", "--max-new-tokens", "2"]) == 0
+
+
+def test_a_chat_in_a_real_terminal(tiny_bundle: Path, tmp_path: Path) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(PAD[0], [*PAD, "chat", str(tiny_bundle), "--max-new-tokens", "6"])
+    shown = b""
+
+    def wait_for(words: bytes, *, after: bytes = b"") -> None:
+        """Type `after`, again if it is not heard while the prompt is being set up, and wait for `words`."""
+        nonlocal shown
+        os.write(terminal, after)
+        for _ in range(60):
+            if words in shown:
+                break
+            if select.select([terminal], [], [], 1)[0]:
+                shown += os.read(terminal, 4096)
+            else:
+                os.write(terminal, after)
+        assert words in shown
+        shown = shown.partition(words)[2]
+
+    wait_for(b"/help lists the commands")
+    wait_for(b"> ")
+    wait_for(b"> ", after=b"half a line\x03")  # Ctrl-C drops the line
+    wait_for(b"no preference, beta 2", after=b"/beta 2\n")
+    wait_for(b"> ")
+    wait_for(b"\n", after=b"\x04")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    os.close(terminal)
+
+
+def test_ctrl_c_while_a_piped_chat_waits(tiny_bundle: Path) -> None:
+    process = subprocess.Popen(
+        [*PAD, "chat", str(tiny_bundle), "--max-new-tokens", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"hi\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == b""

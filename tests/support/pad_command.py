@@ -1,0 +1,36 @@
+"""What tests of the `pad` command need: a process of it, words on stdin, and a Ctrl-C in the middle of a reply."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pad_rt import GenerationConfig, Generator
+
+PAD = [sys.executable, "-c", "import sys; from pad_rt.cli import main; sys.exit(main())"]
+SHORT = GenerationConfig(max_new_tokens=6)
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    data = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+
+
+def interrupted_stream(*, pieces: tuple[str, ...] = ("some",), times: int = 1) -> Any:
+    """A `Generator.stream` that Ctrl-C interrupts after these pieces, the first few times."""
+    real = Generator.stream
+    calls: list[int] = []
+
+    def stream(self: Generator, *args: Any, **kwargs: Any) -> Iterator[str]:
+        calls.append(0)
+        if len(calls) > times:
+            yield from real(self, *args, **kwargs)
+            return
+        yield from pieces
+        raise KeyboardInterrupt
+
+    return stream
