@@ -1,0 +1,155 @@
+"""What ONNX Runtime's providers are asked for."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import fake_cuda
+import tiny_bundles
+from error_checks import refused
+from fake_cuda import FakeRuntime
+from pad_runtime import buffers, contract
+from pad_runtime.errors import DeviceError
+from pad_runtime.manifest import read_manifest
+from pad_runtime.ort_graph import OrtGraph
+from pad_runtime.ort_provider import OrtProvider
+
+
+@pytest.fixture(scope="module")
+def standard(models: Path) -> Path:
+    options = {"precision": "fp16", "dialect": "standard", "max_length": 48}
+    return tiny_bundles.export(models / "standard", models / "base", [models / "one"], **options)
+
+
+@dataclass
+class Asked:
+    """A session that was opened, and its options."""
+
+    providers: Any = None
+    own: Any = None
+    overrides: dict[str, int] = field(default_factory=dict)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime, tmp_path: Path) -> Asked:
+    """Sessions are opened on the CPU, whatever they were asked for."""
+    log, real = Asked(), onnxruntime.InferenceSession
+
+    class Options(onnxruntime.SessionOptions):  # type: ignore[misc]
+        def add_free_dimension_override_by_name(self, name: str, size: int) -> None:
+            log.overrides[name] = size
+            super().add_free_dimension_override_by_name(name, size)
+
+        def add_provider_for_devices(self, devices: Any, own: dict[str, str]) -> None:
+            log.providers, log.own = [device.ep_name for device in devices], own
+
+    class Session(real):  # type: ignore[misc]
+        def __init__(self, path: str, options: Any, providers: Any = None, provider_options: Any = None, **rest: Any):
+            if providers:
+                log.providers, log.own = providers, provider_options[0]
+            super().__init__(path, options, providers=["CPUExecutionProvider"], **rest)
+
+        def get_providers(self) -> list[str]:
+            return list(log.providers)
+
+    monkeypatch.setattr(OrtGraph, "check_placement", lambda self: None)  # the CPU reads everything on the host
+    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return log
+
+
+def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
+    manifest = read_manifest(half)
+    provider = OrtProvider("cuda", manifest=manifest)
+    graph = provider.open(half, manifest, contract.STEP_GRAPH)
+    assert asked.providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert asked.own["user_compute_stream"] == str(fake_cuda.STREAM)
+    assert asked.own["enable_cuda_graph"] == "1"
+    assert graph.capacity is None
+    assert not asked.overrides
+    assert isinstance(provider.zeros((2, 3), np.float16), buffers.CudaBuffer)
+    plain = OrtProvider("cuda", manifest=manifest, capture=False)
+    plain.open(half, manifest, contract.STEP_GRAPH)
+    assert "enable_cuda_graph" not in asked.own
+    assert provider.captures > plain.captures
+
+
+def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, asked: Asked, tmp_path: Path) -> None:
+    manifest = read_manifest(standard)
+    provider = OrtProvider("ort-tensorrt", manifest=manifest)
+    graph = provider.open(standard, manifest, contract.STEP_GRAPH)
+    assert asked.providers == ["TensorrtExecutionProvider", "CPUExecutionProvider"]
+    folder = Path(asked.own["trt_engine_cache_path"])
+    assert folder.is_dir()
+    assert folder.is_relative_to(tmp_path / "pad-rt" / "ort-tensorrt")
+    assert asked.own["trt_engine_cache_enable"] == "1"
+    assert graph.capacity == 48
+    assert asked.overrides == {"capacity": 48}
+    assert not provider.captures, "it captures one run a session, and two take turns"
+    provider.open(standard, manifest, contract.BASE_GRAPH)
+    assert asked.own["trt_engine_cache_path"] != str(folder), "each graph has engines of its own"
+
+
+def plugin(monkeypatch: pytest.MonkeyPatch, *, devices: int = 1, fails: bool = False) -> list[str]:
+    """The package of TensorRT-RTX's execution provider; returns what is registered."""
+    registered: list[str] = []
+    module = types.ModuleType("onnxruntime_ep_nv_tensorrt_rtx")
+    module.get_library_path = lambda: "library.so"  # type: ignore[attr-defined]
+
+    def register(name: str, path: str) -> None:
+        if fails:
+            raise RuntimeError("libcuda.so.1: cannot open shared object file")
+        registered.append(name)
+
+    def found() -> list[Any]:
+        return [types.SimpleNamespace(ep_name=name) for name in registered for _ in range(devices)]
+
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(onnxruntime, "register_execution_provider_library", register)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", found)
+    return registered
+
+
+def test_a_plugin_is_registered_once(standard: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    registered = plugin(monkeypatch)
+    manifest = read_manifest(standard)
+    for _ in range(2):
+        provider = OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+    assert registered == ["NvTensorRTRTXExecutionProvider"]
+    assert provider.open(standard, manifest, contract.STEP_GRAPH).capacity == 48
+    assert asked.providers == registered
+    assert asked.own["enable_cuda_graph"] == "1"
+    assert asked.own["has_user_compute_stream"] == "1"
+    assert "tensorrt-rtx" in asked.own["nv_runtime_cache_path"]
+
+
+def test_a_plugin_that_cannot_be_used(standard: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = read_manifest(standard)
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    with refused(DeviceError, given="onnxruntime_ep_nv_tensorrt_rtx is not installed", hint="[ort-tensorrt-rtx]"):
+        OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+    plugin(monkeypatch, fails=True)
+    with refused(DeviceError, given="cannot be loaded: libcuda.so.1", hint="pip install"):
+        OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+    plugin(monkeypatch, devices=0)
+    with refused(DeviceError, given="finds no device", hint="--device cuda"):
+        OrtProvider("ort-tensorrt-rtx", manifest=manifest)
+
+
+def test_a_provider_that_onnx_runtime_drops_in_silence(
+    half: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
+    manifest = read_manifest(half)
+    with refused(DeviceError, given="could not start CUDAExecutionProvider", hint="pip install"):
+        OrtProvider("cuda", manifest=manifest).open(half, manifest, contract.STEP_GRAPH)
