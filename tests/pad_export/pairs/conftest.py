@@ -1,0 +1,20 @@
+"""The model whose replies are sampled, made once a session and shared."""
+
+from __future__ import annotations
+
+import pytest
+
+import tiny_training
+from pad_export.persrm import make_pairs as module
+from pad_export.persrm.backbone import Backbone
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return tiny_training.make_backbone(tmp_path_factory.mktemp("pairs") / "base", num_hidden_layers=1)
+
+
+@pytest.fixture(autouse=True)
+def any_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model writes no words; what a pair needs of them is another test's subject."""
+    monkeypatch.setattr(module, "_MIN_DISTINCT", 0.0)

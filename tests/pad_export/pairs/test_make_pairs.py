@@ -1,0 +1,132 @@
+"""From prompts to pairs: more of the feature against less, what makes no pair, and replies that were given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from error_checks import refused
+from pad_export.persrm import make_pairs as module
+from pad_export.persrm.backbone import Backbone
+from pad_export.persrm.feature import Feature
+from pad_export.persrm.make_pairs import make_pairs, plan_tasks, rank_pairs
+from pad_export.persrm.pair import Pair
+from pad_export.persrm.sampler import Reply
+from pad_export.persrm.scorer import checked
+from pad_runtime.errors import OptionError
+from sampled_pairs import PROMPTS, feature, length, many_vowels, pairs_of, sample
+
+
+def test_chosen_has_more_of_the_feature(backbone: Backbone, tmp_path: Path) -> None:
+    counts = sample(backbone, tmp_path / "pairs.jsonl")
+    pairs = pairs_of(tmp_path / "pairs.jsonl")
+    assert counts["vowels"] == len(pairs)
+    assert len(pairs) >= 8
+    assert sum(counts.values()) == 2 * len(PROMPTS)  # more and usual, usual and less: kept, or counted as dropped
+    gaps = [many_vowels([""], [pair.chosen])[0] - many_vowels([""], [pair.rejected])[0] for pair in pairs]
+    assert min(gaps) > 0
+    assert all(pair.weights == {"vowels": 1.0} for pair in pairs)
+    assert [pair.messages[0]["content"] for pair in pairs] == sorted(pair.messages[0]["content"] for pair in pairs)
+    shared = {pair.rejected for pair in pairs} & {pair.chosen for pair in pairs}
+    assert shared  # the usual reply stands between the other two
+
+
+def test_choosing_block_by_block_tells_the_replies_apart(backbone: Backbone, tmp_path: Path) -> None:
+    lengths: dict[int, tuple[float, float]] = {}
+    for samples in (1, 6):
+        prompts = [f"boil {number}" for number in range(16)]
+        output = tmp_path / f"{samples}.jsonl"
+        sample(backbone, output, [feature(samples=samples, block=2)], prompts=prompts, scorer=length)
+        sides = {pair.chosen for pair in pairs_of(output)}, {pair.rejected for pair in pairs_of(output)}
+        usual = sides[0] & sides[1]
+        best, worst = (sum(length([], list(side - usual))) / len(side - usual) for side in sides)
+        lengths[samples] = best, worst
+    assert lengths[6][0] - lengths[6][1] > lengths[1][0] - lengths[1][1] + 2
+
+
+def test_what_makes_no_pair_is_counted(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = sample(backbone, tmp_path / "same.jsonl", scorer=lambda prompts, texts: [1.0] * len(texts))
+    assert rows == {"the scorer sees no difference": 12}
+    assert (tmp_path / "same.jsonl").read_text() == ""
+    rows = sample(backbone, tmp_path / "gap.jsonl", [feature(min_gap=1e5)])
+    assert rows == {"the scorer sees no difference": 12}
+    assert sample(backbone, tmp_path / "short.jsonl", [feature(min_words=100)]) == {"too short": 12}
+    monkeypatch.setattr(module, "_MIN_DISTINCT", 1.1)
+    assert sample(backbone, tmp_path / "same again.jsonl") == {"repeats itself": 12}
+
+
+def test_a_reply_may_be_set_against_its_own_beginning(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a b c d e. f", "a b. c d! e f", "no sentence ends here", "The first? The second. The third"]
+    usual = [Reply(text, finished=False) for text in texts]
+    styled = [*([Reply("a b c", finished=True)] * 4), *([Reply("a b c d " * 9, finished=False)] * 4)]
+    monkeypatch.setattr(module, "sample_replies", lambda *_, samples, **__: usual if samples == 1 else styled)
+    short = [feature("short", ends_early=True, min_words=3)]
+    prompts = [f"p{index}" for index in range(4)]
+    tasks = plan_tasks(prompts, short, batch=4)
+    scorers = {"short": lambda prompts, texts: [-float(len(text)) for text in texts]}
+    counts = make_pairs(
+        backbone, tasks, scorers, tmp_path / "pairs.jsonl", settings={}, seed=0, progress=lambda tasks: tasks
+    )
+    pairs = [pair for pair in pairs_of(tmp_path / "pairs.jsonl") if pair.rejected.startswith(pair.chosen[:8])]
+    pairs = [pair for pair in pairs if pair.chosen != "a b c" and pair.rejected in texts]
+    assert [(pair.messages[0]["content"], pair.chosen, pair.rejected) for pair in pairs] == [
+        ("p0", "a b c d e.", texts[0]),
+        ("p1", "a b. c d!", texts[1]),
+        ("p3", "The first? The second.", texts[3]),
+    ]
+    assert all(pair.chosen_finished and not pair.rejected_finished for pair in pairs)
+    assert counts == {"short": 11, "the scorer sees no difference": 1}
+
+
+def test_all_features_of_some_prompts_come_first() -> None:
+    tasks = plan_tasks(PROMPTS[:3], [feature("a"), Feature("unsampled"), feature("b")], batch=2)
+    plan = [(task.feature.name, task.prompts) for task in tasks]
+    assert plan == [
+        ("a", tuple(PROMPTS[:2])), ("b", tuple(PROMPTS[:2])), ("a", (PROMPTS[2],)), ("b", (PROMPTS[2],)),
+    ]  # fmt: skip
+    assert len({task.key for task in tasks}) == 4
+
+
+def test_a_scorer_that_does_not_answer_as_it_should(backbone: Backbone, tmp_path: Path) -> None:
+    broken = checked("mine.py:score", lambda prompts, texts: [float("nan")] * len(texts))
+    with refused(OptionError, given="scorer mine.py:score gave [nan", expected="one finite number each"):
+        sample(backbone, tmp_path / "pairs.jsonl", scorer=broken)
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_replies_that_were_given_are_ranked(tmp_path: Path) -> None:
+    pairs = [
+        Pair(({"role": "user", "content": "p"},), "aa", "bbbb", margins={"old": 1.0}, chosen_finished=False),
+        Pair(({"role": "user", "content": "q"},), "aeiou", "a", preference="kind", rejected_finished=False),
+        Pair(({"role": "system", "content": "s"}, {"role": "user", "content": "r"}), "xy", "yx"),
+    ]
+    asked: list[str] = []
+
+    def long(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+        asked.extend(prompts)
+        return length(prompts, texts)
+
+    features = [feature(), Feature("unsampled"), feature("length", min_gap=2.0)]
+    counts = rank_pairs(pairs, features, {"vowels": many_vowels, "length": long}, tmp_path / "ranked.jsonl")
+    ranked = pairs_of(tmp_path / "ranked.jsonl")
+    assert asked == ["p", "p", "q", "q", "r", "r"]
+    assert [(pair.messages[-1]["content"], pair.chosen, dict(pair.weights)) for pair in ranked] == [
+        ("p", "aa", {"vowels": 1.0}),
+        ("q", "aeiou", {"vowels": 1.0}),
+        ("q", "aeiou", {"length": 1.0}),
+    ]
+    assert counts == {"vowels": 2, "length": 1, "the scorer sees no difference": 3}
+    assert [(pair.chosen_finished, pair.rejected_finished) for pair in ranked] == [
+        (False, True),
+        (True, False),
+        (True, False),
+    ]
+    assert all(pair.preference is None and not pair.margins for pair in ranked)
+    other = rank_pairs(pairs[:1], [feature("length")], {"length": length}, tmp_path / "other.jsonl")
+    (pair,) = pairs_of(tmp_path / "other.jsonl")
+    assert other == {"length": 1}
+    assert (pair.chosen, pair.chosen_finished, pair.rejected_finished) == ("bbbb", True, False)  # places changed

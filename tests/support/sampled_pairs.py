@@ -1,0 +1,46 @@
+"""Pairs sampled for features that a count of letters can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pad_export.persrm.backbone import Backbone
+from pad_export.persrm.feature import Feature, Sampling
+from pad_export.persrm.make_pairs import make_pairs, plan_tasks
+from pad_export.persrm.pair import Pair
+from pad_export.persrm.pair_file import PairSource, read_pairs
+from pad_export.persrm.scorer import Scorer
+
+PROMPTS = [f"the egg {number}" for number in range(6)]
+SAMPLING = Sampling("test:none", samples=3, block=4, max_new_tokens=12, min_words=0)
+SETTINGS = {"batch": 2}
+
+
+def many_vowels(_: Sequence[str], replies: Sequence[str]) -> list[float]:
+    return [float(sum(reply.count(vowel) for vowel in "aeiou")) for reply in replies]
+
+
+def length(_: Sequence[str], replies: Sequence[str]) -> list[float]:
+    return [float(len(reply)) for reply in replies]
+
+
+def feature(name: str = "vowels", **sampling: Any) -> Feature:
+    return Feature(name, sampling=replace(SAMPLING, **sampling))
+
+
+def sample(
+    backbone: Backbone, output: Path, features: Sequence[Feature] = (feature(),), scorer: Scorer = many_vowels,
+    prompts: Sequence[str] = PROMPTS, seed: int = 0, settings: dict[str, Any] = SETTINGS,
+) -> dict[str, int]:  # fmt: skip
+    scorers = {entry.name: scorer for entry in features}
+    return make_pairs(
+        backbone, plan_tasks(prompts, features, batch=2), scorers, output,
+        settings=settings, seed=seed, progress=lambda tasks: tasks,
+    )  # fmt: skip
+
+
+def pairs_of(output: Path) -> list[Pair]:
+    return read_pairs([PairSource(output)])[0]
