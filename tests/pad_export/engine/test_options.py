@@ -1,0 +1,98 @@
+"""Options and libraries without which no engine is built, told before any work."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny_bundles
+from engine_models import needs_library
+from error_checks import error_line, refused
+from pad_export.cli import main
+from pad_export.engine import EngineBuilder
+from pad_runtime import contract
+from pad_runtime.errors import EngineError
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("options", "given", "expected"),
+    [
+        (["--target", "tensorrt-rtx"], "no --compute-capability", "sm86"),
+        (["--target", "tensorrt-rtx", "--compute-capability", "sm90"], "--compute-capability sm90", "sm89, sm120"),
+        (["--target", "tensorrt-rtx", "--compute-capability", "CURRENT"], "--compute-capability CURRENT", "sm89"),
+        (
+            ["--target", "tensorrt-rtx", "--compute-capability", "sm89", "--timing-cache", "x"],
+            "--timing-cache",
+            "leave it out",
+        ),
+    ],
+)
+def test_options_that_do_not_go_with_the_library(
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    given: str,
+    expected: str,
+) -> None:
+    check_refused(models[0], tmp_path, capsys, options, given, expected)
+
+
+def check_refused(
+    base: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    given: str,
+    expected: str,
+) -> None:
+    assert main(["--base", str(base), "-o", str(folder / "bundle"), "--quiet", *options]) == 2
+    line = error_line(capsys.readouterr().err, "pad-export")
+    assert given in line
+    assert expected in line
+    assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "expected"),
+    [
+        (["--compute-capability", "sm89"], "--compute-capability sm89 without engines", "--target"),
+        (["--timing-cache", "x"], "--timing-cache without engines", "--target"),
+        (["--target", "tensorrt", "--dialect", "ort"], "--dialect ort with --target tensorrt", "--dialect standard"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    given: str,
+    expected: str,
+) -> None:
+    check_refused(models[0], tmp_path, capsys, options, given, expected)
+
+
+@pytest.mark.parametrize("target", contract.ENGINE_TARGETS)
+def test_a_library_that_is_missing_is_told_before_any_work(
+    target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = target.replace("-", "_")
+    monkeypatch.setitem(sys.modules, module, None)
+    with refused(EngineError, given=f"{module} is not installed", hint=f"pip install 'pad-rt[{target}]'"):
+        tiny_bundles.export(tmp_path / "bundle", tmp_path / "no base", [], target=target, compute_capabilities=["sm89"])
+
+
+def test_a_library_that_does_not_load_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("raise OSError('libnvinfer is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    with refused(EngineError, given="cannot be loaded: libnvinfer is missing", hint="pip install"):
+        EngineBuilder("tensorrt-rtx", ["sm89"])
+
+
+def test_engines_of_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engines", str(tmp_path), "--target", "tensorrt-rtx", "--compute-capability", "sm89"]) == 2
+    assert "has no pad.json" in error_line(capsys.readouterr().err, "pad-export engines")
