@@ -142,6 +142,33 @@ def test_people_who_say_what_they_want(backbone: Backbone) -> None:
     assert all(example.plain == plain for example in examples)
 
 
+def test_a_reply_in_between_is_imitated_by_nobody(backbone: Backbone) -> None:
+    usual = {"chosen": "the egg", "rejected": "cook"}
+    pairs = [
+        replace(PAIR, chosen="boils", rejected="the egg", weights={"a": 1.0}),
+        replace(PAIR, **usual, weights={"a": 1.0}),
+        replace(
+            PAIR, chosen="cook", rejected="the egg", weights={"a": -1.0}
+        ),  # the second, seen by the opposite person
+        replace(PAIR, chosen="the egg", rejected="boils", preference="kind"),
+        replace(PAIR, chosen="cook", rejected="a b", preference="kind"),
+        PAIR,
+    ]
+    assert [example.imitated for example in examples_of(pairs, backbone)[0]] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, False),  # in words nobody is known to want the opposite
+        (True, False),
+        (True, False),
+    ]
+    elsewhere = ({"role": "user", "content": "another"},)
+    alone = [replace(pairs[0], messages=elsewhere), pairs[1]]
+    assert [example.imitated for example in examples_of(alone, backbone)[0]] == [(True, True), (True, True)]
+    apart = [pairs[0], replace(pairs[1], weights={"b": 1.0})]
+    assert [example.imitated for example in examples_of(apart, backbone)[0]] == [(True, True), (True, True)]
+
+
 def test_margins_become_people(backbone: Backbone) -> None:
     pairs = [replace(PAIR, margins={"a": 3.0, "b": -0.5, "c": 0.0}), replace(PAIR, margins={"a": -1.0})]
     examples, _ = examples_of(pairs, backbone, ("a", "b", "c"))

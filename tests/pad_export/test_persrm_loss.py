@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pad_export.persrm.loss import bradley_terry, reply_margins, spread
+from pad_export.persrm.loss import bradley_terry, imitation, reply_margins, spread
 
 REWARDS = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 0.5])
 SIGNS = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0, -1.0])
@@ -83,3 +83,28 @@ def test_spread_is_the_divergence_of_the_tilted_base_to_second_order() -> None:
     assert gaps[0] < 0.1
     assert gaps[1] < 0.01
     assert gaps[2] < 0.001
+
+
+def test_imitation_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0], [2.0, -1.0], [9.0, 9.5]])
+    probs = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.9, 0.1]])
+    signs, imitated = torch.tensor([1.0, -1.0, 1.0]), torch.tensor([True, True, False])
+    chosen = 0.25 * np.e / (0.25 * np.e + 0.75)
+    rejected = np.exp(-2) / (np.exp(-2) + np.exp(1))  # by the opposite person, who decodes with -R
+    expected = -(np.log(chosen) + np.log(rejected)) / 2
+    assert float(imitation(rewards, probs.log(), signs, imitated)) == pytest.approx(expected, rel=1e-6)
+    assert float(imitation(rewards, probs.log(), signs.abs(), imitated)) != pytest.approx(expected, rel=1e-2)
+    assert float(imitation(rewards, probs.log(), signs, imitated | True)) != pytest.approx(expected, rel=1e-2)
+    assert float(imitation(rewards, probs.log(), signs, imitated & False)) == 0.0
+
+
+def test_imitation_of_no_reward_is_the_bases_own_surprise_and_falls_along_its_gradient() -> None:
+    rewards, log_probs = _random(5, 7)
+    signs, every = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]), torch.ones(5, dtype=torch.bool)
+    nothing = torch.zeros_like(rewards).requires_grad_()
+    loss = imitation(nothing, log_probs, signs, every)
+    torch.testing.assert_close(loss, -log_probs[:, 0].mean())
+    (gradient,) = torch.autograd.grad(loss, nothing)
+    own = torch.zeros_like(rewards)
+    own[:, 0] = 1.0
+    torch.testing.assert_close(gradient, signs[:, None] * (log_probs.exp() - own) / 5)

@@ -11,10 +11,10 @@ import torch
 
 import tiny_training
 from pad_export.persrm.example import Example, make_batch
+from pad_export.persrm.options import TrainingOptions
 from pad_export.persrm.reward_model import RewardModel
 from pad_export.persrm.stage_trainer import (
     Item,
-    Recipe,
     StageTrainer,
     last_checkpoint,
     load_trained,
@@ -22,14 +22,13 @@ from pad_export.persrm.stage_trainer import (
     save_trained,
 )
 
-RECIPE = Recipe(
-    beta=0.3, calm=0.7, lr=1e-3, head_lr=1e-3, epochs=1.0, batch=2, accumulate=1, save_steps=50, seed=0
-)  # fmt: skip
+OPTIONS = TrainingOptions(beta=0.3, calm=0.7, imitate=0.4, lr=1e-3, head_lr=1e-3, batch=2)
+PAPERS = replace(OPTIONS, calm=0.0, imitate=0.0)
 LEARNED = (0.4, -0.9)
 EXAMPLES = [
     Example([5, 6, 7], [5, 6, 7, 8], [10, 11, 12], [13, 14], (1.0, 0.0), "a"),
-    Example([9], [9], [20], [21, 22, 23], (0.6, -0.8), "mixtures"),
-    Example([9, 30], [9, 30], [24, 25], [26], None, "words"),
+    Example([9], [9], [20], [21, 22, 23], (0.6, -0.8), "mixtures", (True, False)),
+    Example([9, 30], [9, 30], [24, 25], [26], None, "words", (False, True)),
 ]
 
 
@@ -51,9 +50,9 @@ def items(model: RewardModel) -> list[Item]:
 
 
 @torch.no_grad()
-def by_hand(model: RewardModel, items: list[Item]) -> tuple[list[float], float]:
-    """R(chosen) - R(rejected) of each item, and the spread of R over all positions."""
-    margins, variances = [], []
+def by_hand(model: RewardModel, items: list[Item]) -> tuple[list[float], float, float]:
+    """R(chosen) - R(rejected) of each item, the spread of R over all positions, and what imitation costs."""
+    margins, variances, surprises = [], [], []
     for item in items:
         phi = model(model.hidden(make_batch([item.example])), item.reference)
         weights = item.example.weights or LEARNED
@@ -66,23 +65,30 @@ def by_hand(model: RewardModel, items: list[Item]) -> tuple[list[float], float]:
             probs = [math.exp(value) for value in item.reference.log_probs[token].tolist()]
             mean = sum(p * r for p, r in zip(probs, rewards, strict=True))
             variances.append(sum(p * (r - mean) ** 2 for p, r in zip(probs, rewards, strict=True)))
-            margin += rewards[0] if token < len(item.example.chosen) else -rewards[0]
+            chosen = token < len(item.example.chosen)
+            sign = 1 if chosen else -1
+            margin += sign * rewards[0]
+            if item.example.imitated[0 if chosen else 1]:
+                tilted = [p * math.exp(sign * r) for p, r in zip(probs, rewards, strict=True)]
+                surprises.append(-math.log(tilted[0] / sum(tilted)))
         margins.append(margin)
-    return margins, sum(variances) / len(variances) / 2
+    return margins, sum(variances) / len(variances) / 2, sum(surprises) / len(surprises)
 
 
-def trainer_of(model: RewardModel, items: list[Item], folder: Path) -> StageTrainer:
-    return StageTrainer(model, items, [], folder, RECIPE, quiet=True)
+def trainer_of(model: RewardModel, items: list[Item], folder: Path, options: TrainingOptions = OPTIONS) -> StageTrainer:
+    return StageTrainer(model, items, [], folder, options, epochs=1.0, quiet=True)
 
 
 def test_the_loss_by_hand(model: RewardModel, items: list[Item], tmp_path: Path) -> None:
-    margins, calm = by_hand(model, items)
+    margins, calm, surprise = by_hand(model, items)
     ranking = sum(math.log1p(math.exp(-0.3 * margin)) for margin in margins) / 3
-    trainer = trainer_of(model, items, tmp_path)
-    loss = trainer.compute_loss(model, items).item()
-    assert loss == pytest.approx(ranking + 0.7 * calm, rel=1e-4)
+    loss = trainer_of(model, items, tmp_path).compute_loss(model, items).item()
+    assert loss == pytest.approx(ranking + 0.7 * calm + 0.4 * surprise, rel=1e-4)
     assert calm > 0.01
-    trainer.recipe = replace(RECIPE, calm=0.0)  # the paper's
+    assert surprise > 0.1
+    whole = [replace(item, example=replace(item.example, imitated=(True, True))) for item in items]
+    assert by_hand(model, whole)[2] != pytest.approx(surprise, rel=1e-3)  # which replies are imitated matters
+    trainer = trainer_of(model, items, tmp_path, PAPERS)
     loss, returned = trainer.compute_loss(model, items, return_outputs=True)
     assert loss.item() == pytest.approx(ranking, rel=1e-4)
     assert returned.tolist() == pytest.approx(margins, rel=1e-3)
@@ -101,8 +107,8 @@ def test_hidden_states_kept_for_stage_2_give_the_same_loss(
 
 
 def test_measure(model: RewardModel, items: list[Item]) -> None:
-    margins, _ = by_hand(model, items)
-    metrics = measure(model, items, replace(RECIPE, calm=0.0))
+    margins, _, _ = by_hand(model, items)
+    metrics = measure(model, items, PAPERS)
     assert metrics["loss"] == pytest.approx(
         sum(math.log1p(math.exp(-0.3 * margin)) for margin in margins) / 3, rel=1e-4
     )
@@ -115,15 +121,14 @@ def test_measure(model: RewardModel, items: list[Item]) -> None:
         )
         for item in items
     ]
-    assert measure(model, swapped, RECIPE)["accuracy"] == pytest.approx(1 - metrics["accuracy"])
-    assert measure(model, [], RECIPE) == {}
+    assert measure(model, swapped, OPTIONS)["accuracy"] == pytest.approx(1 - metrics["accuracy"])
+    assert measure(model, [], OPTIONS) == {}
 
 
 def test_head_and_adapter_have_learning_rates_of_their_own(
     model: RewardModel, items: list[Item], tmp_path: Path
 ) -> None:
-    trainer = trainer_of(model, items, tmp_path)
-    trainer.recipe = replace(RECIPE, lr=0.25, head_lr=0.5)
+    trainer = trainer_of(model, items, tmp_path, replace(OPTIONS, lr=0.25, head_lr=0.5))
     rates = {group["lr"]: len(group["params"]) for group in trainer.create_optimizer().param_groups}
     assert rates == {0.25: len(model.trainable()) - 3, 0.5: 3}
     for name, parameter in model.trainable().items():

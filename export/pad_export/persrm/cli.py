@@ -295,6 +295,7 @@ def _train_parser() -> argparse.ArgumentParser:
         ("layers", _number(0.0, 1.0), "X", "share of the layers that wear it, counted from the last one"),
         ("beta", real, "X", "scale of the log-ratio in the loss"),
         ("calm", real, "X", "weight of the term that keeps rewards small where nothing is at stake"),
+        ("imitate", real, "X", "weight of the term that makes the preferred replies likely"),
         ("lr", rate, "X", "learning rate of the LoRA"),
         ("head-lr", rate, "X", "learning rate of the head and w_p"),
         ("epochs", real, "X", "passes of stage 1, LoRA and head"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ class Example:
         chosen, rejected: ids of the replies.
         weights: w_p, [d]; None is the w_p that is learned.
         label: what its accuracy is counted under.
+        imitated: whether the chosen reply is what this person wants most, and the rejected one what the opposite does.
     """
 
     plain: list[int]
@@ -35,6 +37,7 @@ class Example:
     rejected: list[int]
     weights: tuple[float, ...] | None
     label: str
+    imitated: tuple[bool, bool] = (True, True)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Batch:
         rows, sources: [n] where the hidden state before each reply token is.
         targets: [n] the reply tokens.
         signs: [n] +1 in a chosen reply, -1 in a rejected one.
+        imitated: [n] whether the token is of an imitated reply.
     """
 
     ids: torch.Tensor
@@ -56,6 +60,7 @@ class Batch:
     sources: torch.Tensor
     targets: torch.Tensor
     signs: torch.Tensor
+    imitated: torch.Tensor
 
 
 def feature_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
@@ -116,7 +121,7 @@ def make_examples(
         The examples, and how many pairs were left out or replies cut, by reason.
     """
     rng, counts = random.Random(seed), Counter[str]()
-    scale = _margin_scale(pairs)
+    scale, between = _margin_scale(pairs), _between(pairs)
     examples = []
     for pair in pairs:
         if backbone.tokenizer.chat_template is None and len(pair.messages) > 1:
@@ -141,9 +146,24 @@ def make_examples(
             continue
         people = _people(pair, features, scale, rng)
         counts["margins that are all zero, left out"] += not people
+        extreme = [(pair.conversation, text) not in between for text in (pair.chosen, pair.rejected)]
         for weights, label in people:
-            examples.append(Example(plain, prompt, replies[0], replies[1], weights, label))
+            # Words have no opposite: nobody is known to want what a person in words rejects.
+            imitated = (extreme[0], extreme[1] and weights is not None and pair.preference is None)
+            examples.append(Example(plain, prompt, replies[0], replies[1], weights, label, imitated))
     return examples, +counts
+
+
+def _between(pairs: Sequence[Pair]) -> set[tuple[str, str]]:
+    """Replies, with their conversation, that one person both prefers and rejects: what nobody wants most."""
+    sides: tuple[set[tuple[str, str, str]], ...] = (set(), set())  # preferred, rejected
+    for pair in pairs:
+        weights = sorted(pair.weights.items())
+        more = swapped(pair) if weights and weights[0][1] < 0 else pair  # the opposite person is the same one
+        person = json.dumps([pair.preference, *sorted(more.weights.items())])
+        for side, text in zip(sides, (more.chosen, more.rejected), strict=True):
+            side.add((pair.conversation, person, text))
+    return {(conversation, text) for conversation, _, text in sides[0] & sides[1]}
 
 
 def _people(
@@ -189,6 +209,7 @@ def make_batch(examples: Sequence[Example], *, plain: bool = False) -> Batch:
     rows: list[int] = []
     sources: list[int] = []
     signs: list[float] = []
+    imitated: list[bool] = []
     for row, (prompt, chosen, rejected) in enumerate(parts):
         begin, middle = len(prompt), len(prompt) + len(chosen)
         end = middle + len(rejected)
@@ -199,5 +220,15 @@ def make_batch(examples: Sequence[Example], *, plain: bool = False) -> Batch:
         rows += [row] * (end - begin)
         sources += [*range(begin - 1, middle - 1), begin - 1, *range(middle, end - 1)]
         signs += [1.0] * len(chosen) + [-1.0] * len(rejected)
+        imitated += [examples[row].imitated[0]] * len(chosen) + [examples[row].imitated[1]] * len(rejected)
     targets = torch.tensor([token for _, chosen, rejected in parts for token in (*chosen, *rejected)])
-    return Batch(ids, positions, sees, torch.tensor(rows), torch.tensor(sources), targets, torch.tensor(signs))
+    return Batch(
+        ids,
+        positions,
+        sees,
+        rows=torch.tensor(rows),
+        sources=torch.tensor(sources),
+        targets=targets,
+        signs=torch.tensor(signs),
+        imitated=torch.tensor(imitated),
+    )

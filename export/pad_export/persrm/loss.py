@@ -1,4 +1,4 @@
-"""The two terms that a PersRM is trained on."""
+"""The terms that a PersRM is trained on."""
 
 from __future__ import annotations
 
@@ -41,3 +41,22 @@ def spread(rewards: torch.Tensor, reference_log_probs: torch.Tensor) -> torch.Te
     probs = reference_log_probs.exp()
     mean = (probs * rewards).sum(-1, keepdim=True)
     return 0.5 * (probs * (rewards - mean).square()).sum(-1).mean()
+
+
+def imitation(
+    rewards: torch.Tensor, reference_log_probs: torch.Tensor, signs: torch.Tensor, imitated: torch.Tensor
+) -> torch.Tensor:
+    """-log p(a) of the replies' own tokens under the base tilted by R (chosen) or -R (rejected), mean; in nats.
+
+    The base tilted by R is what PAD decodes from at its beta of 1: so this asks that each person's decoding would write
+    the reply that the person prefers. Ranking alone is content to make both replies unlikely, which shows as broken
+    text. Source: the same term beside DPO's, RPO, arXiv 2404.19733; there of chosen replies only, for R has one sign.
+
+    Args:
+        rewards: R of each candidate, [n, k], the reply's own token first.
+        reference_log_probs: of the base over the same candidates, [n, k].
+        signs: +1 for a token of a chosen reply, -1 for one of a rejected, [n].
+        imitated: which tokens count, [n]; if none does, the term is 0.
+    """
+    tilted = (reference_log_probs + signs[:, None] * rewards).log_softmax(-1)
+    return -(tilted[:, 0] * imitated).sum() / imitated.sum().clamp(min=1)

@@ -18,7 +18,9 @@ class TrainingOptions:
         layers: share of the decoder's layers that wear it, counted from the last one. Those below run once for all rows
             that read one prompt.
         beta: scale of the log-ratio in the loss.
-        calm: weight of the term that keeps the reward quiet; 0 leaves the paper's loss.
+        calm: weight of the term that keeps the reward quiet where nothing is at stake.
+        imitate: weight of the term that asks each person's decoding to write the reply that the person prefers. With
+            both at 0 the loss is the paper's.
         lr, head_lr: learning rates of the LoRA, and of head and w_p.
         epochs, head_epochs: passes of stage 1 and of stage 2; 0 leaves a stage out.
         batch, accumulate: examples of a batch, and batches of one step.
@@ -36,6 +38,7 @@ class TrainingOptions:
     layers: float = 0.33
     beta: float = 0.05
     calm: float = 0.25
+    imitate: float = 1.0
     lr: float = 1.2e-3
     head_lr: float = 2e-4
     epochs: float = 1.25

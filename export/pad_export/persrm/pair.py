@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,3 +39,8 @@ class Pair:
     margins: Mapping[str, float] = field(default_factory=dict)
     chosen_finished: bool = True
     rejected_finished: bool = True
+
+    @property
+    def conversation(self) -> str:
+        """The messages as one string: the same for pairs of one prompt."""
+        return json.dumps([dict(message) for message in self.messages])

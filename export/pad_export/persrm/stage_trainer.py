@@ -14,36 +14,12 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pad_export.persrm.example import Example, make_batch
-from pad_export.persrm.loss import bradley_terry, reply_margins, spread
+from pad_export.persrm.loss import bradley_terry, imitation, reply_margins, spread
+from pad_export.persrm.options import TrainingOptions
 from pad_export.persrm.reward_model import Reference, RewardModel
 
 _WEIGHTS = "trained.safetensors"
 _COMPLETE = "complete"  # written last into a checkpoint; without it, one was interrupted
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one stage trains.
-
-    Attributes:
-        beta: scale of the log-ratio in the loss.
-        calm: weight of the spread term; 0 leaves the paper's loss.
-        lr, head_lr: learning rates of the LoRA, and of head and w_p.
-        epochs, batch: passes over the examples, and examples of a batch.
-        accumulate: batches of one optimizer step.
-        save_steps: optimizer steps between checkpoints.
-        seed: of the order.
-    """
-
-    beta: float
-    calm: float
-    lr: float
-    head_lr: float
-    epochs: float
-    batch: int
-    accumulate: int
-    save_steps: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -64,29 +40,30 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         items: Sequence[Item],
         held_out: Sequence[Item],
         folder: Path,
-        recipe: Recipe,
+        options: TrainingOptions,
         *,
+        epochs: float,
         quiet: bool,
     ) -> None:
-        steps = max(1, len(items) // (recipe.batch * recipe.accumulate))
+        steps = max(1, len(items) // (options.batch * options.accumulate))
         arguments = TrainingArguments(
             output_dir=str(folder),
             use_cpu=True,  # batches are built there, and the base was asked there
-            per_device_train_batch_size=recipe.batch,
-            gradient_accumulation_steps=recipe.accumulate,
-            num_train_epochs=recipe.epochs,
-            learning_rate=recipe.lr,
+            per_device_train_batch_size=options.batch,
+            gradient_accumulation_steps=options.accumulate,
+            num_train_epochs=epochs,
+            learning_rate=options.lr,
             lr_scheduler_type="linear",
             warmup_steps=min(10, steps),
             weight_decay=0.0,
             max_grad_norm=1.0,
             logging_steps=max(1, min(10, steps)),
             logging_first_step=True,
-            save_steps=recipe.save_steps,
+            save_steps=options.save_steps,
             save_total_limit=2,
             eval_strategy="epoch",
-            seed=recipe.seed,
-            data_seed=recipe.seed,
+            seed=options.seed,
+            data_seed=options.seed,
             dataloader_num_workers=0,
             remove_unused_columns=False,
             report_to=[],
@@ -96,19 +73,20 @@ class StageTrainer(Trainer):  # type: ignore[misc]
             model=model, args=arguments, train_dataset=list(items), eval_dataset=list(held_out), data_collator=list
         )
         self.remove_callback(PrinterCallback)
-        self.recipe = recipe
+        self.options = options
         self._recent: list[float] = []
 
     def compute_loss(self, model: RewardModel, inputs: list[Item], return_outputs: bool = False, **_: Any) -> Any:
-        """Bradley-Terry on the token-summed rewards, plus the spread of the reward over the base's candidates."""
-        margins, calm = _judge(model, inputs)
-        loss = bradley_terry(margins, self.recipe.beta) + self.recipe.calm * calm
+        """Bradley-Terry on the token-summed rewards, plus the two terms that keep the guided text sound."""
+        loss, margins = _judge(model, inputs, self.options)
         self._recent += (margins.detach() > 0).float().tolist()
         return (loss, margins) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss and pairwise accuracy on the held-out part, by feature."""
-        metrics = {f"eval_{name}": value for name, value in measure(self.model, self.eval_dataset, self.recipe).items()}
+        metrics = {
+            f"eval_{name}": value for name, value in measure(self.model, self.eval_dataset, self.options).items()
+        }
         self.log(metrics)
         self.model.train()
         return metrics
@@ -125,7 +103,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         trainable = {name: p for name, p in self.model.trainable().items() if p.requires_grad}
         lora = [p for name, p in trainable.items() if "lora_" in name]
         other = [p for name, p in trainable.items() if "lora_" not in name]
-        groups = [{"params": lora, "lr": self.recipe.lr}, {"params": other, "lr": self.recipe.head_lr}]
+        groups = [{"params": lora, "lr": self.options.lr}, {"params": other, "lr": self.options.head_lr}]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
         return self.optimizer
 
@@ -173,15 +151,15 @@ def save_trained(model: RewardModel, path: Path) -> None:
 
 
 @torch.no_grad()
-def measure(model: RewardModel, items: Sequence[Item], recipe: Recipe) -> dict[str, float]:
+def measure(model: RewardModel, items: Sequence[Item], options: TrainingOptions) -> dict[str, float]:
     """Loss, and the share of pairs whose chosen reply gets more reward, over all and by feature."""
     model.eval()
     losses: list[tuple[float, int]] = []
     hits: dict[str, list[bool]] = {}
-    for begin in range(0, len(items), recipe.batch):
-        part = list(items[begin : begin + recipe.batch])
-        margins, calm = _judge(model, part)
-        losses.append((float(bradley_terry(margins, recipe.beta) + recipe.calm * calm), len(part)))
+    for begin in range(0, len(items), options.batch):
+        part = list(items[begin : begin + options.batch])
+        loss, margins = _judge(model, part, options)
+        losses.append((float(loss), len(part)))
         for item, margin in zip(part, margins.tolist(), strict=True):
             hits.setdefault(item.example.label, []).append(margin > 0)
     if not losses:
@@ -194,8 +172,8 @@ def measure(model: RewardModel, items: Sequence[Item], recipe: Recipe) -> dict[s
     }
 
 
-def _judge(model: RewardModel, items: Sequence[Item]) -> tuple[torch.Tensor, torch.Tensor]:
-    """R(chosen) - R(rejected) of each item, [b], and the spread of R, a scalar."""
+def _judge(model: RewardModel, items: Sequence[Item], options: TrainingOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, a scalar, and R(chosen) - R(rejected) of each item, [b]."""
     batch = make_batch([item.example for item in items])
     reference = Reference(
         torch.cat([item.reference.candidates for item in items]),
@@ -214,4 +192,7 @@ def _judge(model: RewardModel, items: Sequence[Item]) -> tuple[torch.Tensor, tor
     )  # [b, d]
     rewards = torch.einsum("nd,dnk->nk", people[batch.rows], features)
     margins = reply_margins(rewards[:, 0], batch.signs, batch.rows, len(items))
-    return margins, spread(rewards, reference.log_probs)
+    loss = bradley_terry(margins, options.beta)
+    loss = loss + options.calm * spread(rewards, reference.log_probs)
+    loss = loss + options.imitate * imitation(rewards, reference.log_probs, batch.signs, batch.imitated)
+    return loss, margins

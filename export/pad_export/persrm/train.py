@@ -29,7 +29,6 @@ from pad_export.persrm.persrm_folder import write_persrm
 from pad_export.persrm.reward_model import Reference, RewardModel
 from pad_export.persrm.stage_trainer import (
     Item,
-    Recipe,
     StageTrainer,
     last_checkpoint,
     load_trained,
@@ -86,8 +85,8 @@ def train_persrm(
         raise
     try:
         _train_trunk(model, items["training"], items["held-out"], work, options, report, quiet)
-        recipe = _train_head(model, items["training"], items["held-out"], work, options, report, quiet)
-        metrics = measure(model, items["held-out"], recipe)
+        _train_head(model, items["training"], items["held-out"], work, options, report, quiet)
+        metrics = measure(model, items["held-out"], options)
         settings = {
             "trained_with": {"pad-rt": version("pad-rt"), "options": asdict(options)},
             "held_out": {key: round(value, 4) for key, value in metrics.items()},
@@ -179,7 +178,8 @@ def _train_trunk(
     if options.epochs:
         for name, parameter in model.trainable().items():
             parameter.requires_grad_(name != "learned_weights")
-        trainer = StageTrainer(model, items, held_out, work / "stage1", _recipe(options, 1), quiet=quiet)
+        stage = work / "stage1"
+        trainer = StageTrainer(model, items, held_out, stage, options, epochs=options.epochs, quiet=quiet)
         _run("stage 1", f"LoRA and head on {len(items)} examples", trainer, report)
     save_trained(model, done)
     shutil.rmtree(work / "stage1", ignore_errors=True)
@@ -193,16 +193,15 @@ def _train_head(
     options: TrainingOptions,
     report: Callable[[str], None],
     quiet: bool,
-) -> Recipe:
-    recipe = _recipe(options, 2)
+) -> None:
     if options.head_epochs:
         report("stage 2: the backbone is frozen; reading its hidden states")
         for name, parameter in model.trainable().items():
             parameter.requires_grad_("lora_" not in name)
         frozen = [_with_hidden(model, some, options.batch, quiet) for some in (items, held_out)]
-        trainer = StageTrainer(model, frozen[0], frozen[1], work / "stage2", recipe, quiet=quiet)
+        stage = work / "stage2"
+        trainer = StageTrainer(model, frozen[0], frozen[1], stage, options, epochs=options.head_epochs, quiet=quiet)
         _run("stage 2", "head and w_p", trainer, report)
-    return recipe
 
 
 def _run(stage: str, what: str, trainer: StageTrainer, report: Callable[[str], None]) -> None:
@@ -214,20 +213,6 @@ def _run(stage: str, what: str, trainer: StageTrainer, report: Callable[[str], N
     report(_summary(stage, trainer.state.log_history))
 
 
-def _recipe(options: TrainingOptions, stage: int) -> Recipe:
-    return Recipe(
-        beta=options.beta,
-        calm=options.calm,
-        lr=options.lr,
-        head_lr=options.head_lr,
-        epochs=options.epochs if stage == 1 else options.head_epochs,
-        batch=options.batch,
-        accumulate=options.accumulate,
-        save_steps=options.save_steps,
-        seed=options.seed,
-    )
-
-
 def _first_weights(features: Sequence[str]) -> torch.Tensor:
     """w_p of whoever names no weights: `words` alone where the PersRM reads words, else all features alike."""
     if WORDS in features:
@@ -237,16 +222,14 @@ def _first_weights(features: Sequence[str]) -> torch.Tensor:
 
 def _split(pairs: Sequence[Pair], options: TrainingOptions) -> tuple[list[Pair], list[Pair]]:
     """Some prompts, with all their pairs, are held out."""
-    prompts = list(dict.fromkeys(_prompt(pair) for pair in pairs))
+    prompts = list(dict.fromkeys(pair.conversation for pair in pairs))
     random.Random(options.seed).shuffle(prompts)
     out = (
         set(prompts[: min(len(prompts) - 1, math.ceil(options.held_out * len(prompts)))]) if options.held_out else set()
     )
-    return [pair for pair in pairs if _prompt(pair) not in out], [pair for pair in pairs if _prompt(pair) in out]
-
-
-def _prompt(pair: Pair) -> str:
-    return json.dumps([dict(message) for message in pair.messages])
+    return [pair for pair in pairs if pair.conversation not in out], [
+        pair for pair in pairs if pair.conversation in out
+    ]
 
 
 def _fingerprint(pairs: Sequence[Pair]) -> str:
