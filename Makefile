@@ -95,7 +95,7 @@ PERSRM_OUT ?= build/persrm
 
 # The shipped PersRM again, from its committed pairs; repeat it if it was interrupted. The one that reads words takes half an hour.
 persrm: PERSRM_ARGS = --epochs 2.5
-persrm-words: PERSRM_ARGS = --layers 1 --features demo/training/features.json
+persrm-words: PERSRM_ARGS = --layers 1 --imitate 0 --features demo/training/features.json
 persrm-words: PERSRM_OUT = build/persrm-words
 persrm persrm-words: .venv/wheel .venv/smollm2
 	mkdir -p $(dir $(PERSRM_OUT))

@@ -55,22 +55,25 @@ class CellGenerator:
 
     def generator(self, method: Method) -> Generator:
         """Of the bundle whose PersRM a method asks."""
-        return self._words if method in ("pad_words", "pad_prompted") else self._generator
+        return self._words if method == "pad_words" else self._generator
 
     def request(self, cell: Cell, prompt: str) -> tuple[Prompt, PreferenceLike]:
         """The prompt and the preference that a cell gives to the generator."""
         weights = dict(cell.weights)
+        prompted = self._template.replace("{p}", str(cell.text)).replace("{x}", prompt)  # as base_sees_preference does
         if cell.method == "base":
             return prompt, None
-        if cell.method == "prompted":  # as base_sees_preference fills it in
-            return self._template.replace("{p}", str(cell.text)).replace("{x}", prompt), None
+        if cell.method == "prompted":
+            return prompted, None
+        if cell.method == "pad_prompted":
+            return prompted, Preference(weights=weights)
         if cell.method == "system":
             return [{"role": "system", "content": str(cell.text)}, {"role": "user", "content": prompt}], None
-        if cell.method == "pad_words":
-            return prompt, cell.text
         if cell.method == "random":
             return prompt, Preference(weights={PREFIX + name: w * self._factors[name] for name, w in weights.items()})
-        return prompt, Preference(text=cell.text, weights=weights)
+        if cell.method == "pad_words":
+            return prompt, cell.text
+        return prompt, Preference(weights=weights)
 
     def config(self, cell: Cell) -> GenerationConfig:
         """Greedy."""
@@ -78,7 +81,6 @@ class CellGenerator:
             beta=cell.beta,
             top_k=cell.top_k,
             max_new_tokens=cell.max_new_tokens,
-            base_sees_preference=cell.method == "pad_prompted",
         )
 
     def __call__(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
