@@ -20,6 +20,7 @@ from pad_export.persrm.train import train_persrm
 QUICK = TrainingOptions(
     beta=0.1,
     calm=0.0,
+    imitate=0.0,
     modules=ALL_LINEAR,
     layers=1.0,
     rank=4,
