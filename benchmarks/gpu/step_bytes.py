@@ -28,9 +28,8 @@ def step_bytes(folder: Path, manifest: Manifest, request: StepRequest, *, graph:
             break
         read = TrunkPrompts.of(request.sequences, index)
         lengths = [len(prompt) + request.max_new_tokens / 2 for prompt in read.prompts]
-        total += int(
-            2 * read.positions(trunk, lengths) * trunk.num_kv_heads * trunk.head_dim * element_size
-        )  # keys and values
+        filled = read.positions(trunk, lengths)
+        total += int(2 * filled * trunk.num_kv_heads * trunk.head_dim * element_size)  # keys and values
     if graph == contract.STEP_GRAPH:
         adapters = {persrm.adapter for index, persrm in enumerate(manifest.persrms) if index in request.active}
         total += sum(manifest.files[name].size for name in adapters if name)

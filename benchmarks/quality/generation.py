@@ -60,28 +60,22 @@ class CellGenerator:
     def request(self, cell: Cell, prompt: str) -> tuple[Prompt, PreferenceLike]:
         """The prompt and the preference that a cell gives to the generator."""
         weights = dict(cell.weights)
-        prompted = self._template.replace("{p}", str(cell.text)).replace("{x}", prompt)  # as base_sees_preference does
         if cell.method == "base":
             return prompt, None
-        if cell.method == "prompted":
-            return prompted, None
-        if cell.method == "pad_prompted":
-            return prompted, Preference(weights=weights)
+        if cell.method in ("prompted", "pad_prompted"):  # as base_sees_preference fills it in
+            prompted = self._template.replace("{p}", str(cell.text)).replace("{x}", prompt)
+            return prompted, Preference(weights=weights) if cell.method == "pad_prompted" else None
         if cell.method == "system":
             return [{"role": "system", "content": str(cell.text)}, {"role": "user", "content": prompt}], None
-        if cell.method == "random":
-            return prompt, Preference(weights={PREFIX + name: w * self._factors[name] for name, w in weights.items()})
         if cell.method == "pad_words":
             return prompt, cell.text
+        if cell.method == "random":
+            return prompt, Preference(weights={PREFIX + name: w * self._factors[name] for name, w in weights.items()})
         return prompt, Preference(weights=weights)
 
     def config(self, cell: Cell) -> GenerationConfig:
         """Greedy."""
-        return GenerationConfig(
-            beta=cell.beta,
-            top_k=cell.top_k,
-            max_new_tokens=cell.max_new_tokens,
-        )
+        return GenerationConfig(beta=cell.beta, top_k=cell.top_k, max_new_tokens=cell.max_new_tokens)
 
     def __call__(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
         """Batches of prompts of like length; the replies come in the order of the prompts."""

@@ -50,7 +50,7 @@ def measure_timings(
             else:
                 cell = trait_cell(next(method for method in _METHODS if method == name), trait, 1.0)
                 request, asked = speak.request(cell, prompt), speak.generator(cell.method)
-                options |= {"top_k": cell.top_k}
+                options["top_k"] = cell.top_k
             result = asked.generate(request[0], preference=request[1], config=GenerationConfig(**options))
             if round_:
                 steps[name].append(result.timing.step_s * 1e3)

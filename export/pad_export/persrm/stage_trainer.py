@@ -192,7 +192,9 @@ def _judge(model: RewardModel, items: Sequence[Item], options: TrainingOptions) 
     )  # [b, d]
     rewards = torch.einsum("nd,dnk->nk", people[batch.rows], features)
     margins = reply_margins(rewards[:, 0], batch.signs, batch.rows, len(items))
-    loss = bradley_terry(margins, options.beta)
-    loss = loss + options.calm * spread(rewards, reference.log_probs)
-    loss = loss + options.imitate * imitation(rewards, reference.log_probs, batch.signs, batch.imitated)
+    loss = (
+        bradley_terry(margins, options.beta)
+        + options.calm * spread(rewards, reference.log_probs)
+        + options.imitate * imitation(rewards, reference.log_probs, batch.signs, batch.imitated)
+    )
     return loss, margins
