@@ -180,6 +180,12 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         help="put the preference into the base's prompt too, as the official PAD code does",
         **given,
     )
+    guidance.add_argument(
+        "--offer-end",
+        action="store_true",
+        help="let the reply end wherever the preference wants it to, also where the base would go on",
+        **given,
+    )
     sampling = parser.add_argument_group("generation")
     sampling.add_argument(
         "--max-new-tokens",

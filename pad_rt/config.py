@@ -28,6 +28,8 @@ class GenerationConfig:
         seed: of the sampling noise, 0 <= seed < 2**63.
         stop: strings to end before; a single string is one stop string.
         base_sees_preference: put the preference into the base's prompt too, as the official code does.
+        offer_end: make the end of the turn a candidate at every step, beside the top_k. A reply then ends where the
+            preference wants it to; in the paper only where the end is among the base's top_k, which is seldom.
 
     Raises:
         OptionError: a value of the wrong type or outside its range.
@@ -41,6 +43,7 @@ class GenerationConfig:
     seed: int = 0
     stop: Sequence[str] = ()
     base_sees_preference: bool = False
+    offer_end: bool = False
 
     def __post_init__(self) -> None:
         checked = {
@@ -54,8 +57,9 @@ class GenerationConfig:
         }
         if checked["top_p"] == 0.0:
             raise OptionError(f"top_p={self.top_p!r}", expected="a number in (0, 1]")
-        if not isinstance(self.base_sees_preference, bool):
-            raise OptionError(f"base_sees_preference={self.base_sees_preference!r}", expected="True or False")
+        for name in ("base_sees_preference", "offer_end"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r}", expected="True or False")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

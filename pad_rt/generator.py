@@ -236,12 +236,7 @@ class Generator:
             raise OptionError(
                 f"{len(prompts)} prompts at once", expected=f"at most {manifest.max_batch}, the bundle's max_batch"
             )
-        if config.top_k > manifest.max_top_k:
-            raise OptionError(
-                f"top_k {config.top_k}",
-                expected=f"at most {manifest.max_top_k}",
-                hint="export with a larger --max-top-k" if manifest.max_top_k < manifest.vocab_size else "",
-            )
+        num_ends = self._num_ends(config)
         sequences = [
             self._planner.plan(prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference)
             for prompt, preference in zip(prompts, preferences, strict=True)
@@ -263,15 +258,30 @@ class Generator:
         request = StepRequest(
             sequences=pad_rows(sequences),
             max_new_tokens=max(limits),
-            top_k=config.top_k,
+            top_k=min(config.top_k + num_ends * guided, manifest.vocab_size),
             temperature=min(config.temperature, MAX_STRENGTH),  # any hotter, and all candidates are as likely
             top_p=config.top_p,
             seeds=tuple(config.seed + index for index in range(len(prompts))),
+            offer_end=config.offer_end,
             trace=trace,
         )
         eos = frozenset(manifest.eos_token_ids)
         replies = [Reply(eos, limit, self._tokenizer.stream_decoder(), StopStrings(config.stop)) for limit in limits]
         return _Run(request, guided, replies, started)
+
+    def _num_ends(self, config: GenerationConfig) -> int:
+        """Ends of the turn that are candidates beside the top_k; there is room for all of them."""
+        manifest = self.manifest
+        num_ends = len(manifest.eos_token_ids) if config.offer_end else 0
+        if config.offer_end and not num_ends:
+            raise OptionError("offer_end", expected="a base with an end of turn; this bundle's has none")
+        if max(config.top_k, min(config.top_k + num_ends, manifest.vocab_size)) > manifest.max_top_k:
+            raise OptionError(
+                f"top_k {config.top_k}" + f" beside {num_ends} offered ends of turn" * bool(num_ends),
+                expected=f"at most {manifest.max_top_k - num_ends}",
+                hint="export with a larger --max-top-k" if manifest.max_top_k < manifest.vocab_size else "",
+            )
+        return num_ends
 
 
 @dataclass

@@ -104,12 +104,13 @@ class Checkpoint:
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a generation: of the configurations first, then the tokenizer's own."""
+        """Every id that ends a generation and has logits: of the configurations first, then the tokenizer's own."""
         ids = list(self._stored_eos)
         if self.tokenizer.info.eos_id is not None:
             ids.append(self.tokenizer.info.eos_id)
         # A configuration class has a default id, which means nothing once the checkpoint names its own.
-        return tuple(dict.fromkeys(ids or _token_ids(self.config.eos_token_id)))
+        ids = ids or list(_token_ids(self.config.eos_token_id))
+        return tuple(dict.fromkeys(token for token in ids if token < self.config.vocab_size))
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:

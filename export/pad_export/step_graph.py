@@ -1,6 +1,7 @@
 """The step graph: every trunk's layers, the candidates, the candidate-only reward head, the mix and the choice.
 
-score(a) = sum_rows c_row * z_row(a)      a in the base row's top k      (arXiv 2410.04070, normalisers cancelled)
+score(a) = sum_rows c_row * z_row(a)      a in the base row's top k, and the ends of the turn where they are offered
+                                          (arXiv 2410.04070, normalisers cancelled)
 next     = argmax(score + temperature * Gumbel)  over the candidates inside top_p
 """
 
@@ -53,9 +54,7 @@ class _StepBuilder:
         base_hidden = g.op("Gather", grouped[0], first, name="base_hidden", axis=1)  # [batch, hidden]
         logits = multiply_transposed(g, self.weights, head_weight(base, self.weights), base_hidden, name="lm_head")
         logits = self._to_float(self._softcap(logits, base, "lm_head"), "lm_head")  # [batch, vocab]
-        best, candidates = g.ops(
-            "TopK", logits, self.top_k, name="top_k_", outputs=["best", contract.CANDIDATES], axis=-1
-        )
+        best, candidates = self._pick(logits, batch, ends=base.checkpoint.eos_token_ids if guided else ())
         scores = best
         if guided:
             scores = self._mix(grouped, best, candidates)
@@ -64,6 +63,22 @@ class _StepBuilder:
             g.output(contract.SCORES, _FLOAT, ["batch", "k"])
         self._advance(self._choose(scores, candidates))
         return g
+
+    def _pick(self, logits: str, batch: str, *, ends: Sequence[int]) -> tuple[str, str]:
+        """The candidates' base logits and ids, [batch, k] each: the `ends` of the turn if offered, then the best."""
+        g, order = self.graph, logits
+        if ends:
+            shape = g.op("Concat", batch, g.constant([len(ends)], np.int64), name="ends/shape", axis=0)
+            places = g.op("Expand", g.constant([ends], np.int64), shape, name="ends/places")  # [batch, ends]
+            raised = g.op("GatherElements", logits, places, name="ends/logits", axis=1)
+            raised = g.op("Add", raised, g.input(contract.END_BONUS, _FLOAT, [1]), name="ends/raised")
+            order = g.op("ScatterElements", logits, places, raised, name="ends/order", axis=1)
+        best, candidates = g.ops(
+            "TopK", order, self.top_k, name="top_k_", outputs=["best", contract.CANDIDATES], axis=-1
+        )
+        if ends:
+            best = g.op("GatherElements", logits, candidates, name="ends/best", axis=1)
+        return best, candidates
 
     # -- the mix ------------------------------------------------------------------------------------------------------
 

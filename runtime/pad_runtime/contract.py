@@ -11,7 +11,7 @@ A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; 
 """
 
 FORMAT = "pad-rt-bundle"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_FILE = "pad.json"
 STEP_GRAPH = "step"  # every trunk, every row, the mix
 BASE_GRAPH = "base"  # the base alone over the same weights file
@@ -34,7 +34,8 @@ PREFERENCE_WEIGHTS = "preference_weights"  # [batch, reward rows of the trunk, 1
 
 # -- per step, in -------------------------------------------------------------------------------------------------
 COEFFICIENTS = "coefficients"  # [batch, rows] float32
-TOP_K = "top_k"  # [1] int64
+TOP_K = "top_k"  # [1] int64, all candidates: offered ends of the turn count
+END_BONUS = "end_bonus"  # [1] float32, what the ends of the turn gain where candidates are picked, not in their scores
 TEMPERATURE = "temperature"  # [batch, 1] float32, 0 is greedy
 TOP_P = "top_p"  # [batch, 1] float32, above 1 keeps every candidate
 NOISE = "noise"  # [n, batch, k] float32, standard Gumbel; step i uses noise[min(i, n - 1)]
@@ -47,7 +48,7 @@ NEXT_IDS = "next_ids"  # [batch] int64: all the host ever reads
 NEXT_INPUT_IDS = "next_input_ids"  # per trunk [N, 1] int64
 NEXT_SEQLENS_K = "next_seqlens_k"  # per trunk [N] int32
 NEXT_STEP = "next_step"  # [1] int64
-CANDIDATES = "candidates"  # trace: [batch, k] int64, best base logit first
+CANDIDATES = "candidates"  # trace: [batch, k] int64, offered ends of the turn, then best base logit first
 ROW_LOGITS = "row_logits"  # trace: [batch, rows, k] float32
 SCORES = "scores"  # trace: [batch, k] float32
 
@@ -55,7 +56,7 @@ SCORES = "scores"  # trace: [batch, k] float32
 HOST_INPUTS = (TOP_K, TOTAL_SEQUENCE_LENGTH)
 CAPACITY = "capacity"  # the axis of a KV cache's slots
 TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, LAST_TOKEN, PROMPT_SEQUENCE, ROW_PROMPT, TOTAL_SEQUENCE_LENGTH)
-STEP_INPUTS = (COEFFICIENTS, TOP_K, TEMPERATURE, TOP_P, NOISE, LAST_NOISE, STEP, MAX_POSITION)
+STEP_INPUTS = (COEFFICIENTS, TOP_K, END_BONUS, TEMPERATURE, TOP_P, NOISE, LAST_NOISE, STEP, MAX_POSITION)
 TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
 
 # Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.

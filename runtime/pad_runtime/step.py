@@ -25,6 +25,7 @@ from pad_runtime.rows import Row, TrunkPrompts
 
 Array = npt.NDArray[Any]
 _CAPACITY_BLOCK = 256  # KV slots are allocated in blocks, so that requests of like length share one cache
+_END_OFFERED = 1e9  # beyond the logits of any model
 _KEEP_ALL = 2.0  # top_p of 1: mass sums to 1 only up to rounding, so the limit is put out of reach
 
 
@@ -35,10 +36,11 @@ class StepRequest:
     Attributes:
         sequences: rows of each sequence by trunk, equally many in each sequence (`rows.pad_rows`).
         max_new_tokens: tokens the KV cache must have room for beyond the prompts.
-        top_k: candidates.
+        top_k: candidates, offered ends of the turn among them.
         temperature: 0 is greedy.
         top_p: mass of the candidates that are kept.
         seeds: one for each sequence, for its noise.
+        offer_end: the ends of the turn are candidates at every step, whatever the base thinks of them.
         trace: also fetch candidates, row logits and scores of every step.
     """
 
@@ -48,6 +50,7 @@ class StepRequest:
     temperature: float
     top_p: float
     seeds: tuple[int, ...]
+    offer_end: bool = False
     trace: bool = False
 
     @property
@@ -234,6 +237,8 @@ class GraphStep:
         for (_, _, at), trunk in zip(self._trunks, read, strict=True):
             self._put(at + contract.PROMPT_SEQUENCE, np.array(trunk.sequences, np.int64)[:, None])
             self._put(at + contract.ROW_PROMPT, np.array(trunk.rows, np.int64))
+        if contract.END_BONUS in self._input_names:
+            self._put(contract.END_BONUS, np.array([_END_OFFERED if request.offer_end else 0.0], np.float32))
         if contract.COEFFICIENTS in self._input_names:
             active = request.active
             for name, array in self._bank.row_inputs(active, request.sequences).items():

@@ -25,6 +25,7 @@ def test_defaults_are_the_papers() -> None:
         "seed": 0,
         "stop": (),
         "base_sees_preference": False,
+        "offer_end": False,
     }
 
 

@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_manifest(folder: Path) -> Manifest:
     return Manifest(
         format="pad-rt-bundle",
-        format_version=3,
+        format_version=4,
         versions={"onnx": "1"},
         base="tiny",
         topology="pair",
@@ -126,8 +126,8 @@ def test_another_programs_json(bundle: Path, data: Any, content: Any) -> None:
 
 
 def test_another_version(bundle: Path, data: Any) -> None:
-    with refused(BundleError, given="format_version 2", expected="3", hint="install the version that wrote it"):
-        read(bundle, {**data, "format_version": 2})
+    with refused(BundleError, given="format_version 3", expected="4", hint="install the version that wrote it"):
+        read(bundle, {**data, "format_version": 3})
 
 
 def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:

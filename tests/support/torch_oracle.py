@@ -1,6 +1,7 @@
 """PAD by the paper's formula, in torch: no cache, no batch, no rows; each model reads the whole sequence at each step.
 
 score(a) = z_base(a) + beta * sum_j s_j * sum_i w_i * (log pi_persrm_j,i(a) - log pi_ref_j(a))    a in the base's top k
+                                                                                                  or offered
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Decoded:
 
     Attributes:
         token_ids: one a step.
-        candidates: [k] ids a step, best base logit first.
+        candidates: [k] ids a step: what was offered, then best base logit first.
         row_logits: [rows, k] a step: the base, the rewards (features mixed), then the references that are
             not the base, each once.
         scores: [k] a step, up to a constant.
@@ -111,14 +112,19 @@ def decode(
     top_k: int,
     num_tokens: int,
     forced: Sequence[int] | None = None,
+    offered: Sequence[int] = (),
 ) -> Decoded:
-    """Greedy PAD. `forced` ids are taken instead of the chosen ones, to weigh another's sequence."""
+    """Greedy PAD. `forced` ids are taken instead of the chosen ones, to weigh another's sequence.
+
+    `offered` ids are candidates at every step, beside the top_k of the others.
+    """
     decoded = Decoded()
     ids: list[int] = []
     for index in range(num_tokens):
         z_base = base.logits([*prompt, *ids])[0]
-        best = torch.topk(z_base, min(top_k + 1, len(z_base)))
-        candidates = best.indices[:top_k]
+        others = z_base.index_fill(0, torch.tensor(offered, dtype=torch.int64), -torch.inf)
+        best = torch.topk(others, min(top_k + 1, len(z_base)))
+        candidates = torch.cat([torch.tensor(offered, dtype=torch.int64), best.indices[:top_k]])
         score = z_base.double()
         rows, references = [z_base[candidates]], []
         seen = {(id(base), tuple(prompt))}  # what reads the same with the same weights is one row

@@ -72,11 +72,12 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
         "--seed": ("7", "seed", 7),
     }
     arguments = [word for option, (text, _, _) in options.items() for word in (option, text)]
-    arguments += ["--stop", "xx", "--stop", "yy", "--base-sees-preference", "--device", "cpu", "--threads", "1"]
+    arguments += ["--stop", "xx", "--stop", "yy", "--base-sees-preference", "--offer-end"]
+    arguments += ["--device", "cpu", "--threads", "1"]
     assert main(["generate", str(tiny_bundle), "hi", "--json", *arguments]) == 0
     config = json.loads(capsys.readouterr().out)["config"]
     expected = {name: value for _, name, value in options.values()}
-    assert config == {**expected, "stop": ["xx", "yy"], "base_sees_preference": True}
+    assert config == {**expected, "stop": ["xx", "yy"], "base_sees_preference": True, "offer_end": True}
 
 
 def test_the_defaults_are_those_of_the_library(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
