@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -14,6 +16,22 @@ from pad_export.cli import main
 from pad_export.engine import EngineBuilder
 from pad_runtime import contract
 from pad_runtime.errors import EngineError
+
+Refusal: TypeAlias = Callable[[list[str], str, str], None]
+
+
+@pytest.fixture
+def check_refused(models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Runs pad-export with options, and sees one line that says what was given and expected, and nothing written."""
+
+    def check(options: list[str], given: str, expected: str) -> None:
+        assert main(["--base", str(models[0]), "-o", str(tmp_path / "bundle"), "--quiet", *options]) == 2
+        line = error_line(capsys.readouterr().err, "pad-export")
+        assert given in line
+        assert expected in line
+        assert not any(tmp_path.iterdir())
+
+    return check
 
 
 @needs_library
@@ -31,29 +49,9 @@ from pad_runtime.errors import EngineError
     ],
 )
 def test_options_that_do_not_go_with_the_library(
-    models: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    given: str,
-    expected: str,
+    check_refused: Refusal, options: list[str], given: str, expected: str
 ) -> None:
-    check_refused(models[0], tmp_path, capsys, options, given, expected)
-
-
-def check_refused(
-    base: Path,
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    given: str,
-    expected: str,
-) -> None:
-    assert main(["--base", str(base), "-o", str(folder / "bundle"), "--quiet", *options]) == 2
-    line = error_line(capsys.readouterr().err, "pad-export")
-    assert given in line
-    assert expected in line
-    assert not any(folder.iterdir())
+    check_refused(options, given, expected)
 
 
 @pytest.mark.parametrize(
@@ -64,15 +62,8 @@ def check_refused(
         (["--target", "tensorrt", "--dialect", "ort"], "--dialect ort with --target tensorrt", "--dialect standard"),
     ],
 )
-def test_options_that_do_not_go_together(
-    models: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    given: str,
-    expected: str,
-) -> None:
-    check_refused(models[0], tmp_path, capsys, options, given, expected)
+def test_options_that_do_not_go_together(check_refused: Refusal, options: list[str], given: str, expected: str) -> None:
+    check_refused(options, given, expected)
 
 
 @pytest.mark.parametrize("target", contract.ENGINE_TARGETS)
