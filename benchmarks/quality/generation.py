@@ -75,7 +75,9 @@ class CellGenerator:
 
     def config(self, cell: Cell) -> GenerationConfig:
         """Greedy."""
-        return GenerationConfig(beta=cell.beta, top_k=cell.top_k, max_new_tokens=cell.max_new_tokens)
+        return GenerationConfig(
+            beta=cell.beta, top_k=cell.top_k, max_new_tokens=cell.max_new_tokens, offer_end=cell.offer_end
+        )
 
     def __call__(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
         """Batches of prompts of like length; the replies come in the order of the prompts."""

@@ -13,6 +13,7 @@ from traits import Trait
 
 Method = Literal["base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm"]
 BETA, TOP_K = 1.5, 10  # fixed on 40 questions of the training list, before these were asked; the paper has 1 and 10
+ABOUT_ENDING = ("concise",)  # these users are offered the end of the turn at every step, whoever answers them
 WIDE_TOP_K = 1024  # all that the bundle allows
 BETAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 TOP_KS = (1, 5, 10, 20, 40)
@@ -67,6 +68,11 @@ class Cell:
     beta: float = BETA
     top_k: int = TOP_K
     max_new_tokens: int
+
+    @property
+    def offer_end(self) -> bool:
+        """See `GenerationConfig`; for a user whose wish is also about where a reply ends."""
+        return any(name in ABOUT_ENDING for name, _ in self.weights)
 
     @property
     def slug(self) -> str:

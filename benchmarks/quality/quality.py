@@ -27,7 +27,7 @@ from typing import Any, get_args
 from evaluation import Evaluation
 from generation import Job, fill
 from judges import load_judges
-from methods import BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
+from methods import ABOUT_ENDING, BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
 from pad_runtime.manifest import Precision
 from quality_bundle import MAX_BATCH, RANDOM_SEED, ensure_bundle, ensure_scales, fingerprint
 from random_reward import factors, write_random_persrm
@@ -139,6 +139,7 @@ def main() -> None:
             "beta": BETA,
             "top_k": TOP_K,
             "persrm_alone_top_k": WIDE_TOP_K,
+            "offer_end": list(ABOUT_ENDING),
             "max_batch": MAX_BATCH,
             "fingerprint": [mark, words_mark],
             "interval": "95 %, percentile bootstrap over prompts, 4000 resamples",

@@ -11,6 +11,7 @@ import pytest
 
 import estimates
 from estimates import bootstrap, distance_to_trained, outcomes, rank_correlation, win_rate
+from generation import CellGenerator
 from methods import PARTS, Cell, base_cell, pad_cell, part_cells, trait_cell
 from replies import Reply, ReplyFile, ReplyStore, complete
 from traits import UNSEEN, Trait, load_traits
@@ -217,6 +218,16 @@ def test_what_asks_nothing_of_the_reward_is_the_base(traits: dict[str, Trait]) -
     assert pad_cell({"simple": 1.0}, traits, top_k=1) == base
     assert pad_cell({"simple": 0.0}, traits) == base
     assert pad_cell({"simple": 0.5}, traits) != base
+
+
+def test_the_end_is_offered_to_those_whose_wish_is_about_length(traits: dict[str, Trait]) -> None:
+    for part in PARTS:
+        for cell in part_cells(part, traits):
+            assert cell.offer_end == ("concise" in dict(cell.weights)), cell.slug
+    length, feeling = (trait_cell("random", traits[name], 1.0) for name in ("concise", "cheerful"))
+    speak = CellGenerator.__new__(CellGenerator)  # a cell's options need no bundle
+    assert speak.config(length).offer_end
+    assert not speak.config(feeling).offer_end
 
 
 def test_a_wording_of_the_training_is_refused(tmp_path: Path) -> None:
