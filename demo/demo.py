@@ -21,7 +21,7 @@ PEOPLE = {
     "Ben": Preference(weights={"cheerful": -1.0}),
     "Cem": Preference(weights={"simple": 0.7, "concise": 0.7}),
 }
-CONFIG = GenerationConfig(beta=1.0, top_k=10, max_new_tokens=80)
+CONFIG = GenerationConfig(beta=1.0, top_k=10, max_new_tokens=80, offer_end=True)  # for Cem, who wants it short
 
 
 def export() -> None:
@@ -67,7 +67,7 @@ def side_by_side(results: dict[str, GenerationResult]) -> str:
 def main() -> None:
     """Export, reply, print."""
     export()
-    print(f'2. "{QUESTION}"  (beta {CONFIG.beta:g}, top {CONFIG.top_k}, greedy, fp32, on this CPU)\n')
+    print(f'2. "{QUESTION}"  (beta {CONFIG.beta:g}, top {CONFIG.top_k} and the end, greedy, fp32, on this CPU)\n')
     print(side_by_side(reply_all()))
     bundle = BUNDLE.relative_to(ROOT)
     print("\n3. Your turn:")
