@@ -19,7 +19,7 @@ from error_checks import error_line, snapshot
 from pad_export import cli as export_cli
 from pad_export.persrm.cli import main
 from pad_export.persrm.pair import Pair
-from pad_export.persrm.pair_file import PairSource, read_pairs, write_pair
+from pad_export.persrm.pair_file import PairSource, pair_to_row, read_pairs
 from pad_export.persrm.persrm import read_persrm
 from pad_export.persrm.stage_trainer import StageTrainer
 
@@ -42,9 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> Path:
-    with path.open("w") as file:
-        for pair in pairs:
-            write_pair(file, pair)
+    path.write_text("".join(json.dumps(pair_to_row(pair)) + "\n" for pair in pairs))
     return path
 
 

@@ -20,16 +20,15 @@ import tiny_bundles
 import tiny_models
 from error_checks import edit_manifest, refused
 from fake_cuda import FakeRuntime
-from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
+from family_requests import BOTH, PROMPTS
+from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.cli import main
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import DeviceError, EngineError, OutOfMemoryError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.providers import find_provider, survey
 
-PROMPTS = [EncodedPrompt([5, 17, 41, 8], [9, 8, 7, 6]), EncodedPrompt([20, 21, 22], [25, 3])]
 CONFIG = GenerationConfig(beta=8.0, top_k=6, max_new_tokens=16)
-BOTH = Preference(weights={"one": 1.0, "two": 0.5})
 ONE = Preference(weights={"one": -1.0})
 
 

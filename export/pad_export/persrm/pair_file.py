@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pad_export.persrm.layouts import (
     Layout,
@@ -127,15 +127,6 @@ def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairRepo
         pairs += found
         reports.append(report)
     return pairs, reports
-
-
-def write_pair(file: TextIO, pair: Pair) -> None:
-    """Write a pair as one line of JSON, in ASCII.
-
-    Raises:
-        ValueError: a weight or margin is not finite.
-    """
-    file.write(json.dumps(pair_to_row(pair), allow_nan=False) + "\n")
 
 
 def pair_to_row(pair: Pair) -> dict[str, Any]:

@@ -22,14 +22,12 @@ from onnxruntime.capi import onnxruntime_inference_collection as ort_python
 import tiny_bundles
 import tiny_models
 from fake_cuda import FakeRuntime
-from family_requests import CONFIG, PROMPTS
+from family_requests import BOTH, CONFIG, PROMPTS
 from pad_rt import Generator, Preference
 from pad_runtime import contract, ort_provider
 from pad_runtime.bundle import Bundle
 from pad_runtime.manifest import read_manifest
 from pad_runtime.ort_graph import OrtGraph
-
-BOTH = Preference(weights={"one": 1.0, "two": 0.5})
 
 
 @pytest.fixture(scope="module")
