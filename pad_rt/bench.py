@@ -190,7 +190,7 @@ def measure_replies(generator: Generator, workload: Workload, *, batch: int = 1)
 
 def settling(bundle: Bundle) -> Callable[[], None] | None:
     """What waits for the device, where a step's ids are given out while it runs the next one; None on a CPU."""
-    return None if bundle.provider.device == "cpu" else bundle.provider.synchronize
+    return None if bundle.provider.device == "cpu" else bundle.provider.memory.synchronize
 
 
 def open_bundle(folder: Path, *, device: str = "auto", num_threads: int | None = None) -> Bundle:

@@ -36,7 +36,7 @@ class AdapterBank:
     """Loads adapters and heads once and hands out graph inputs for any set of active PersRMs."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider) -> None:
-        self._folder, self._manifest, self._provider = folder, manifest, provider
+        self._folder, self._manifest, self._memory = folder, manifest, provider.memory
         self._files: dict[str, dict[str, Array]] = {}
         self._sets: OrderedDict[tuple[object, ...], dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
@@ -181,4 +181,4 @@ class AdapterBank:
         return self._files[name]
 
     def _upload(self, parts: list[Array], axis: int) -> Buffer:
-        return self._provider.upload(parts[0] if len(parts) == 1 else np.concatenate(parts, axis))
+        return self._memory.upload(parts[0] if len(parts) == 1 else np.concatenate(parts, axis))

@@ -89,18 +89,6 @@ class CudaBuffer:
             self._cuda.free(self.address)
 
 
-def zeros_on_host(shape: Sequence[int], dtype: npt.DTypeLike) -> HostBuffer:
-    """A zeroed buffer of the host.
-
-    Raises:
-        OutOfMemoryError: says how much was asked for.
-    """
-    try:
-        return HostBuffer(np.zeros(shape, dtype))
-    except MemoryError:
-        raise out_of_memory(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize) from None
-
-
 def out_of_memory(size: int) -> OutOfMemoryError:
     """The error for a buffer of that many bytes."""
     return OutOfMemoryError(

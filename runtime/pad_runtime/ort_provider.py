@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -12,13 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
 from pad_runtime import contract
-from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer, zeros_on_host
 from pad_runtime.cuda import Cuda, find_cuda
+from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
-from pad_runtime.ids import CudaIds, HostIds, Ids
 from pad_runtime.kernel_cache import cache_folder
 from pad_runtime.manifest import Manifest
 from pad_runtime.ort_graph import OrtGraph
@@ -100,6 +97,7 @@ class OrtProvider:
         device: one of `ORT_DEVICES`.
         num_threads: as given.
         captures: whether repeated runs are captured: a replay reads no host input anew, and no buffer may move.
+        memory: makes the buffers of its graphs.
     """
 
     def __init__(
@@ -144,6 +142,7 @@ class OrtProvider:
         if entry.on_cuda:
             self._cuda = find_cuda()
             self._load_libraries()
+        self.memory = DeviceMemory(self._cuda)
         self._plugin_devices = self._register_plugin() if entry.plugin else []
         if entry.on_cuda:
             self._probe()  # now, and not when "auto" has made its choice
@@ -304,36 +303,6 @@ class OrtProvider:
         if self._cuda:  # nobody waits for the run, only for the ids, which are copied on the same stream
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options, graph_id
-
-    # -- buffers ------------------------------------------------------------------------------------------------------
-
-    def zeros(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Buffer:
-        """A zeroed buffer on the device.
-
-        Raises:
-            OutOfMemoryError: says how much was asked for.
-        """
-        return CudaBuffer(self._cuda, shape, dtype) if self._cuda else zeros_on_host(shape, dtype)
-
-    def upload(self, array: Array, *, host: bool = False) -> Buffer:
-        """A buffer holding `array`, on the device or, for inputs that are read there, the host.
-
-        On a CPU it is the array's own memory.
-        """
-        if host or self._cuda is None:
-            return HostBuffer(array)
-        buffer = CudaBuffer(self._cuda, array.shape, array.dtype)
-        buffer.write(array)
-        return buffer
-
-    def ids(self, count: int) -> Ids:
-        """A place for int64 ids that a graph chooses."""
-        return CudaIds(self._cuda, count) if self._cuda else HostIds(count)
-
-    def synchronize(self) -> None:
-        """Wait for all that the device has to do."""
-        if self._cuda:
-            self._cuda.synchronize()
 
 
 def _first_line(error: Exception) -> str:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy.typing as npt
-
 from pad_runtime import contract
-from pad_runtime.buffers import Array, Buffer
+from pad_runtime.buffers import Buffer
+from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import DeviceError, EngineError
-from pad_runtime.ids import Ids
 from pad_runtime.manifest import Manifest
 from pad_runtime.ort_provider import ORT_DEVICES, OrtProvider
 from pad_runtime.tensorrt_provider import TensorRtProvider
@@ -42,16 +40,18 @@ class Graph(Protocol):
 
 
 class Provider(Protocol):
-    """Opens graphs and makes buffers on one device.
+    """Opens graphs on one device.
 
     Attributes:
         device: one of `DEVICES`.
         captures: whether a repeated run has read its host inputs for good.
+        memory: makes the buffers that its graphs read and write.
         version: the library and its version.
     """
 
     device: str
     captures: bool
+    memory: DeviceMemory
 
     @property
     def version(self) -> str:
@@ -59,18 +59,6 @@ class Provider(Protocol):
 
     def open(self, folder: Path, manifest: Manifest, graph: str) -> Graph:
         """Open one of a bundle's graphs."""
-
-    def zeros(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Buffer:
-        """A zeroed buffer on the device."""
-
-    def upload(self, array: Array, *, host: bool = False) -> Buffer:
-        """A buffer holding `array`, on the device or, for inputs that are read there, the host."""
-
-    def ids(self, count: int) -> Ids:
-        """A place for int64 ids that a graph chooses."""
-
-    def synchronize(self) -> None:
-        """Wait for all that the device has to do."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,8 @@ class GraphStep:
     """`Step` on a graph, whatever runs it."""
 
     def __init__(self, graph: Graph, manifest: Manifest, bank: AdapterBank, provider: Provider) -> None:
-        self._graph, self._manifest, self._bank, self._provider = graph, manifest, bank, provider
+        self._graph, self._manifest, self._bank = graph, manifest, bank
+        self._memory, self._captures = provider.memory, provider.captures
         self._input_names = [value.name for value in graph.inputs]
         self._output_names = [value.name for value in graph.outputs]
         self._trunks = [
@@ -115,7 +116,7 @@ class GraphStep:
         self._widths: list[tuple[int, int]] = []  # prompts and rows that the caches are for, by trunk
         self._stale = True  # a bound buffer was replaced since the runs were made
         self._turn = 0
-        self._ids = provider.ids(1)
+        self._ids = self._memory.ids(1)
         self._take = self._ids.take
         self.bytes_to_host = BYTES_PER_ID  # per step
 
@@ -132,12 +133,12 @@ class GraphStep:
         prefill: dict[str, Buffer] = {}
         for (_, _, at), trunk in zip(self._trunks, read, strict=True):
             ids, lengths = _pad(trunk.prompts)
-            prefill[at + contract.INPUT_IDS] = self._provider.upload(ids)
-            prefill[at + contract.SEQLENS_K] = self._provider.upload((lengths - 1).astype(np.int32))
-            prefill[at + contract.LAST_TOKEN] = self._provider.upload((lengths - 1)[:, None])
+            prefill[at + contract.INPUT_IDS] = self._memory.upload(ids)
+            prefill[at + contract.SEQLENS_K] = self._memory.upload((lengths - 1).astype(np.int32))
+            prefill[at + contract.LAST_TOKEN] = self._memory.upload((lengths - 1)[:, None])
             length = np.array(ids.shape[1], np.int32)
-            prefill[at + contract.TOTAL_SEQUENCE_LENGTH] = self._provider.upload(length, host=True)
-        prefill[contract.STEP] = self._provider.upload(np.zeros(1, np.int64))
+            prefill[at + contract.TOTAL_SEQUENCE_LENGTH] = self._memory.upload(length, host=True)
+        prefill[contract.STEP] = self._memory.upload(np.zeros(1, np.int64))
         fresh = self._stale
         if fresh:
             turns = self._turns
@@ -211,14 +212,14 @@ class GraphStep:
                 width = prompts if layer < trunk.prompt_layers else rows
                 shape = (width, trunk.num_kv_heads, needed, trunk.head_dim)
                 for name in (contract.past_key(layer), contract.past_value(layer)):
-                    self._values[at + name] = self._provider.zeros(shape, self._bank.float_type)
+                    self._values[at + name] = self._memory.zeros(shape, self._bank.float_type)
             for turn in self._turns:
-                turn[at + contract.INPUT_IDS] = self._provider.zeros((prompts, 1), np.int64)
-                turn[at + contract.SEQLENS_K] = self._provider.zeros((prompts,), np.int32)
+                turn[at + contract.INPUT_IDS] = self._memory.zeros((prompts, 1), np.int64)
+                turn[at + contract.SEQLENS_K] = self._memory.zeros((prompts,), np.int32)
             self._put(at + contract.LAST_TOKEN, np.zeros((prompts, 1), np.int64))
             self._put(at + contract.TOTAL_SEQUENCE_LENGTH, np.array(needed, np.int32))
         for turn in self._turns:
-            turn[contract.STEP] = self._provider.zeros((1,), np.int64)
+            turn[contract.STEP] = self._memory.zeros((1,), np.int64)
         self._put(contract.MAX_POSITION, np.array([needed - 1], np.int32))
         self._widths = widths
 
@@ -251,7 +252,7 @@ class GraphStep:
                     self._put(name, array)
                     self._heads[name] = array
         if self.bytes_to_host != batch * BYTES_PER_ID:
-            self._ids = self._provider.ids(batch)
+            self._ids = self._memory.ids(batch)
             self._take = self._ids.take
             self.bytes_to_host, self._stale = batch * BYTES_PER_ID, True
         trace = {}
@@ -263,7 +264,7 @@ class GraphStep:
                 (np.int64, np.float32, np.float32),
                 strict=True,
             ):
-                trace[name] = self._provider.zeros(shape, dtype)
+                trace[name] = self._memory.zeros(shape, dtype)
         self._stale |= bool(trace or self._trace)
         self._trace = trace
 
@@ -276,9 +277,9 @@ class GraphStep:
         on_host = name.rpartition(".")[2] in self._graph.host_inputs
         if buffer is None or buffer.shape != array.shape:
             # A copy: on a host a buffer is the array's own memory, and this one will be written to.
-            self._values[name], self._stale = self._provider.upload(array.copy(), host=on_host), True
+            self._values[name], self._stale = self._memory.upload(array.copy(), host=on_host), True
             return
-        if on_host and self._provider.captures:
+        if on_host and self._captures:
             self._stale |= not np.array_equal(buffer.read(), array)
         buffer.write(array)
 

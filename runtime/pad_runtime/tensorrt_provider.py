@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pad_runtime.buffers import Array, Buffer, CudaBuffer, HostBuffer
+from pad_runtime.buffers import Buffer, CudaBuffer
 from pad_runtime.cuda import find_cuda
+from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.engine import EngineHost, find_engine, this_platform
 from pad_runtime.errors import DeviceError, EngineError
-from pad_runtime.ids import CudaIds, Ids
 from pad_runtime.kernel_cache import cache_folder, load_cache, save_cache
 from pad_runtime.manifest import EngineInfo, Manifest
 
@@ -87,6 +86,7 @@ class TensorRtProvider:
         device: "tensorrt" or "tensorrt-rtx".
         capture: whether steps are to be replayed as a CUDA graph.
         captures: a repeated run has read its host inputs for good, and no buffer may move: always so here.
+        memory: makes the buffers of its graphs.
         log: what the library says.
         host: what engines must have been built for.
     """
@@ -107,6 +107,7 @@ class TensorRtProvider:
         self.device, self.capture = device, capture
         self._trt = load_tensorrt(device)
         self._cuda = find_cuda()
+        self.memory = DeviceMemory(self._cuda)
         self.host = EngineHost(device, str(self._trt.__version__), self._cuda.gpu().compute_capability, this_platform())
         self.log = make_log(self._trt)
         self._runtime = self._trt.Runtime(self.log)
@@ -151,30 +152,6 @@ class TensorRtProvider:
             )
         cache = cache_folder(self.device) / f"{manifest.files[info.file].sha256[:16]}.kernels"
         return TensorRtGraph(self, engine, info, manifest.max_length, cache)
-
-    def zeros(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Buffer:
-        """A zeroed buffer on the device.
-
-        Raises:
-            OutOfMemoryError: says how much was asked for.
-        """
-        return CudaBuffer(self._cuda, shape, dtype)
-
-    def upload(self, array: Array, *, host: bool = False) -> Buffer:
-        """A buffer holding `array`, on the device or, for inputs that are read there, the host."""
-        if host:
-            return HostBuffer(array)
-        buffer = CudaBuffer(self._cuda, array.shape, array.dtype)
-        buffer.write(array)
-        return buffer
-
-    def ids(self, count: int) -> Ids:
-        """A place for int64 ids that a graph chooses."""
-        return CudaIds(self._cuda, count)
-
-    def synchronize(self) -> None:
-        """Wait for all that the device has to do."""
-        self._cuda.synchronize()
 
 
 @dataclass(frozen=True)

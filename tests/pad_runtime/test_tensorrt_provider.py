@@ -304,6 +304,6 @@ def test_the_simulation_notices_memory_that_was_given_back(
     expected = reply(generator, preference(bundle))
     (idle,) = generator._idle[True]
     for name in [name for name in idle._values if "past_key_values" in name]:
-        idle._values[name] = step.provider.zeros(idle._values[name].shape, idle._values[name].dtype)
+        idle._values[name] = step.provider.memory.zeros(idle._values[name].shape, idle._values[name].dtype)
     gc.collect()
     assert reply(generator, preference(bundle)) != expected

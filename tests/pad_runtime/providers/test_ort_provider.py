@@ -77,7 +77,7 @@ def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
     assert asked.own["enable_cuda_graph"] == "1"
     assert graph.capacity is None
     assert not asked.overrides
-    assert isinstance(provider.zeros((2, 3), np.float16), buffers.CudaBuffer)
+    assert isinstance(provider.memory.zeros((2, 3), np.float16), buffers.CudaBuffer)
     plain = OrtProvider("cuda", manifest=manifest, capture=False)
     plain.open(half, manifest, contract.STEP_GRAPH)
     assert "enable_cuda_graph" not in asked.own

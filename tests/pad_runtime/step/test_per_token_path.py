@@ -118,7 +118,7 @@ def poisoned(step: GraphStep) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (step_module, buffers, ids, sys.modules[type(step._bank).__module__]):
             patch.setattr(module, "np", Poison())
-        for name in ("_provider", "_bank", "_manifest", "_graph"):
+        for name in ("_memory", "_bank", "_manifest", "_graph"):
             patch.setattr(step, name, Poison())
         yield
 
@@ -189,7 +189,7 @@ class Rebinding(GraphStep):
 
 class Uploading(GraphStep):
     def step(self) -> Any:
-        self._values[contract.TOP_K] = self._provider.upload(np.array([10]))
+        self._values[contract.TOP_K] = self._memory.upload(np.array([10]))
         return super().step()
 
 
