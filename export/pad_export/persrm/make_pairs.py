@@ -27,7 +27,7 @@ from pad_export.persrm.scorer import Scorer
 from pad_runtime.errors import CheckpointError, OptionError
 
 _SAME = "the scorer sees no difference"
-_MIN_DISTINCT = 0.6  # share of different words below which a reply only repeats itself
+_MIN_DISTINCT, _WINDOW = 0.6, 60  # share of different words, among as many, below which a reply only repeats itself
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ def rank_pairs(
 ) -> Counter[str]:
     """Rank given replies by every feature's scorer, and write a pair for each feature that tells them apart.
 
+    Where a pair's weights name any of the features, those alone rank it: its replies were made to differ in them.
+
     Returns:
         As `make_pairs`.
     """
@@ -100,11 +102,12 @@ def rank_pairs(
     ranked = [(feature, feature.sampling) for feature in features if feature.sampling is not None]
     for pair in pairs:
         prompt = pair.messages[-1]["content"]
-        for feature, sampling in ranked:
+        named = [(feature, sampling) for feature, sampling in ranked if feature.name in pair.weights]
+        for feature, sampling in named or ranked:
             first, second = scorers[feature.name]([prompt, prompt], [pair.chosen, pair.rejected])
             better = pair if first > second else swapped(pair)
-            if abs(first - second) <= sampling.min_gap:
-                counts[_SAME] += 1
+            if reason := _reason(better.chosen, better.rejected, abs(first - second), sampling):
+                counts[reason] += 1
                 continue
             counts[feature.name] += 1
             rows.append(pair_to_row(replace(better, preference=None, weights={feature.name: 1.0}, margins={})))
@@ -145,7 +148,7 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
         [more.text for _, more, _ in couples] + [less.text for _, _, less in couples],
     )
     for index, (prompt, more, less) in enumerate(couples):
-        reason = _reason(more, less, marks[index] - marks[len(couples) + index], sampling)
+        reason = _reason(more.text, less.text, marks[index] - marks[len(couples) + index], sampling)
         yield {"dropped": reason} if reason else _row(prompt, more, less, task.feature.name)
 
 
@@ -173,13 +176,14 @@ def _beginning(reply: Reply, min_words: int) -> Reply:
     return reply
 
 
-def _reason(chosen: Reply, rejected: Reply, gap: float, sampling: Sampling) -> str:
+def _reason(chosen: str, rejected: str, gap: float, sampling: Sampling) -> str:
     """Why two replies make no pair; "" if they do."""
     for reply in (chosen, rejected):
-        words = reply.text.lower().split()
+        words = reply.lower().split()
         if len(words) < sampling.min_words:
             return "too short"
-        if len(set(words)) < _MIN_DISTINCT * len(words):
+        windows = (words[at : at + _WINDOW] for at in range(max(1, len(words) - _WINDOW + 1)))
+        if any(len(set(window)) < _MIN_DISTINCT * len(window) for window in windows):
             return "repeats itself"
     return "" if gap > sampling.min_gap else _SAME
 

@@ -130,3 +130,26 @@ def test_replies_that_were_given_are_ranked(tmp_path: Path) -> None:
     (pair,) = pairs_of(tmp_path / "other.jsonl")
     assert other == {"length": 1}
     assert (pair.chosen, pair.chosen_finished, pair.rejected_finished) == ("bbbb", True, False)  # places changed
+
+
+def test_replies_made_for_a_feature_are_ranked_by_it_alone(tmp_path: Path) -> None:
+    prompt = ({"role": "user", "content": "p"},)
+    pairs = [Pair(prompt, "xy", "aeiou", weights={"vowels": 1.0}), Pair(prompt, "xyz", "ae")]
+    scorers = {"vowels": many_vowels, "length": length}
+    rank_pairs(pairs, [feature(), feature("length")], scorers, tmp_path / "ranked.jsonl")
+    assert [(pair.chosen, dict(pair.weights)) for pair in pairs_of(tmp_path / "ranked.jsonl")] == [
+        ("aeiou", {"vowels": 1.0}),
+        ("ae", {"vowels": 1.0}),
+        ("xyz", {"length": 1.0}),
+    ]
+
+
+def test_given_replies_that_loop_or_say_nothing_make_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MIN_DISTINCT", 0.6)  # what is shipped, which random weights would not pass
+    prompt = ({"role": "user", "content": "p"},)
+    long = " ".join(f"word{number % 80}" for number in range(300))  # no loop: a long text uses its words again
+    loop = long + " a b c d" * 20
+    pairs = [Pair(prompt, long, "x y"), Pair(prompt, "x y", loop), Pair(prompt, "x", long)]
+    counts = rank_pairs(pairs, [feature("length", min_words=2)], {"length": length}, tmp_path / "ranked.jsonl")
+    assert counts == {"length": 1, "repeats itself": 1, "too short": 1}
+    assert [pair.chosen for pair in pairs_of(tmp_path / "ranked.jsonl")] == [long]
