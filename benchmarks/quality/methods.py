@@ -13,7 +13,7 @@ from traits import Trait
 
 Method = Literal["base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm"]
 BETA, TOP_K = 1.5, 10  # fixed on 40 questions of the training list, before these were asked; the paper has 1 and 10
-ABOUT_ENDING = ("concise",)  # these users are offered the end of the turn at every step, whoever answers them
+ABOUT_ENDING = ("concise",)  # these users are offered the end of the turn at every step
 WIDE_TOP_K = 1024  # all that the bundle allows
 BETAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 TOP_KS = (1, 5, 10, 20, 40)
@@ -71,8 +71,11 @@ class Cell:
 
     @property
     def offer_end(self) -> bool:
-        """See `GenerationConfig`; for a user whose wish is also about where a reply ends."""
-        return any(name in ABOUT_ENDING for name, _ in self.weights)
+        """See `GenerationConfig`; for a user whose wish is also about where a reply ends.
+
+        The PersRM alone has all the candidates that the bundle allows, and no room for another.
+        """
+        return self.method != "persrm" and any(name in ABOUT_ENDING for name, _ in self.weights)
 
     @property
     def slug(self) -> str:
