@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 from gpu_rows import Row
 from gpu_shapes import SHAPES
 from gpu_task import GpuTask, serve_rows
+from pad_export.kv_cache import cache_argument
 from pad_rt.rounds import Spread, compare, turn
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -44,6 +45,7 @@ class _Model:
         torch.set_default_dtype(before)
         length = row.prompt + max(task.settings.new_tokens, _WARMUP) + 1
         self._cache = StaticCache(config=config, max_cache_len=length)
+        self._read_from = cache_argument(self._cache)
         self._step: Callable[..., Any] = self._forward
         if _compiles(task):
             self._step = torch.compile(self._forward, mode="reduce-overhead", fullgraph=True)
@@ -59,7 +61,7 @@ class _Model:
         return logits
 
     def _forward(self, ids: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._model(input_ids=ids, past_key_values=self._cache, logits_to_keep=1).logits
+        logits: torch.Tensor = self._model(input_ids=ids, logits_to_keep=1, **self._read_from).logits
         return logits[:, -1]
 
 

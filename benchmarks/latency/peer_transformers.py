@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessor
 
+from pad_export.kv_cache import cache_argument
 from peer_loop import Task, serve
 
 
@@ -24,7 +25,7 @@ class PadProcessor(LogitsProcessor):
         """Scores [1, vocab], -inf but for the candidates; `input_ids` [1, n] ends with the token chosen last."""
         unread = input_ids[:, -1:] if self._unread is None else self._unread
         self._unread = None
-        rewards = self._persrm(input_ids=unread, past_key_values=self._cache, logits_to_keep=1).logits[:, -1]
+        rewards = self._persrm(input_ids=unread, logits_to_keep=1, **cache_argument(self._cache)).logits[:, -1]
         base, candidates = scores.topk(self._top_k)
         mixed = base + self._beta * (rewards.gather(-1, candidates) - base)
         return torch.full_like(scores, -torch.inf).scatter(-1, candidates, mixed)
@@ -47,7 +48,7 @@ class Transformers:
         processor = PadProcessor(self._persrm, task.reward_ids, top_k=task.top_k, beta=task.beta) if guided else None
         cache, unread = DynamicCache(), torch.tensor([task.base_ids])
         while True:
-            scores = self._base(input_ids=unread, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+            scores = self._base(input_ids=unread, logits_to_keep=1, **cache_argument(cache)).logits[:, -1]
             if processor:
                 scores = processor(unread, scores)
             unread = scores.argmax(-1, keepdim=True)

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from pad_export.checkpoint import open_checkpoint
+from pad_export.kv_cache import cache_argument
 from pad_export.reference import load_model
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.prompt import PromptEncoder
@@ -45,7 +46,7 @@ class BasePerplexity:
         later = first[:0]
         if ids.numel() > 1:
             cache = copy.deepcopy(cache)
-            later = self._model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True).logits[0]
+            later = self._model(input_ids=ids[:, :-1], use_cache=True, **cache_argument(cache)).logits[0]
         loss = torch.nn.functional.cross_entropy(torch.cat([first, later]), ids[0])
         return round(math.exp(min(float(loss), 50.0)), 4)
 
@@ -54,6 +55,6 @@ class BasePerplexity:
         if prompt not in self._read:
             cache = DynamicCache()
             ids = torch.tensor([self._encoder.encode(prompt)])
-            logits = self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            logits = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache_argument(cache)).logits
             self._read[prompt] = cache, logits[0]
         return self._read[prompt]

@@ -41,7 +41,7 @@ def guided_pairs(
     generator: Generator, prompts: Sequence[str], features: Sequence[str], config: GenerationConfig
 ) -> Iterator[dict[str, Any]]:
     """Rows as `pad-train` reads them."""
-    size = generator.manifest.limits.max_batch
+    size = generator.manifest.max_batch
     for start in tqdm(range(0, len(prompts), size), desc="answering", unit="batch"):
         batch = list(prompts[start : start + size])
         usual = generator.generate_batch(batch, config=config)

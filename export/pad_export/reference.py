@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from transformers import DynamicCache
 
+from pad_export.kv_cache import cache_argument
 from pad_export.persrm.persrm import FeatureHead
 from pad_export.plan import Plan
 from pad_export.torch_model import load_model
@@ -58,7 +60,8 @@ class RowModel:
         """Run rows of any lengths, right-padded: attention is causal, so what follows a row changes nothing in it."""
         longest = max(len(row.ids) for row in rows)
         padded = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows])
-        output = self._model.model(input_ids=padded, use_cache=True)
+        cache = DynamicCache(config=self._model.model.config)
+        output = self._model.model(input_ids=padded, use_cache=True, **cache_argument(cache))
         hidden = [
             output.last_hidden_state[index, len(row.ids) - row.num_scored : len(row.ids)]
             for index, row in enumerate(rows)
@@ -70,9 +73,7 @@ class RowModel:
         else:
             logits = tuple(self._features(hidden, rows))
         return [
-            RowOutput(
-                row_logits, [_kept(layer, index, len(row.ids), longest) for layer in output.past_key_values.layers]
-            )
+            RowOutput(row_logits, [_kept(layer, index, len(row.ids), longest) for layer in cache.layers])
             for index, (row, row_logits) in enumerate(zip(rows, logits, strict=True))
         ]
 

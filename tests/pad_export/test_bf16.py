@@ -25,6 +25,7 @@ from pad_rt import Generator
 from pad_rt.cli import main as pad
 from pad_runtime import contract
 from pad_runtime.adapters import AdapterBank
+from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import DeviceError, VerificationError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.rows import Row
@@ -150,11 +151,10 @@ def test_a_cpu_refuses_it_in_a_line(bundle: Path, capsys: pytest.CaptureFixture[
     assert "bf16 weights, bfloat16 activations" in capsys.readouterr().out
 
 
-class Uploads:
-    """Stands for a provider that takes bfloat16: keeps what it is given."""
+class HostMemory:
+    """Stands for a provider that takes bfloat16: its memory is the host's."""
 
-    def upload(self, array: np.ndarray, *, host: bool = False) -> Any:
-        return array
+    memory = DeviceMemory(cuda=None)
 
 
 def test_adapters_and_heads_are_handed_over_in_bfloat16(tiny: tiny_models.TinyModels, tmp_path: Path) -> None:
@@ -162,13 +162,14 @@ def test_adapters_and_heads_are_handed_over_in_bfloat16(tiny: tiny_models.TinyMo
     tiny_models.make_adapter(adapter, tiny.base, seed=2)
     tiny_models.make_head(adapter, 84, d=2, seed=6)
     bundle = tiny_bundles.export(tmp_path / "bundle", tiny.base, [adapter], precision="bf16")
-    bank = AdapterBank(bundle, read_manifest(bundle), Uploads())  # type: ignore[arg-type]
+    bank = AdapterBank(bundle, read_manifest(bundle), HostMemory())  # type: ignore[arg-type]
     sequences = [[[Row((1,), 0.0, None, ()), Row((1,), 1.0, 0, (0.5, 0.25))]]]
-    values = {**bank.factors((0,)), **bank.heads((0,), sequences), **bank.row_inputs((0,), sequences)}
-    assert {array.dtype.name for array in values.values()} == {"bfloat16"}  # type: ignore[attr-defined]
+    factors = bank.factors((0,))
+    values = {**bank.heads((0,), sequences), **bank.row_inputs((0,), sequences)}
+    assert {array.dtype.name for array in (*factors.values(), *values.values())} == {"bfloat16"}
     stored = load_file(bundle / "adapters/adapter.safetensors")
     for name in (contract.lora_a(1, "qkv"), contract.lora_b(0, "down")):
-        np.testing.assert_array_equal(np.asarray(values[name], np.float32), stored[name].float().numpy())
+        np.testing.assert_array_equal(factors[name].read().astype(np.float32), stored[name].float().numpy())
     heads = load_file(bundle / "heads/adapter.safetensors")["heads"].float()
     mixed = (0.5 * heads[0] + 0.25 * heads[1]).numpy()
     np.testing.assert_allclose(np.asarray(values[contract.FEATURE_HEADS], np.float32)[0], mixed, atol=0.01)

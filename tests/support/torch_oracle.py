@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+from pad_export.kv_cache import cache_argument
 from pad_export.tolerance import TOLERANCE, difference
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
@@ -67,7 +68,7 @@ class TorchModel:
     def cache(self, ids: Sequence[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Key and value of every layer, [kv_heads, s, head_dim]."""
         cache = DynamicCache()  # without the config: full length in sliding layers too
-        self._model.model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True)
+        self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=True, **cache_argument(cache))
         return [(layer.keys[0], layer.values[0]) for layer in cache.layers]
 
 

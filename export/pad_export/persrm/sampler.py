@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import DynamicCache
 
+from pad_export.kv_cache import cache_argument
 from pad_export.persrm.backbone import Backbone
 
 TEMPERATURE = 0.8
@@ -61,12 +63,11 @@ def sample_replies(
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     tokens = torch.zeros(len(owners), 0, dtype=torch.long)
     done = torch.zeros(len(owners), 1, dtype=torch.bool)
-    cache = None
+    cache = DynamicCache(config=backbone.model.model.config)
     for step in range(max_new_tokens):
         output = backbone.model.model(
-            ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+            ids, attention_mask=mask, position_ids=position, use_cache=True, **cache_argument(cache)
         )
-        cache = output.past_key_values
         hidden = output.last_hidden_state[:, -1]  # [n x rows, hidden]
         if step == 0:  # prompts were read once for all candidates of a draw
             copies = _rows_of(torch.tensor(owners), rows)

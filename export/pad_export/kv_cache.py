@@ -1,0 +1,15 @@
+"""The KV cache of a transformers model, whatever its release calls the argument."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import Cache, LlamaModel
+
+_ARGUMENT = "cache" if "cache" in inspect.signature(LlamaModel.forward).parameters else "past_key_values"  # before 5.24
+
+
+def cache_argument(cache: Cache | None) -> dict[str, Any]:
+    """Keyword arguments that have `model(...)` read `cache` and append to it in place."""
+    return {_ARGUMENT: cache}
