@@ -19,7 +19,7 @@ from pad_rt.preference import Preference, PreferenceLike
 from pad_rt.prompt import Prompt
 from perplexity import BasePerplexity
 from quality_bundle import MAX_BATCH
-from random_reward import PREFIX
+from random_reward import random_weights
 from replies import Reply, ReplyFile, ReplyStore, complete
 from smollm2 import find_smollm2
 
@@ -30,7 +30,7 @@ class Job:
 
     Attributes:
         bundle, words_bundle: the folder of the one that is asked by weights, and of the one that is asked in words.
-        factors: weight of each feature's random twin, (feature, factor).
+        factors: length of the random directions that stand for a feature, (feature, factor).
         store: where replies are kept.
         fingerprint: see `ReplyStore`.
         num_perplexities: see `replies.complete`.
@@ -70,7 +70,7 @@ class CellGenerator:
         if cell.method == "pad_words":
             return prompt, cell.text
         if cell.method == "random":
-            return prompt, Preference(weights={PREFIX + name: w * self._factors[name] for name, w in weights.items()})
+            return prompt, Preference(weights=random_weights(prompt, weights, self._factors))
         return prompt, Preference(weights=weights)
 
     def config(self, cell: Cell) -> GenerationConfig:

@@ -55,8 +55,8 @@ class Cell:
         method: base (the model alone), prompted (the base with the preference in its prompt, in the PersRM's template),
             system (the base with the preference as system message), pad (by weights), pad_words (by words),
             pad_prompted (by weights, base and PersRM reading the preference in their prompt too), random (pad with a
-            random reward of equal scale), persrm (the PersRM alone: pad over all candidates that the bundle allows,
-            which for a weight of +1 on one feature and beta 1 is exactly z_persrm).
+            random reward of equal scale, another one for each prompt), persrm (the PersRM alone: pad over all
+            candidates that the bundle allows, which for a weight of +1 on one feature and beta 1 is exactly z_persrm).
         weights: what the user wants, feature and weight.
         text: the same in words, for the methods that read words.
         beta, top_k, max_new_tokens: see `GenerationConfig`.

@@ -1,6 +1,6 @@
 """The bundles under test, exported here when missing or stale.
 
-One holds the PersRM that is asked by weights, and its random twin; the other the PersRM that reads words.
+One holds the PersRM that is asked by weights, and a random one; the other the PersRM that reads words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from methods import TOP_K, WIDE_TOP_K
 from pad_export.export import export_bundle
 from pad_rt import Generator
 from pad_runtime.manifest import Precision
-from random_reward import Scale, calibrate
+from random_reward import NUM_FEATURES, Scale, calibrate
 from smollm2 import find_smollm2
 
 MAX_BATCH = 8
@@ -32,7 +32,9 @@ def fingerprint(persrm: Path, precision: str) -> str:
             raise SystemExit(f"{path} is missing: the benchmark needs a PersRM with a feature head")
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     digest.update(
-        json.dumps([precision, RANDOM_SEED, MAX_BATCH, WIDE_TOP_K, version("pad-rt"), version("onnxruntime")]).encode()
+        json.dumps(
+            [precision, RANDOM_SEED, NUM_FEATURES, MAX_BATCH, WIDE_TOP_K, version("pad-rt"), version("onnxruntime")]
+        ).encode()
     )
     return digest.hexdigest()[:16]
 

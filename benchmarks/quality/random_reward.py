@@ -1,7 +1,13 @@
-"""A random reward as large as the trained one: what any push of that size does, whatever it means."""
+"""A random reward as large as the trained one: what any push of that size does, whatever it means.
+
+Every question of every user gets a random reward of its own, a random direction in the space of some random features.
+One reward drawn once for all questions would lean one way (one such draw made sentences longer with weight 1, shorter
+with -1), and an interval over questions would not know of it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,17 +20,19 @@ from safetensors.torch import load_file, save_file
 
 from pad_rt import GenerationConfig, Generator, Preference
 
-NAME, PREFIX = "random", "random-"
+NAME = "random"
+NUM_FEATURES = 8  # that directions are drawn in
+FEATURES = tuple(f"{NAME}-{index}" for index in range(NUM_FEATURES))
 STEPS = 24  # of the base's own reply to each prompt; the reward is compared over the candidates of each
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One feature's reward R beside its random twin, over the same candidates on the base's own path.
+    """One feature's reward R beside random ones, over the same candidates on the base's own path.
 
     Attributes:
         trained, random: standard deviation of R over a step's k candidates, root mean square over steps.
-        factor: the weight that gives the random one the trained one's scale.
+        factor: the length of a random direction that gives its reward the trained one's scale.
         trained_to_base, random_to_base: correlation of R with the base's logits over a step's candidates.
         trained_to_random: correlation of the two.
     """
@@ -38,10 +46,10 @@ class Scale:
 
 
 def write_random_persrm(persrm: Path, folder: Path, *, seed: int) -> Path:
-    """A PersRM whose every tensor is random and has the Frobenius norm of the trained one.
+    """A PersRM of `FEATURES`, whose every tensor is random and has the Frobenius norm of a trained one.
 
     A head W is I + D, and D is what is made anew: with a random W, phi = z_row - z_base would above all be -z_base,
-    which is a push against whatever the base likes and not a random one.
+    which is a push against whatever the base likes and not a random one. The trained heads lend their norms in turn.
     """
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,23 +60,42 @@ def write_random_persrm(persrm: Path, folder: Path, *, seed: int) -> Path:
     head = load_file(persrm / "value_head.safetensors")
     for name, tensor in sorted(head.items()):
         identity = torch.eye(tensor.shape[-1]) if name.endswith("weight") else torch.zeros(())
-        parts = [identity + _random_like(part.float() - identity, generator) for part in tensor]
-        head[name] = torch.stack(parts)
+        models = [tensor[index % len(tensor)].float() - identity for index in range(NUM_FEATURES)]
+        head[name] = torch.stack([identity + _random_like(model, generator) for model in models])
     save_file(head, folder / "value_head.safetensors")
     settings = json.loads((persrm / "pad_persrm.json").read_text(encoding="utf-8"))
-    settings |= {"name": NAME, "features": [PREFIX + feature for feature in settings["features"]]}
+    settings |= {"name": NAME, "features": FEATURES, "default_weights": direction("default")}
     (folder / "pad_persrm.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 
+def direction(key: str) -> list[float]:
+    """A random unit vector over `FEATURES`; a key always has the same one, and its opposite is as likely."""
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+    drawn = np.random.default_rng(seed).standard_normal(NUM_FEATURES)
+    return [round(float(value), 6) for value in drawn / np.linalg.norm(drawn)]
+
+
+def random_weights(prompt: str, wanted: Mapping[str, float], factors: Mapping[str, float]) -> dict[str, float]:
+    """The random preference that stands for what a user wants, on one prompt: each trait's has that trait's scale."""
+    total = np.zeros(NUM_FEATURES)
+    for name, weight in wanted.items():
+        total += abs(weight) * factors[name] * np.array(direction(f"{name} {weight:+g} {prompt}"))
+    return dict(zip(FEATURES, total.tolist(), strict=True))
+
+
 def calibrate(generator: Generator, prompts: Sequence[str], features: Sequence[str], *, top_k: int) -> dict[str, Scale]:
     """Compare both rewards while the base writes its own replies (beta 0: both are read, neither counts)."""
-    scales = {}
+    scales, unscaled = {}, dict.fromkeys(features, 1.0)
     for feature in features:
-        pair = [(Preference(weights={feature: 1.0}), 1.0), (Preference(weights={PREFIX + feature: 1.0}), 1.0)]
+        wanted = {feature: 1.0}
+        pairs = [
+            [(Preference(weights=wanted), 1.0), (Preference(weights=random_weights(prompt, wanted, unscaled)), 1.0)]
+            for prompt in prompts
+        ]
         results = generator.generate_batch(
             prompts,
-            preferences=[pair] * len(prompts),
+            preferences=pairs,
             config=GenerationConfig(beta=0.0, top_k=top_k, max_new_tokens=STEPS),
             trace=True,
         )

@@ -263,17 +263,39 @@ def test_the_random_persrm_has_the_trained_ones_norms(tmp_path: Path) -> None:
     (trained / "adapter_config.json").write_text("{}")
     (trained / "pad_persrm.json").write_text(json.dumps({"features": ["cheerful"], "default_weights": [1]}))
     save_file({"lora": torch.full((4, 6), 0.5).half()}, trained / "adapter_model.safetensors")
-    save_file({"feature_head.weight": (torch.eye(5) + 0.1)[None]}, trained / "value_head.safetensors")
+    save_file(
+        {"feature_head.weight": torch.eye(5) + torch.tensor([0.1, 0.3])[:, None, None]},
+        trained / "value_head.safetensors",
+    )
     for seed in (0, 0, 1):
         random_reward.write_random_persrm(trained, made / str(seed), seed=seed)
     lora, head = (load_file(made / "0" / f"{name}.safetensors") for name in ("adapter_model", "value_head"))
     assert float(lora["lora"].norm()) == pytest.approx(0.5 * math.sqrt(24), rel=1e-5)
-    moved = head["feature_head.weight"][0] - torch.eye(5)
-    assert float(moved.norm()) == pytest.approx(0.1 * 5, rel=1e-5)
-    assert not torch.allclose(moved, torch.full((5, 5), 0.1), atol=1e-3)
+    moved = head["feature_head.weight"] - torch.eye(5)
+    norms = [float(each.norm()) for each in moved]
+    assert norms == pytest.approx([0.1 * 5, 0.3 * 5] * (random_reward.NUM_FEATURES // 2), rel=1e-5)
+    assert not torch.allclose(moved[0], torch.full((5, 5), 0.1), atol=1e-3)
+    assert not torch.allclose(moved[2], moved[0], atol=1e-3)
     other = load_file(made / "1" / "adapter_model.safetensors")["lora"]
     assert not torch.allclose(other, lora["lora"])
-    assert json.loads((made / "0" / "pad_persrm.json").read_text())["features"] == ["random-cheerful"]
+    settings = json.loads((made / "0" / "pad_persrm.json").read_text())
+    assert len(settings["features"]) == len(settings["default_weights"]) == random_reward.NUM_FEATURES
+
+
+def test_every_question_has_a_random_reward_of_its_own_that_leans_nowhere() -> None:
+    random_reward = pytest.importorskip("random_reward")
+    factors = {"cheerful": 2.0, "simple": 0.5}
+
+    def drawn(prompt: str, wanted: dict[str, float]) -> np.ndarray:
+        return np.array(list(random_reward.random_weights(prompt, wanted, factors).values()))
+
+    many = np.array([drawn(f"question {index}", {"cheerful": 1.0}) for index in range(400)])
+    assert np.linalg.norm(many, axis=1) == pytest.approx(2.0, rel=1e-4)
+    assert np.abs(many.mean(axis=0)).max() < 0.15  # 2 / sqrt(8 * 400) is a standard error of 0.035
+    repeated = np.array([drawn("one question", {"cheerful": 1.0})] * 400)  # control: one draw for all leans
+    assert np.abs(repeated.mean(axis=0)).max() > 0.5
+    assert abs(float(many[0] @ drawn("question 0", {"cheerful": -1.0}))) < 0.99 * 4  # the opposite user draws anew
+    assert np.linalg.norm(drawn("question 0", {"simple": -0.5})) == pytest.approx(0.25, rel=1e-4)
 
 
 # -- judges -----------------------------------------------------------------------------------------------------------
