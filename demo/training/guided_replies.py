@@ -1,7 +1,7 @@
 """A bundle's replies to questions, for `pad-train pairs --replies` to rank: a second round of pairs for its PersRM.
 
-Each question is answered for a person who wants more of a feature, for nobody, and for one who wants less. Two pairs a
-question and feature: more against nobody's, and nobody's against less.
+Each question is answered for nobody, for who wants more of a feature and for who wants less of it: greedily, and
+several times by chance, once under a reward that is too strong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pad_rt import GenerationConfig, GenerationResult, Generator, Preference
+from pad_rt import GenerationConfig, Generator, Preference
+
+TEMPERATURE = 0.7
+TOO_STRONG = 5 / 3  # times beta: what goes wrong there first
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,47 +28,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="only the first of them")
     parser.add_argument("--feature", nargs="+", required=True, help="features of the bundle's PersRM")
     parser.add_argument("--beta", type=float, default=1.5)
-    parser.add_argument("--tokens", type=int, default=48, help="of a reply at most")
+    parser.add_argument("--tokens", type=int, default=56, help="of a reply at most")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSONL to write")
     options = parser.parse_args(argv)
     prompts = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     prompts = prompts[: options.limit]
-    config = GenerationConfig(beta=options.beta, max_new_tokens=options.tokens)
     generator = Generator.load(options.bundle)
     with options.output.open("w", encoding="utf-8") as file:
-        for row in guided_pairs(generator, prompts, options.feature, config):
+        for row in guided_replies(generator, prompts, options.feature, options.beta, options.tokens):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def guided_pairs(
-    generator: Generator, prompts: Sequence[str], features: Sequence[str], config: GenerationConfig
+def guided_replies(
+    generator: Generator, prompts: Sequence[str], features: Sequence[str], beta: float, max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows as `pad-train` reads them."""
+    """Rows as `pad-train pairs --replies` reads them."""
     size = generator.manifest.max_batch
+
+    def config(strength: float = 1.0, seed: int = 0) -> GenerationConfig:
+        temperature = TEMPERATURE if seed else 0.0
+        return GenerationConfig(beta=strength * beta, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
+
+    for_somebody = (config(), config(seed=1), config(seed=2), config(TOO_STRONG, seed=3))
+    requests: list[tuple[dict[str, float], GenerationConfig]] = [({}, config()), ({}, config(seed=1))]
+    requests += [({feature: sign}, how) for feature in features for sign in (1.0, -1.0) for how in for_somebody]
     for start in tqdm(range(0, len(prompts), size), desc="answering", unit="batch"):
         batch = list(prompts[start : start + size])
-        usual = generator.generate_batch(batch, config=config)
-        for feature in features:
-            more, less = (
-                generator.generate_batch(
-                    batch, preferences=[Preference(weights={feature: w})] * len(batch), config=config
-                )
-                for w in (1.0, -1.0)
-            )
-            for prompt, most, same, least in zip(batch, more, usual, less, strict=True):
-                yield _row(prompt, most, same, feature)
-                yield _row(prompt, same, least, feature)
-
-
-def _row(prompt: str, chosen: GenerationResult, rejected: GenerationResult, feature: str) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "chosen": chosen.text,
-        "rejected": rejected.text,
-        "weights": {feature: 1.0},
-        "chosen_finished": chosen.finish_reason != "length",
-        "rejected_finished": rejected.finish_reason != "length",
-    }
+        for weights, how in requests:
+            preference = Preference(weights=weights) if weights else None
+            results = generator.generate_batch(batch, preferences=[preference] * len(batch), config=how)
+            for prompt, result in zip(batch, results, strict=True):
+                row: dict[str, Any] = {"prompt": prompt, "reply": result.text}
+                if result.finish_reason == "length":
+                    row["finished"] = False
+                yield row | ({"weights": weights} if weights else {})
 
 
 if __name__ == "__main__":

@@ -108,13 +108,18 @@ def _pairs(options: argparse.Namespace) -> None:
         raise OptionError(f"{options.features} has no feature with a scorer", expected='"sampling": {"scorer": ...}')
     report = _silent if options.quiet else _report
     report("loading torch")
-    from pad_export.persrm.make_pairs import make_pairs, plan_tasks, rank_pairs
+    from pad_export.persrm.make_pairs import make_pairs, plan_tasks, rank_replies
     from pad_export.persrm.scorer import load_scorer
 
     _set_threads(options.threads)
     scorers = {name: load_scorer(feature.sampling.scorer) for name, feature in sampled.items() if feature.sampling}
     if options.replies:
-        counts = rank_pairs(_read_pairs(options.replies, report), sampled.values(), scorers, options.output)
+        from pad_export.persrm.reply_file import read_answers
+
+        answers, lines = read_answers(options.replies)
+        for line in lines:
+            report(line)
+        counts = rank_replies(answers, list(sampled.values()), scorers, options.output)
     else:
         import torch
 
@@ -338,7 +343,11 @@ def _pairs_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prompts", metavar="FILE", type=Path, help="text, one prompt a line")
     parser.add_argument(
-        "--replies", metavar="FILE", nargs="+", help="pairs whose replies are to be ranked, instead of sampling any"
+        "--replies",
+        metavar="FILE",
+        nargs="+",
+        help="JSONL of {prompt, reply, weights of whom it was made for}, or files of pairs: replies to be ranked, "
+        "instead of sampling any",
     )
     parser.add_argument("-o", "--output", metavar="PAIRS", type=Path, required=True, help="JSONL to create")
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N prompts")

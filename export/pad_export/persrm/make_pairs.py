@@ -11,23 +11,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pad_export.persrm.backbone import Backbone
-from pad_export.persrm.example import swapped
 from pad_export.persrm.feature import Feature, Sampling, Style
 from pad_export.persrm.pair import Pair
+from pad_export.persrm.pair_choice import Answers, choose_pairs, why_no_pair
 from pad_export.persrm.pair_file import pair_to_row
 from pad_export.persrm.sampler import Draw, Reply, sample_replies
 from pad_export.persrm.scorer import Scorer
 from pad_runtime.errors import CheckpointError, OptionError
-
-_SAME = "the scorer sees no difference"
-_MIN_DISTINCT, _WINDOW = 0.6, 60  # share of different words, among as many, below which a reply only repeats itself
 
 
 @dataclass(frozen=True)
@@ -87,30 +84,22 @@ def make_pairs(
     return counts
 
 
-def rank_pairs(
-    pairs: Iterable[Pair], features: Iterable[Feature], scorers: dict[str, Scorer], output: Path
+def rank_replies(
+    answers: Iterable[Answers], features: Sequence[Feature], scorers: dict[str, Scorer], output: Path
 ) -> Counter[str]:
-    """Rank given replies by every feature's scorer, and write a pair for each feature that tells them apart.
-
-    Where a pair's weights name any of the features, those alone rank it: its replies were made to differ in them.
+    """Write the pairs that given replies are worth (`choose_pairs`) to `output`.
 
     Returns:
         As `make_pairs`.
     """
     counts: Counter[str] = Counter()
     rows = []
-    ranked = [(feature, feature.sampling) for feature in features if feature.sampling is not None]
-    for pair in pairs:
-        prompt = pair.messages[-1]["content"]
-        named = [(feature, sampling) for feature, sampling in ranked if feature.name in pair.weights]
-        for feature, sampling in named or ranked:
-            first, second = scorers[feature.name]([prompt, prompt], [pair.chosen, pair.rejected])
-            better = pair if first > second else swapped(pair)
-            if reason := _reason(better.chosen, better.rejected, abs(first - second), sampling):
-                counts[reason] += 1
-                continue
-            counts[feature.name] += 1
-            rows.append(pair_to_row(replace(better, preference=None, weights={feature.name: 1.0}, margins={})))
+    for choice in choose_pairs(answers, features, scorers):
+        if isinstance(choice, str):
+            counts[choice] += 1
+        else:
+            counts.update(choice.weights.keys())
+            rows.append(pair_to_row(choice))
     _write_rows(output, rows)
     return counts
 
@@ -148,7 +137,7 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
         [more.text for _, more, _ in couples] + [less.text for _, _, less in couples],
     )
     for index, (prompt, more, less) in enumerate(couples):
-        reason = _reason(more.text, less.text, marks[index] - marks[len(couples) + index], sampling)
+        reason = why_no_pair(more.text, less.text, marks[index] - marks[len(couples) + index], sampling)
         yield {"dropped": reason} if reason else _row(prompt, more, less, task.feature.name)
 
 
@@ -174,18 +163,6 @@ def _beginning(reply: Reply, min_words: int) -> Reply:
         if len(text.split()) >= min_words:
             return Reply(text, finished=True)
     return reply
-
-
-def _reason(chosen: str, rejected: str, gap: float, sampling: Sampling) -> str:
-    """Why two replies make no pair; "" if they do."""
-    for reply in (chosen, rejected):
-        words = reply.lower().split()
-        if len(words) < sampling.min_words:
-            return "too short"
-        windows = (words[at : at + _WINDOW] for at in range(max(1, len(words) - _WINDOW + 1)))
-        if any(len(set(window)) < _MIN_DISTINCT * len(window) for window in windows):
-            return "repeats itself"
-    return "" if gap > sampling.min_gap else _SAME
 
 
 def _row(prompt: str, chosen: Reply, rejected: Reply, feature: str) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
                 f"the folder {folder} holds {_listed(names)}", expected="pos.txt and neg.txt, or give a file"
             )
         return list(sentence_polarity(_polarity_rows(folder, report), source.feature, report.skip))
-    rows = _json_rows(path, report)
+    rows = json_rows(path, report)
     head: list[tuple[int, Row]] = []
     layout = None
     for line, row in itertools.islice(rows, _MAX_HEAD):
@@ -188,7 +188,8 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
     return list(layout.read(itertools.chain(head, rows), source.feature, report.skip))
 
 
-def _json_rows(path: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
+def json_rows(path: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
+    """The JSON objects of a file, each with its line number; lines that hold none are counted in the report."""
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
             data = data.removeprefix(codecs.BOM_UTF8) if line == 1 else data  # noqa: PLW2901
@@ -254,7 +255,7 @@ def _read_our_row(row: Row, feature: str | None) -> Pair:
     unknown = [key for key in row if key not in _NEEDED | _OURS]
     if unknown:
         raise RowProblem(f"the unknown key {reprlib.repr(unknown[0])}")
-    weights, margins = _read_weights(row.get("weights")), _read_scores(row.get("scores"))
+    weights, margins = read_weights(row.get("weights")), _read_scores(row.get("scores"))
     preference = row.get("preference")
     if preference is not None and not (isinstance(preference, str) and preference.strip()):
         raise RowProblem("a preference that is empty or not text")
@@ -271,13 +272,18 @@ def _read_our_row(row: Row, feature: str | None) -> Pair:
             preference=preference,
             weights=weights,
             margins=margins,
-            chosen_finished=_read_flag(row, "chosen_finished"),
-            rejected_finished=_read_flag(row, "rejected_finished"),
+            chosen_finished=read_flag(row, "chosen_finished"),
+            rejected_finished=read_flag(row, "rejected_finished"),
         )
     )
 
 
-def _read_weights(value: Any) -> dict[str, float]:
+def read_weights(value: Any) -> dict[str, float]:
+    """A person's weights by feature; none where there is no value.
+
+    Raises:
+        RowProblem: not finite numbers by feature, or all of them zero.
+    """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -307,7 +313,12 @@ def _read_scores(value: Any) -> dict[str, float]:
     return margins
 
 
-def _read_flag(row: Row, key: str) -> bool:
+def read_flag(row: Row, key: str) -> bool:
+    """A yes or no of a row, yes where it is not there.
+
+    Raises:
+        RowProblem: neither true nor false.
+    """
     value = row.get(key)
     if value is None:
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import tiny_training
-from pad_export.persrm import make_pairs as module
+from pad_export.persrm import pair_choice
 from pad_export.persrm.backbone import Backbone
 
 
@@ -17,4 +17,4 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 @pytest.fixture(autouse=True)
 def any_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random model writes no words; what a pair needs of them is another test's subject."""
-    monkeypatch.setattr(module, "_MIN_DISTINCT", 0.0)
+    monkeypatch.setattr(pair_choice, "repeats_itself", lambda _: False)

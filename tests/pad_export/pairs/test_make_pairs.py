@@ -1,18 +1,17 @@
-"""From prompts to pairs: more of the feature against less, what makes no pair, and replies that were given."""
+"""From prompts to pairs: more of the feature against less, and what makes no pair."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from error_checks import refused
 from pad_export.persrm import make_pairs as module
+from pad_export.persrm import pair_choice
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.feature import Feature
-from pad_export.persrm.make_pairs import make_pairs, plan_tasks, rank_pairs
-from pad_export.persrm.pair import Pair
+from pad_export.persrm.make_pairs import make_pairs, plan_tasks
 from pad_export.persrm.sampler import Reply
 from pad_export.persrm.scorer import checked
 from pad_runtime.errors import OptionError
@@ -53,7 +52,7 @@ def test_what_makes_no_pair_is_counted(backbone: Backbone, tmp_path: Path, monke
     rows = sample(backbone, tmp_path / "gap.jsonl", [feature(min_gap=1e5)])
     assert rows == {"the scorer sees no difference": 12}
     assert sample(backbone, tmp_path / "short.jsonl", [feature(min_words=100)]) == {"too short": 12}
-    monkeypatch.setattr(module, "_MIN_DISTINCT", 1.1)
+    monkeypatch.setattr(pair_choice, "repeats_itself", lambda _: True)
     assert sample(backbone, tmp_path / "same again.jsonl") == {"repeats itself": 12}
 
 
@@ -96,60 +95,3 @@ def test_a_scorer_that_does_not_answer_as_it_should(backbone: Backbone, tmp_path
     with refused(OptionError, given="scorer mine.py:score gave [nan", expected="one finite number each"):
         sample(backbone, tmp_path / "pairs.jsonl", scorer=broken)
     assert not (tmp_path / "pairs.jsonl").exists()
-
-
-def test_replies_that_were_given_are_ranked(tmp_path: Path) -> None:
-    pairs = [
-        Pair(({"role": "user", "content": "p"},), "aa", "bbbb", margins={"old": 1.0}, chosen_finished=False),
-        Pair(({"role": "user", "content": "q"},), "aeiou", "a", preference="kind", rejected_finished=False),
-        Pair(({"role": "system", "content": "s"}, {"role": "user", "content": "r"}), "xy", "yx"),
-    ]
-    asked: list[str] = []
-
-    def long(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
-        asked.extend(prompts)
-        return length(prompts, texts)
-
-    features = [feature(), Feature("unsampled"), feature("length", min_gap=2.0)]
-    counts = rank_pairs(pairs, features, {"vowels": many_vowels, "length": long}, tmp_path / "ranked.jsonl")
-    ranked = pairs_of(tmp_path / "ranked.jsonl")
-    assert asked == ["p", "p", "q", "q", "r", "r"]
-    assert [(pair.messages[-1]["content"], pair.chosen, dict(pair.weights)) for pair in ranked] == [
-        ("p", "aa", {"vowels": 1.0}),
-        ("q", "aeiou", {"vowels": 1.0}),
-        ("q", "aeiou", {"length": 1.0}),
-    ]
-    assert counts == {"vowels": 2, "length": 1, "the scorer sees no difference": 3}
-    assert [(pair.chosen_finished, pair.rejected_finished) for pair in ranked] == [
-        (False, True),
-        (True, False),
-        (True, False),
-    ]
-    assert all(pair.preference is None and not pair.margins for pair in ranked)
-    other = rank_pairs(pairs[:1], [feature("length")], {"length": length}, tmp_path / "other.jsonl")
-    (pair,) = pairs_of(tmp_path / "other.jsonl")
-    assert other == {"length": 1}
-    assert (pair.chosen, pair.chosen_finished, pair.rejected_finished) == ("bbbb", True, False)  # places changed
-
-
-def test_replies_made_for_a_feature_are_ranked_by_it_alone(tmp_path: Path) -> None:
-    prompt = ({"role": "user", "content": "p"},)
-    pairs = [Pair(prompt, "xy", "aeiou", weights={"vowels": 1.0}), Pair(prompt, "xyz", "ae")]
-    scorers = {"vowels": many_vowels, "length": length}
-    rank_pairs(pairs, [feature(), feature("length")], scorers, tmp_path / "ranked.jsonl")
-    assert [(pair.chosen, dict(pair.weights)) for pair in pairs_of(tmp_path / "ranked.jsonl")] == [
-        ("aeiou", {"vowels": 1.0}),
-        ("ae", {"vowels": 1.0}),
-        ("xyz", {"length": 1.0}),
-    ]
-
-
-def test_given_replies_that_loop_or_say_nothing_make_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MIN_DISTINCT", 0.6)  # what is shipped, which random weights would not pass
-    prompt = ({"role": "user", "content": "p"},)
-    long = " ".join(f"word{number % 80}" for number in range(300))  # no loop: a long text uses its words again
-    loop = long + " a b c d" * 20
-    pairs = [Pair(prompt, long, "x y"), Pair(prompt, "x y", loop), Pair(prompt, "x", long)]
-    counts = rank_pairs(pairs, [feature("length", min_words=2)], {"length": length}, tmp_path / "ranked.jsonl")
-    assert counts == {"length": 1, "repeats itself": 1, "too short": 1}
-    assert [pair.chosen for pair in pairs_of(tmp_path / "ranked.jsonl")] == [long]
