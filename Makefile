@@ -94,7 +94,7 @@ engines: .venv/wheel .venv/smollm2 .venv/tensorrt-rtx
 PERSRM_OUT ?= build/persrm
 
 # The shipped PersRM again, from its committed pairs; repeat it if it was interrupted. The one that reads words takes half an hour.
-persrm: PERSRM_ARGS = --epochs 2.5
+persrm: PERSRM_ARGS = demo/training/guided-pairs.jsonl --epochs 1
 persrm-words: PERSRM_ARGS = --layers 1 --imitate 0 --features demo/training/features.json
 persrm-words: PERSRM_OUT = build/persrm-words
 persrm persrm-words: .venv/wheel .venv/smollm2
@@ -111,14 +111,14 @@ pairs: .venv/wheel .venv/smollm2
 		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 224 \
 		-o build/pairs.jsonl
 
-# A second round: the shipped PersRM's own guided replies, ranked by the same scorers.
+# A further round: the shipped PersRM's own guided replies, ranked by the same scorers. Half an hour.
 guided-pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pip install --quiet afinn scikit-learn
 	rm -rf build/guided && mkdir -p build/guided
 	$(BIN)/pad-export --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
-		--persrm demo/persrm --topology shared --precision int4 --max-batch 8 --max-length 512 -o build/guided/bundle
+		--persrm demo/persrm --topology shared --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
 	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
-		--limit 320 --feature cheerful simple -o build/guided/replies.jsonl
+		--limit 480 --feature cheerful simple -o build/guided/replies.jsonl
 	$(BIN)/pad-train pairs --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
 
 .venv/quality: .venv/packages
