@@ -40,7 +40,7 @@ from traits import load_traits
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = Path(__file__).parent / "data" / "prompts" / "unseen.txt"
 WORDINGS = ROOT / "demo" / "training" / "features.json"
-NUM_CALIBRATION = MAX_BATCH
+NUM_CALIBRATION = 24  # prompts, each with a random direction of its own
 NUM_EXAMPLES = 20
 _VERSIONS = (
     "pad-rt",

@@ -89,29 +89,30 @@ def calibrate(generator: Generator, prompts: Sequence[str], features: Sequence[s
     scales, unscaled = {}, dict.fromkeys(features, 1.0)
     for feature in features:
         wanted = {feature: 1.0}
-        pairs = [
-            [(Preference(weights=wanted), 1.0), (Preference(weights=random_weights(prompt, wanted, unscaled)), 1.0)]
-            for prompt in prompts
-        ]
-        results = generator.generate_batch(
-            prompts,
-            preferences=pairs,
-            config=GenerationConfig(beta=0.0, top_k=top_k, max_new_tokens=STEPS),
-            trace=True,
-        )
-        logits = np.stack([step.row_logits for result in results for step in result.trace])  # [steps, 3 rows, k]
-        scales[feature] = compare(logits)
+        logits, totals = [], []
+        for prompt in prompts:
+            drawn = random_weights(prompt, wanted, unscaled)
+            result = generator.generate(
+                prompt,
+                preference=[(Preference(weights=wanted), 1.0), (Preference(weights=drawn), 1.0)],
+                config=GenerationConfig(beta=0.0, top_k=top_k, max_new_tokens=STEPS),
+                trace=True,
+            )
+            logits.append(np.stack([step.row_logits for step in result.trace or ()]))  # [steps, 3 rows, k]
+            totals.append(np.full(len(logits[-1]), sum(drawn.values())))
+        scales[feature] = compare(np.concatenate(logits), np.concatenate(totals))
     return scales
 
 
-def compare(logits: np.ndarray) -> Scale:
-    """The scale of two rewards.
+def compare(logits: np.ndarray, totals: np.ndarray) -> Scale:
+    """The scale of two rewards, R = z_row - (sum of the row's weights) * z_base.
 
     Args:
-        logits: of the rows base, trained and random, [steps, 3, k].
+        logits: of the rows base, trained (its weights sum to 1) and random, [steps, 3, k].
+        totals: sum of the random row's weights, [steps].
     """
     base, trained, random = np.moveaxis(logits.astype(np.float64), 1, 0)
-    rows = {"base": base, "trained": trained - base, "random": random - base}  # R = phi at weight 1
+    rows = {"base": base, "trained": trained - base, "random": random - totals[:, None] * base}
     centred = {name: row - row.mean(axis=-1, keepdims=True) for name, row in rows.items()}
     std = {name: float(np.sqrt(np.square(row).mean())) for name, row in centred.items()}
 

@@ -1,7 +1,7 @@
 """A bundle's replies to questions, for `pad-train pairs --replies` to rank: a second round of pairs for its PersRM.
 
-Each question is answered for nobody, for who wants more of a feature and for who wants less of it: greedily, and
-several times by chance, once under a reward that is too strong.
+Each question is answered greedily for nobody, and for who wants more of a feature and who wants less of it greedily
+and several times by chance, once under a reward that is too strong.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def guided_replies(
         return GenerationConfig(beta=strength * beta, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens)
 
     for_somebody = (config(), config(seed=1), config(seed=2), config(TOO_STRONG, seed=3))
-    requests: list[tuple[dict[str, float], GenerationConfig]] = [({}, config()), ({}, config(seed=1))]
+    requests: list[tuple[dict[str, float], GenerationConfig]] = [({}, config())]
     requests += [({feature: sign}, how) for feature in features for sign in (1.0, -1.0) for how in for_somebody]
     for start in tqdm(range(0, len(prompts), size), desc="answering", unit="batch"):
         batch = list(prompts[start : start + size])

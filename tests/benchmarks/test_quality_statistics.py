@@ -245,11 +245,15 @@ def test_the_random_reward_gets_the_trained_ones_scale() -> None:
     random_reward = pytest.importorskip("random_reward")
     rng = np.random.default_rng(0)
     base = rng.normal(0, 3, (200, 10)) + 50  # what all candidates share must not matter
-    logits = np.stack([base, base + rng.normal(7, 2, (200, 10)), base + rng.normal(0, 5, (200, 10))], axis=1)
-    scale = random_reward.compare(logits)
-    assert scale.factor == pytest.approx(2 / 5, rel=0.05)
-    assert abs(scale.trained_to_random) < 0.1
-    against = random_reward.compare(np.stack([base, base * 0, base * 2], axis=1))
+    trained, pushed = base + rng.normal(7, 2, (200, 10)), rng.normal(0, 5, (200, 10))
+    for total in (1.0, -0.7, 2.5):  # the weights of a random direction sum to anything
+        logits = np.stack([base, trained, total * base + pushed], axis=1)
+        scale = random_reward.compare(logits, np.full(200, total))
+        assert scale.factor == pytest.approx(2 / 5, rel=0.05)
+        assert abs(scale.trained_to_random) < 0.1
+        assert abs(scale.random_to_base) < 0.1
+    assert random_reward.compare(logits, np.ones(200)).factor < 0.35  # control: 1.5 z_base is taken for a reward
+    against = random_reward.compare(np.stack([base, base * 0, base * 2], axis=1), np.ones(200))
     assert (against.trained_to_base, against.random_to_base) == pytest.approx((-1, 1))
 
 

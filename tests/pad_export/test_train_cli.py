@@ -255,6 +255,7 @@ def test_what_pairs_cannot_be_made_of(
     (tmp_path / "unscored.json").write_text('{"a": {"more": ["x"]}}')
     (tmp_path / "nan.py").write_text("def score(prompts, replies):\n    return [float('nan')] * len(replies)\n")
     (tmp_path / "nan.json").write_text('{"a": {"sampling": {"scorer": "nan.py:score"}}}')
+    (tmp_path / "kind.jsonl").write_text('{"prompt": "p", "reply": "x", "weights": {"kindd": 1}}')
     blank, some, output = str(tmp_path / "blank.txt"), str(tmp_path / "some.txt"), str(tmp_path / "o.jsonl")
     with_base = ["--base", str(base), "--prompts"]
     for arguments, words in [
@@ -267,6 +268,7 @@ def test_what_pairs_cannot_be_made_of(
         (["--features", str(tmp_path / "unscored.json"), *with_base, some], "has no feature with a scorer"),
         (["--features", str(tmp_path / "nan.json"), *with_base, some], "gave [nan"),
         (["--features", str(tmp_path / "nan.json"), "--replies", str(data)], "gave [nan"),
+        (["--features", features, "--replies", str(tmp_path / "kind.jsonl")], "the replies speak of the feature kindd"),
     ]:
         line = refusal(capsys, ["pairs", *arguments, "-o", output], "pad-train pairs")
         assert words in line

@@ -67,11 +67,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.features is not None:
         described = read_features(options.features)
         unknown = [name for name in feature_names(pairs) if name not in described and name != WORDS]
-        if unknown:
-            raise OptionError(
-                f"the data speaks of the feature {unknown[0]}",
-                expected=f"one of {', '.join(described)}, those of {options.features}",
-            )
+        _check_described(unknown, described, options.features, "the data speaks")
         pairs = with_words(pairs, described, settings.seed, options.worded)
     checkpoint = open_checkpoint(options.base)
     metrics = train_persrm(
@@ -119,6 +115,10 @@ def _pairs(options: argparse.Namespace) -> None:
         answers, lines = read_answers(options.replies)
         for line in lines:
             report(line)
+        named = dict.fromkeys(name for answer in answers for reply in answer.replies for name in reply.weights)
+        _check_described(
+            [name for name in named if name not in sampled], sampled, options.features, "the replies speak"
+        )
         counts = rank_replies(answers, list(sampled.values()), scorers, options.output)
     else:
         import torch
@@ -142,6 +142,14 @@ def _pairs(options: argparse.Namespace) -> None:
     print(f"wrote {options.output}: pairs by feature: {kept}")
     for reason, count in counts.most_common():
         print(f"  {count} dropped: {reason}")
+
+
+def _check_described(unknown: Sequence[str], described: Iterable[str], features: Path, what: str) -> None:
+    if unknown:
+        raise OptionError(
+            f"{what} of the feature {unknown[0]}",
+            expected=f"one of {', '.join(described)}, those of {features}",
+        )
 
 
 def _read_pairs(arguments: Sequence[str], report: Callable[[str], None]) -> list[Pair]:

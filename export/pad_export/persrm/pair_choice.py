@@ -15,8 +15,9 @@ from pad_export.persrm.scorer import Scorer
 SAME = "the scorer sees no difference"
 _REPEATS = "repeats itself"
 _MIN_DISTINCT, _WINDOW = 0.6, 60  # share of different words, among as many, below which a reply only repeats itself
-_MAX_NEIGHBOURS = 3  # times that a reply of one window may use the same two words one after the other
-_STUTTER = re.compile(r"(\S{2,})(?:\W+\1){2,}")  # a word three times in a row
+_MAX_NEIGHBOURS = 4  # times that a window may use the same two words one after the other
+_STUTTER = re.compile(r"(?<!\w)([^\W\d_]{2,})(?:\W+\1(?!\w)){2,}")  # a word three times in a row
+ALONE = "no usual reply to hold it against"
 
 
 @dataclass(frozen=True)
@@ -75,47 +76,52 @@ def choose_pairs(
     - the best of what was made for them above the usual reply, the first that was made for nobody;
     - the usual reply above the worst of it, where that missed the mark;
     - their best above one that repeats itself, whomever that was made for: both people do, and so nobody wants it.
+
+    A feature that none of a prompt's replies was made for has no part in it.
     """
     for answer in answers:
+        made_for = {name for reply in answer.replies for name in reply.weights}
         for feature in features:
-            if feature.sampling is not None:
+            if feature.sampling is not None and (feature.name in made_for or not made_for):
                 yield from _choose(answer, feature.name, feature.sampling, scorers[feature.name])
 
 
 def _choose(answer: Answers, name: str, sampling: Sampling, scorer: Scorer) -> Iterator[Pair | str]:
     made = [reply for reply in answer.replies if not reply.weights or list(reply.weights) == [name]]
+    if not made:
+        return
     marks = scorer([answer.messages[-1]["content"]] * len(made), [reply.text for reply in made])
-    score = dict(zip(map(id, made), marks, strict=True))
+    score = {reply.text: mark for reply, mark in zip(made, marks, strict=True)}
+
+    def most(replies: Sequence[MadeReply], sign: float) -> MadeReply:
+        return max(replies, key=lambda reply: sign * score[reply.text])
 
     def pair(chosen: MadeReply, rejected: MadeReply, sign: float) -> Pair | str:
-        gap = sign * (score[id(chosen)] - score[id(rejected)])
+        gap = sign * (score[chosen.text] - score[rejected.text])
         reason = why_no_pair(chosen.text, rejected.text, gap, sampling)
         return reason or _pair(answer, chosen, rejected, {name: sign})
 
     usual = [reply for reply in made if not reply.weights]
-    if len(usual) == len(answer.replies) > 1:
-        ranked = sorted(usual, key=lambda reply: score[id(reply)])
-        yield pair(ranked[-1], ranked[0], 1.0)
+    if not usual or len(made) == 1:
+        yield ALONE
+        return
+    if len(usual) == len(made):
+        yield pair(most(made, 1.0), most(made, -1.0), 1.0)
         return
     best: dict[float, MadeReply] = {}
     for sign in (1.0, -1.0):
         own = [reply for reply in made if sign * reply.weights.get(name, 0.0) > 0]
-        sound = sorted(
-            (reply for reply in own if not _unsound(reply.text, sampling)), key=lambda reply: sign * score[id(reply)]
-        )
-        if not sound:
-            if own:
-                yield _unsound(own[0].text, sampling)
-            continue
-        best[sign] = sound[-1]
-        if usual:
-            yield pair(sound[-1], usual[0], sign)
-            if not isinstance(miss := pair(usual[0], sound[0], sign), str):
+        sound = [reply for reply in own if not _unsound(reply.text, sampling)]
+        if sound:
+            best[sign] = most(sound, sign)
+            yield pair(best[sign], usual[0], sign)
+            if not isinstance(miss := pair(usual[0], most(sound, -sign), sign), str):
                 yield miss
+        elif own:
+            yield _unsound(own[0].text, sampling)
     looped = [reply for reply in made if reply.weights and _unsound(reply.text, sampling) == _REPEATS]
     if len(best) == 2 and looped:
-        one = looped[len(answer.messages[-1]["content"]) % len(looped)]  # any fixed choice would do
-        yield from (_pair(answer, best[sign], one, {name: sign}) for sign in best)
+        yield from (_pair(answer, best[sign], looped[0], {name: sign}) for sign in best)
 
 
 def _unsound(reply: str, sampling: Sampling) -> str:

@@ -31,7 +31,7 @@ from pad_runtime.errors import DataError, OptionError
 _NEEDED = {"prompt", "chosen", "rejected"}
 _OURS = {"preference", "weights", "scores", "chosen_finished", "rejected_finished"}
 
-_MAX_HEAD = 100  # rows in which to look for one whose layout is known
+MAX_HEAD = 100  # rows in which to look for one whose layout is known
 _MAX_LISTED = 8  # keys, names or reasons in a message
 _ROWS = (
     "prompt, chosen and rejected, or the rows of HelpSteer2, RiC or other scored replies (prompt, response, numbers), "
@@ -75,15 +75,22 @@ class PairReport:
 
     def lines(self) -> list[str]:
         """The report in words, for a person: one line."""
+        return [f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_rows, 'row')}{self.told_skips()}"]
+
+    def told_skips(self) -> str:
+        """What was skipped, as the end of a line; "" if nothing was."""
         reasons = [
             f"{count:,} with {reason} (first at line {first:,})" for reason, (count, first) in self.skipped.items()
         ]
         if len(reasons) > _MAX_LISTED:
             others = sum(count for count, _ in list(self.skipped.values())[_MAX_LISTED:])
             reasons[_MAX_LISTED:] = [f"{others:,} for other reasons"]
-        pairs = f"{self.num_pairs:,} pair{'' if self.num_pairs == 1 else 's'}"
-        line = f"{self.path}: {pairs} of {self.num_rows:,} row{'' if self.num_rows == 1 else 's'}"
-        return [line + (f"; skipped {', '.join(reasons)}" if reasons else "")]
+        return f"; skipped {', '.join(reasons)}" if reasons else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def parse_source(argument: str) -> PairSource:
@@ -116,9 +123,7 @@ def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairRepo
         try:
             found = _read_source(source, report)
         except OSError as error:
-            raise DataError(
-                f"{source.path} cannot be read ({error.strerror or error})", hint="check the path and its permissions"
-            ) from error
+            raise unreadable(source.path, error) from error
         report.num_pairs = len(found)
         if not found:
             raise DataError(
@@ -127,6 +132,11 @@ def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairRepo
         pairs += found
         reports.append(report)
     return pairs, reports
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """What to say of a file that the system does not let be read."""
+    return DataError(f"{path} cannot be read ({error.strerror or error})", hint="check the path and its permissions")
 
 
 def pair_to_row(pair: Pair) -> dict[str, Any]:
@@ -173,7 +183,7 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
     rows = json_rows(path, report)
     head: list[tuple[int, Row]] = []
     layout = None
-    for line, row in itertools.islice(rows, _MAX_HEAD):
+    for line, row in itertools.islice(rows, MAX_HEAD):
         head.append((line, row))
         layout = _find_layout(row)
         if layout is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from pad_export.persrm import pair_choice
 from pad_export.persrm.feature import Feature
 from pad_export.persrm.make_pairs import rank_replies
 from pad_export.persrm.pair import Pair
-from pad_export.persrm.pair_choice import SAME, Answers, MadeReply, choose_pairs
+from pad_export.persrm.pair_choice import ALONE, SAME, Answers, MadeReply, choose_pairs
 from sampled_pairs import feature, length, many_vowels, pairs_of
 
 PROMPT = ({"role": "user", "content": "p"},)
@@ -65,6 +65,9 @@ def test_what_repeats_itself_loses_to_both_peoples_best(monkeypatch: pytest.Monk
     assert chosen(usual, loop, least) == ["repeats itself", ("x", "xaa", -1.0)]  # nobody's best to hold it against
     made_for_nobody = MadeReply("aaaaloop")
     assert chosen(usual, best, made_for_nobody, least) == both
+    another = MadeReply("aloop", weights=LESS)
+    one_of_them = [pair[1] for pair in chosen(usual, best, loop, another, least)[2:]]
+    assert one_of_them == ["aaaaloop", "aaaaloop"]  # the same one for both people, or somebody would imitate it
 
 
 def test_replies_made_for_nobody_are_ranked_by_every_feature(tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ def test_replies_made_for_nobody_are_ranked_by_every_feature(tmp_path: Path) -> 
         ("aeiou", "a", {"vowels": 1.0}),
         ("aeiou", "a", {"length": 1.0}),
     ]
-    assert counts == {"vowels": 2, "length": 1, SAME: 3}
+    assert counts == {"vowels": 2, "length": 1, SAME: 3, ALONE: 2}
     first, second, _ = pairs_of(tmp_path / "ranked.jsonl")
     assert (first.chosen_finished, first.rejected_finished) == (False, True)
     assert (second.chosen_finished, second.rejected_finished) == (False, True)
@@ -90,10 +93,23 @@ def test_replies_made_for_nobody_are_ranked_by_every_feature(tmp_path: Path) -> 
 
 def test_each_feature_has_the_replies_that_were_made_for_it() -> None:
     made = [MadeReply("xaa"), MadeReply("aaa", weights=MORE), MadeReply("xxxxxx", weights={"length": 1.0})]
-    assert chosen(*made, features=(feature(), feature("length"), feature("unmade"))[:2]) == [
-        ("aaa", "xaa", 1.0),
-        ("xxxxxx", "xaa", 1.0),
-    ]
+    assert chosen(*made, features=(feature(), feature("length"))) == [("aaa", "xaa", 1.0), ("xxxxxx", "xaa", 1.0)]
+    assert chosen(*made[:2], features=(feature(), feature("length"))) == [("aaa", "xaa", 1.0)]  # none for length
+
+
+def test_without_a_usual_reply_there_is_no_pair() -> None:
+    both = (feature(), feature("length"))
+    assert chosen(MadeReply("aaa", weights=MORE), MadeReply("x", weights=LESS), features=both) == [ALONE]
+    assert chosen(MadeReply("aaa"), features=both) == [ALONE, ALONE]
+
+
+def test_a_scorer_is_never_asked_about_nothing() -> None:
+    def strict(_: Sequence[str], replies: Sequence[str]) -> list[float]:
+        assert replies
+        return [float(len(reply)) for reply in replies]
+
+    mixed = Answers(PROMPT, (MadeReply("aa", weights={"vowels": 1.0, "length": 1.0}),))
+    assert list(choose_pairs([mixed, Answers(PROMPT, ())], [feature()], {"vowels": strict})) == []
 
 
 def test_short_replies_make_no_pair() -> None:
@@ -111,6 +127,8 @@ LONG = " ".join(f"word{number % 80}" for number in range(300))  # a long text us
         (LONG, False),
         ("I am fine, thank you, and so is my dog, who is very old, very kind and very fond of me.", False),
         ("He said that that was fine. No, no.", False),
+        ("We begin in India for that reason on one side. This is island life.", False),
+        ("It costs $1,000,000,000 ........ or so\n|---|---|---|\n-------- and more", False),
         (LONG + " a b c d" * 20, True),
         ("The dish is known as kaka-kaka-kaka-kaka in the south.", True),
         ("It is great, great, great fun to visit the old town of the king in winter.", True),
@@ -123,8 +141,3 @@ LONG = " ".join(f"word{number % 80}" for number in range(300))  # a long text us
 )
 def test_what_repeats_itself(reply: str, repeats: bool) -> None:
     assert repeats_itself(reply) is repeats
-
-
-def test_what_is_dropped_is_counted_by_reason() -> None:
-    told = chosen(MadeReply("xaa"), MadeReply("xaa", weights=MORE), MadeReply("x", weights=LESS))
-    assert Counter(map(type, told)) == {str: 1, tuple: 1}

@@ -65,7 +65,7 @@ def test_rows_that_hold_no_reply_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "replies.jsonl", good, *bad)
     answers, (line,) = read_answers([path])
     assert [answer.replies for answer in answers] == [(MadeReply("one"),)]
-    assert line.startswith(f"{path}: 1 replies to 1 prompts; skipped ")
+    assert line.startswith(f"{path}: 1 reply to 1 prompt; skipped ")
     assert "1 with an empty reply (first at line 2)" in line
     for words in (
         "not JSON",
@@ -76,6 +76,31 @@ def test_rows_that_hold_no_reply_are_counted(tmp_path: Path) -> None:
     ):
         assert words in line
     assert "unknown key 'weight'" in line
+
+
+def test_replies_to_one_prompt_may_lie_in_several_files(tmp_path: Path) -> None:
+    usual = write(tmp_path / "usual.jsonl", {"prompt": "p", "reply": "one"}, {"prompt": "q", "reply": "other"})
+    made = write(tmp_path / "made.jsonl", {"prompt": "p", "reply": "two", "weights": {"kind": 1, "short": 0}})
+    answers, lines = read_answers([usual, made])
+    assert [answer.replies for answer in answers] == [
+        (MadeReply("one"), MadeReply("two", weights={"kind": 1.0})),  # what weighs nothing is not wanted
+        (MadeReply("other"),),
+    ]
+    assert lines == [f"{usual}: 2 replies to 2 prompts", f"{made}: 1 reply to 1 prompt"]
+
+
+def test_rows_with_more_than_is_read_are_told_and_not_taken_for_scored_replies(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "reply": f"r{seed}", "weights": {"kind": 1}, "seed": seed} for seed in range(2)]
+    path = write(tmp_path / "replies.jsonl", {"prompt": "p"}, *rows, {"prompt": "p", "reply": "one"})
+    answers, (line,) = read_answers([path])
+    assert [answer.replies for answer in answers] == [(MadeReply("one"),)]
+    assert "1 with no reply (first at line 1), 2 with the unknown key 'seed' (first at line 2)" in line
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for argument, words in ((str(tmp_path / "absent.jsonl"), "does not exist"), ("x" * 300, "cannot be read")):
+        with refused(DataError, given=words):
+            read_answers([argument])
 
 
 @pytest.mark.parametrize("row", [{"prompt": "p", "reply": ""}, {"question": "p"}])
