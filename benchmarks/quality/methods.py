@@ -12,7 +12,7 @@ from typing import Literal
 from traits import Trait
 
 Method = Literal["base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm"]
-BETA, TOP_K = 1.5, 10  # fixed on 40 questions of the training list, before these were asked; the paper has 1 and 10
+BETA, TOP_K = 1.15, 10  # fixed on 60 questions of the training list, before these were asked; the paper has 1 and 10
 ABOUT_ENDING = ("concise",)  # these users are offered the end of the turn at every step
 WIDE_TOP_K = 1024  # all that the bundle allows
 BETAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
