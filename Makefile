@@ -12,7 +12,7 @@ help:
 	@echo "make test          the whole test suite, on the built wheel"
 	@echo "make check         ruff, mypy strict, import contracts"
 	@echo "make runtime-only  the wheel in an environment with no torch, on a bundle made here"
-	@echo "make persrm        trains the shipped PersRM again (twenty minutes; writes build/persrm)"
+	@echo "make persrm        trains the shipped PersRM again (half an hour; writes build/persrm)"
 	@echo "make persrm-words  the same for the one that reads words (half an hour; writes build/persrm-words)"
 	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
 	@echo "make gpu-bench     tests, then steps of 135M, 1B and 8B shapes on a GPU (under 9 minutes; GPU_PYTHON=python3 as it is)"

@@ -26,6 +26,7 @@ from methods import (
     trait_cell,
     users,
 )
+from pad_export.persrm.pair_choice import repeats_itself
 from replies import Reply, ReplyStore
 from traits import Trait
 
@@ -223,6 +224,8 @@ class Evaluation:
             "distinct_2_ratio": bootstrap(_mean_ratio, distinct, of_base).rounded(),
             "perplexity": bootstrap(_median, own_ppl).rounded(),
             "perplexity_ratio": bootstrap(estimates.median_ratio, own_ppl, base_ppl).rounded(),
+            "repeats": round(float(np.mean([repeats_itself(reply.text) for reply in replies])), 4),
+            "base_repeats": round(float(np.mean([repeats_itself(reply.text) for reply in plain])), 4),
             "tokens": round(float(np.mean([reply.num_tokens for reply in replies])), 2),
             "cut": round(float(np.mean([reply.cut for reply in replies])), 4),
             "base_cut": round(float(np.mean([reply.cut for reply in plain])), 4),

@@ -24,6 +24,7 @@ _HEAD = (
     "equal words",
     "vs prompted",
     "distinct-2",
+    "repeats itself, % (base)",
     "perplexity",
     "tokens (cut by the cap, %)",
 )
@@ -144,6 +145,7 @@ def _cells(row: Mapping[str, Any], name: str) -> list[str]:
         interval(equal["rate"]) if equal else "",
         "" if own["to_prompted"]["tie"] == 1 else interval(own["to_prompted"]["rate"]),
         f"{row['distinct_2'][0]:.2f} ({row['distinct_2_ratio'][0]:.2f}x)",
+        f"{percent(row['repeats'])} ({percent(row['base_repeats'])})",
         f"{row['perplexity'][0] or 0:.1f} ({ratio(row)})",
         f"{row['tokens']:.0f} (cut {percent(row['cut'])}, base {percent(row['base_cut'])})",
     ]
