@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("pad", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("pad")
+
+# A suite in the background ignores Ctrl-C, and what it starts would do so too: some tests send it to a command.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
