@@ -19,10 +19,9 @@ import torch
 
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.feature import Feature, Sampling, Style
-from pad_export.persrm.pair import Pair
-from pad_export.persrm.pair_choice import Answers, choose_pairs, why_no_pair
+from pad_export.persrm.pair_choice import Answers, MadeReply, as_pair, choose_pairs, why_no_pair
 from pad_export.persrm.pair_file import pair_to_row
-from pad_export.persrm.sampler import Draw, Reply, sample_replies
+from pad_export.persrm.sampler import Draw, sample_replies
 from pad_export.persrm.scorer import Scorer
 from pad_runtime.errors import CheckpointError, OptionError
 
@@ -138,7 +137,8 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
     )
     for index, (prompt, more, less) in enumerate(couples):
         reason = why_no_pair(more.text, less.text, marks[index] - marks[len(couples) + index], sampling)
-        yield {"dropped": reason} if reason else _row(prompt, more, less, task.feature.name)
+        asked = ({"role": "user", "content": prompt},)
+        yield {"dropped": reason} if reason else pair_to_row(as_pair(asked, more, less, {task.feature.name: 1.0}))
 
 
 def _draw(backbone: Backbone, sampling: Sampling, prompt: str, sign: float) -> Draw:
@@ -156,25 +156,13 @@ def _encode(backbone: Backbone, prompt: str, style: Style) -> list[int]:
     return backbone.encode_prompt([*system, {"role": "user", "content": prompt}], start=style.start)
 
 
-def _beginning(reply: Reply, min_words: int) -> Reply:
+def _beginning(reply: MadeReply, min_words: int) -> MadeReply:
     """The reply's first sentences, as few as have `min_words` words, ended there; without such, the reply itself."""
     for end in re.finditer(r"[.!?](?=\s)", reply.text):
         text = reply.text[: end.end()]
         if len(text.split()) >= min_words:
-            return Reply(text, finished=True)
+            return MadeReply(text)
     return reply
-
-
-def _row(prompt: str, chosen: Reply, rejected: Reply, feature: str) -> dict[str, Any]:
-    pair = Pair(
-        messages=({"role": "user", "content": prompt},),
-        chosen=chosen.text,
-        rejected=rejected.text,
-        weights={feature: 1.0},
-        chosen_finished=chosen.finished,
-        rejected_finished=rejected.finished,
-    )
-    return pair_to_row(pair)
 
 
 def _append(path: Path, line: str) -> None:

@@ -22,7 +22,7 @@ ALONE = "no usual reply to hold it against"
 
 @dataclass(frozen=True)
 class MadeReply:
-    """A reply, and whom it was made for.
+    """A reply, sampled or given, and whom it was made for.
 
     Attributes:
         text: of the reply.
@@ -99,7 +99,7 @@ def _choose(answer: Answers, name: str, sampling: Sampling, scorer: Scorer) -> I
     def pair(chosen: MadeReply, rejected: MadeReply, sign: float) -> Pair | str:
         gap = sign * (score[chosen.text] - score[rejected.text])
         reason = why_no_pair(chosen.text, rejected.text, gap, sampling)
-        return reason or _pair(answer, chosen, rejected, {name: sign})
+        return reason or as_pair(answer.messages, chosen, rejected, {name: sign})
 
     usual = [reply for reply in made if not reply.weights]
     if not usual or len(made) == 1:
@@ -121,7 +121,7 @@ def _choose(answer: Answers, name: str, sampling: Sampling, scorer: Scorer) -> I
             yield _unsound(own[0].text, sampling)
     looped = [reply for reply in made if reply.weights and _unsound(reply.text, sampling) == _REPEATS]
     if len(best) == 2 and looped:
-        yield from (_pair(answer, best[sign], looped[0], {name: sign}) for sign in best)
+        yield from (as_pair(answer.messages, best[sign], looped[0], {name: sign}) for sign in best)
 
 
 def _unsound(reply: str, sampling: Sampling) -> str:
@@ -130,9 +130,12 @@ def _unsound(reply: str, sampling: Sampling) -> str:
     return _REPEATS if repeats_itself(reply) else ""
 
 
-def _pair(answer: Answers, chosen: MadeReply, rejected: MadeReply, weights: Mapping[str, float]) -> Pair:
+def as_pair(
+    messages: tuple[Message, ...], chosen: MadeReply, rejected: MadeReply, weights: Mapping[str, float]
+) -> Pair:
+    """Two replies to one prompt as the pair of the person with these weights."""
     return Pair(
-        messages=answer.messages,
+        messages=messages,
         chosen=chosen.text,
         rejected=rejected.text,
         weights=weights,

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from pad_export.kv_cache import cache_argument
 from pad_export.persrm.backbone import Backbone
+from pad_export.persrm.pair_choice import MadeReply
 
 TEMPERATURE = 0.8
 TOP_K = 10
@@ -28,14 +29,6 @@ class Draw:
     coefficients: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A sampled reply: its text, and whether it ended or was cut."""
-
-    text: str
-    finished: bool
-
-
 @torch.inference_mode()
 def sample_replies(
     backbone: Backbone,
@@ -46,7 +39,7 @@ def sample_replies(
     block: int,
     max_new_tokens: int,
     generator: torch.Generator,
-) -> list[Reply]:
+) -> list[MadeReply]:
     """One reply per draw; all draws have equally many rows.
 
     Each draw has `samples` candidates. After every `block` tokens all of them go on from the one that scores highest,
@@ -91,7 +84,7 @@ def sample_replies(
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         position = position[:, -1:] + 1
     texts = _texts(backbone, tokens)
-    return [Reply(texts[i], bool(done[i])) for i in range(0, len(owners), samples)]
+    return [MadeReply(texts[i], bool(done[i])) for i in range(0, len(owners), samples)]
 
 
 def _mix(backbone: Backbone, hidden: torch.Tensor, mix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

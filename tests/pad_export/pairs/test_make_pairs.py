@@ -12,7 +12,7 @@ from pad_export.persrm import pair_choice
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.feature import Feature
 from pad_export.persrm.make_pairs import make_pairs, plan_tasks
-from pad_export.persrm.sampler import Reply
+from pad_export.persrm.pair_choice import MadeReply
 from pad_export.persrm.scorer import checked
 from pad_runtime.errors import OptionError
 from sampled_pairs import PROMPTS, feature, length, many_vowels, pairs_of, sample
@@ -60,8 +60,8 @@ def test_a_reply_may_be_set_against_its_own_beginning(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["a b c d e. f", "a b. c d! e f", "no sentence ends here", "The first? The second. The third"]
-    usual = [Reply(text, finished=False) for text in texts]
-    styled = [*([Reply("a b c", finished=True)] * 4), *([Reply("a b c d " * 9, finished=False)] * 4)]
+    usual = [MadeReply(text, finished=False) for text in texts]
+    styled = [*([MadeReply("a b c", finished=True)] * 4), *([MadeReply("a b c d " * 9, finished=False)] * 4)]
     monkeypatch.setattr(module, "sample_replies", lambda *_, samples, **__: usual if samples == 1 else styled)
     short = [feature("short", ends_early=True, min_words=3)]
     prompts = [f"p{index}" for index in range(4)]
