@@ -143,9 +143,15 @@ class BenchReport:
         return fresh.peak_rss_mib - fresh.before_load_mib
 
     @property
-    def memory_ratio(self) -> float | None:
-        """Net peak memory over weights and KV cache."""
-        return None if self.net_mib is None else self.net_mib * _MIB / (self.weight_bytes + self.kv_bytes)
+    def private_mib(self) -> float | None:
+        """Memory that the system cannot take back after a reply, less that of the interpreter and its libraries."""
+        fresh = self.fresh
+        if fresh.private_mib is None or fresh.before_load_private_mib is None:
+            return None
+        return fresh.private_mib - fresh.before_load_private_mib
+
+    def _to_weights_and_kv(self, mib: float | None) -> float | None:
+        return None if mib is None else mib * _MIB / (self.weight_bytes + self.kv_bytes)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -165,7 +171,9 @@ class BenchReport:
                 "net_peak_mib": self.net_mib,
                 "weights_mib": self.weight_bytes / _MIB,
                 "kv_cache_mib": self.kv_bytes / _MIB,
-                "net_peak_to_weights_and_kv": self.memory_ratio,
+                "net_peak_to_weights_and_kv": self._to_weights_and_kv(self.net_mib),
+                "private_mib": self.private_mib,
+                "private_to_weights_and_kv": self._to_weights_and_kv(self.private_mib),
             },
             "read_gb_s": {
                 "base_step": self.read_gb_s,
@@ -225,19 +233,24 @@ class BenchReport:
             ),
             _line("", f"{_ms(fresh.from_start_ms)} after the start of that process"),
             _line("host", f"{self.host_us:.0f} us and {self.bytes_to_host} bytes a token outside the graph"),
-            _line("memory", self._describe_memory()),
+            *self._describe_memory(),
             _line("weights read", f"{self.read_gb_s:.1f} GB/s in a base step; NumPy reads {machine}"),
         ]
         return "\n".join(lines)
 
-    def _describe_memory(self) -> str:
+    def _describe_memory(self) -> list[str]:
         sizes = f"weights {self.weight_bytes / _MIB:.0f} and KV cache {self.kv_bytes / _MIB:.0f} MiB"
-        if self.net_mib is None or self.memory_ratio is None:
-            return f"{sizes}; this system does not tell the peak"
-        return (
+        if self.net_mib is None:
+            return [_line("memory", f"{sizes}; this system does not tell the peak")]
+        peak = (
             f"{self.fresh.peak_rss_mib:.0f} MiB peak, {self.net_mib:.0f} without the interpreter: "
-            f"{self.memory_ratio:.2f} times {sizes}"
+            f"{self._to_weights_and_kv(self.net_mib):.2f} times {sizes}"
         )
+        lines = [_line("memory", peak)]
+        if self.private_mib is not None:
+            times = f"{self._to_weights_and_kv(self.private_mib):.2f} times"
+            lines.append(_line("", f"{self.private_mib:.0f} of them its own, {times}; the others are pages of files"))
+        return lines
 
 
 def version_of_onnxruntime() -> str:

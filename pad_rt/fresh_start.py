@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pad_rt.bench import Workload, open_bundle
 from pad_rt.generator import Generator
-from pad_rt.machine import peak_rss_mib
+from pad_rt.machine import peak_rss_mib, private_mib
 from pad_runtime.command import run_command
 from pad_runtime.errors import PadError
 from pad_runtime.manifest import Manifest
@@ -28,13 +28,17 @@ class FreshStart:
         first_token_ms: from Generator.load to the first guided token; libraries are imported, the disk is warm.
         from_start_ms: from the start of the process to the same token.
         before_load_mib: peak before Generator.load: the interpreter and its libraries.
+        before_load_private_mib: of that, the process's own.
         peak_rss_mib: peak after a whole reply.
+        private_mib: the process's own after it.
     """
 
     first_token_ms: float
     from_start_ms: float
     before_load_mib: float | None
+    before_load_private_mib: float | None
     peak_rss_mib: float | None
+    private_mib: float | None
 
 
 def measure_fresh_start(
@@ -66,7 +70,7 @@ def _start(task: str) -> None:
 
     fields = json.loads(task)
     workload = Workload(**fields["workload"])
-    before = peak_rss_mib()
+    before = {"before_load_mib": peak_rss_mib(), "before_load_private_mib": private_mib()}
     start = time.perf_counter()
     # What Generator.load does, with a bundle that no token ends.
     generator = Generator(
@@ -81,8 +85,9 @@ def _start(task: str) -> None:
     record = {
         "first_token_ms": first_token_ms,
         "first_token_at": first_token_at,
-        "before_load_mib": before,
+        **before,
         "peak_rss_mib": peak_rss_mib(),
+        "private_mib": private_mib(),
     }
     print(json.dumps(record))
 

@@ -34,19 +34,29 @@ def num_cores() -> int:
 
 def peak_rss_mib() -> float | None:
     """Most MiB of memory that this process has held at once, mapped files included."""
-    try:
-        # Linux hands ru_maxrss on from the parent to what it starts, so the process's own figure comes first.
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**10
-    except OSError:
-        pass
+    # Linux hands ru_maxrss on from the parent to what it starts, so the process's own figure comes first.
+    if (peak := _status_mib("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def private_mib() -> float | None:
+    """MiB of memory that are this process's own: without pages of files, which the system takes back when it must."""
+    return _status_mib("RssAnon")
+
+
+def _status_mib(field: str) -> float | None:
+    """A field of Linux's /proc/self/status (proc_pid_status(5))."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def read_bandwidth(threads: int) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pad_runtime import contract
 from pad_runtime.buffers import Buffer
 from pad_runtime.errors import DeviceError
+from pad_runtime.mapped_weights import MappedWeights
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -34,8 +35,17 @@ class OrtGraph:
         options: Callable[[bool], tuple[ort.RunOptions, int | None]],
         *,
         capacity: int | None,
+        weights: MappedWeights | None = None,
     ) -> None:
-        self._session, self._options = session, options
+        """A session as it was opened.
+
+        Args:
+            session: runs the graph.
+            options: of a run, repeated or not, and the id of its capture.
+            capacity: see the class.
+            weights: those of its weights that are mapped here.
+        """
+        self._session, self._options, self._weights = session, options, weights
         self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
         self.capacity = capacity
 
@@ -55,6 +65,8 @@ class OrtGraph:
             binding.bind_output(name, *_describe(buffer))
         options, graph_id = self._options(repeated)
         run = functools.partial(self._session.run_with_iobinding, binding, options)
+        if self._weights and not repeated:
+            return self._weights.letting_go(run)
         if graph_id is not None:  # or the session would keep the capture as long as it lives
             weakref.finalize(run, self._session.release_captured_graph, graph_id).atexit = False
         return run

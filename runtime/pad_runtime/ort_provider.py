@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
 from pad_runtime.kernel_cache import cache_folder
 from pad_runtime.manifest import Manifest
+from pad_runtime.mapped_weights import MappedWeights
 from pad_runtime.ort_graph import OrtGraph
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ _PROBE = (
     b'\x08\x08:;\n\x10\n\x01x\x12\x01y"\x08Identity\x12\x05probeZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
 )
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _NEVER_CAPTURED = -1  # ONNX Runtime's graph id for a run that is neither captured nor replayed
 
 
@@ -230,25 +232,44 @@ class OrtProvider:
         path = folder / manifest.graphs[graph].file
         capacity = manifest.max_length if self._entry.cached else None
         try:
-            session = self._start(str(path), capacity=capacity, own=self._caches(manifest, graph))
+            weights = MappedWeights(path, self._ort) if self._packs else None
+            with weights.sweeping() if weights else nullcontext():
+                values = weights.values if weights else {}
+                session = self._start(str(path), capacity=capacity, own=self._caches(manifest, graph), values=values)
         except MemoryError:
             raise OutOfMemoryError(f"no memory for {path}", hint=_FREE_MEMORY) from None
-        except DeviceError:
+        except (BundleError, DeviceError):
             raise
         except Exception as error:
             reason = _first_line(error)
             if "alloc" in reason.lower():
                 raise OutOfMemoryError(f"no memory for {path}: {reason}", hint=_FREE_MEMORY) from None
             raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
-        opened = OrtGraph(session, self._run_options, capacity=capacity)
+        opened = OrtGraph(session, self._run_options, capacity=capacity, weights=weights)
         if self._cuda:
             opened.check_placement()
         return opened
 
+    @property
+    def _packs(self) -> bool:
+        """Whether weights are read from the file once, and from then on in the layout of the kernels."""
+        return self._cuda is None and not self._low_memory
+
     def _start(
-        self, graph: str | bytes, *, capacity: int | None = None, own: Mapping[str, str] = MappingProxyType({})
+        self,
+        graph: str | bytes,
+        *,
+        capacity: int | None = None,
+        own: Mapping[str, str] = _NOTHING,
+        values: Mapping[str, Any] = _NOTHING,
     ) -> ort.InferenceSession:
         """A session on this device.
+
+        Args:
+            graph: a file's path, or a model.
+            capacity: slots of its KV caches, where that is fixed.
+            own: options of the execution provider for this graph.
+            values: initializers, by name, that are not to be read from the graph's files.
 
         Raises:
             DeviceError: the provider does not start.
@@ -256,6 +277,8 @@ class OrtProvider:
         entry, options = self._entry, self._session_options()
         if capacity is not None:  # TensorRT updates a cache in place only where its length is fixed
             options.add_free_dimension_override_by_name(contract.CAPACITY, capacity)
+        for name, value in values.items():
+            options.add_initializer(name, value)
         own = {**entry.options, **own}
         if self._cuda:
             own["user_compute_stream"] = str(self._cuda.stream)
@@ -281,6 +304,7 @@ class OrtProvider:
         # Spinning workers fight with each other and with the rest of a busy small machine for its few cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.disable_prepacking", "1" if self._low_memory else "0")
+        options.enable_mem_pattern = self._cuda is not None  # a plan of memory for each length of a prompt, never freed
         options.inter_op_num_threads = 1
         if self.num_threads is not None:
             options.intra_op_num_threads = self.num_threads

@@ -24,7 +24,7 @@ from pad_runtime.providers import Graph, Provider
 from pad_runtime.rows import Row, TrunkPrompts
 
 Array = npt.NDArray[Any]
-_CAPACITY_BLOCK = 256  # KV slots are allocated in blocks, so that requests of like length share one cache
+_CAPACITY_BLOCK = 64  # KV slots are allocated in blocks, so that requests of like length share one cache
 _END_OFFERED = 1e9  # beyond the logits of any model
 _KEEP_ALL = 2.0  # top_p of 1: mass sums to 1 only up to rounding, so the limit is put out of reach
 

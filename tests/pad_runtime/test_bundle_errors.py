@@ -84,8 +84,9 @@ def test_a_truncated_manifest(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("step.onnx", b"no graph", "ONNX Runtime cannot open"),
-        ("step.onnx", b"", "ONNX Runtime cannot open"),
+        ("step.onnx", b"no graph", "step.onnx is not an ONNX file"),
+        ("step.onnx", b"", "step.onnx is not an ONNX file"),
+        ("step.onnx", b"\x3a\x00", "ONNX Runtime cannot open"),  # a model whose graph is empty
         ("weights.bin", b"\0" * 100, "ONNX Runtime cannot open"),
         ("tokenizer.json", b"{}", "cannot be read"),
         ("tokenizer.json", b'{"added_tokens": 3}', "cannot be read"),

@@ -1,0 +1,146 @@
+"""An ONNX file's nodes and the places of its weights, with no onnx package.
+
+ONNX files are protocol buffers (https://protobuf.dev/programming-guides/encoding), of which this reads four messages:
+ModelProto.graph, GraphProto.node and .initializer, NodeProto.input and .op_type, and of TensorProto its name, type,
+shape and .external_data (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pad_runtime.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator of a graph.
+
+    Attributes:
+        op_type: its name.
+        inputs: names of values; empty where an optional one is left out.
+    """
+
+    op_type: str
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExternalTensor:
+    """Weights that lie in a file of their own.
+
+    Attributes:
+        name: what nodes call them.
+        element_type: ONNX's number of their type.
+        shape: in elements.
+        file: name, beside the ONNX file.
+        offset, length: bytes in it.
+    """
+
+    name: str
+    element_type: int
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What an ONNX file says of its graph; constants inside the file are left out."""
+
+    nodes: tuple[Node, ...]
+    tensors: tuple[ExternalTensor, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> OnnxFile:
+        """Read one.
+
+        Raises:
+            BundleError: the file is missing, or is none.
+        """
+        try:
+            graph = _Message(_Message(path.read_bytes()).parts[7][0])
+            nodes = [_Message(part).parts for part in graph.parts.get(1, [])]
+            tensors = [_tensor(_Message(part)) for part in graph.parts.get(5, [])]
+            return cls(
+                tuple(Node(node[4][0].decode(), tuple(name.decode() for name in node.get(1, []))) for node in nodes),
+                tuple(tensor for tensor in tensors if tensor),
+            )
+        except (OSError, ValueError, LookupError) as error:
+            raise BundleError(f"{path} is not an ONNX file: {error}", hint="export it again") from None
+
+
+def _tensor(message: _Message) -> ExternalTensor | None:
+    entries = {entry[1][0]: entry[2][0] for entry in (_Message(part).parts for part in message.parts.get(13, []))}
+    if b"length" not in entries:
+        return None  # a small constant inside the file
+    return ExternalTensor(
+        name=message.parts[8][0].decode(),
+        element_type=message.numbers.get(2, [0])[0],
+        shape=tuple(message.numbers.get(1) or _unpack(message.parts.get(1, []))),
+        file=entries[b"location"].decode(),
+        offset=int(entries.get(b"offset", b"0")),
+        length=int(entries[b"length"]),
+    )
+
+
+def _unpack(parts: list[bytes]) -> Iterator[int]:
+    """Numbers of a repeated field as writers after proto2 pack them."""
+    for part in parts:
+        at = 0
+        while at < len(part):
+            number, at = _varint(part, at)
+            yield number
+
+
+class _Message:
+    """The fields of a message, each a list by its number.
+
+    Attributes:
+        parts: texts, bytes and messages.
+        numbers: integers, each in a field of its own.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.parts: dict[int, list[bytes]] = {}
+        self.numbers: dict[int, list[int]] = {}
+        for field, value in _fields(content):
+            if isinstance(value, int):
+                self.numbers.setdefault(field, []).append(value)
+            else:
+                self.parts.setdefault(field, []).append(value)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == 0:
+            number, at = _varint(message, at)
+            yield key >> 3, number
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        elif kind == 2:
+            length, at = _varint(message, at)
+            if at + length > len(message):
+                raise ValueError("it ends early")
+            yield key >> 3, message[at : at + length]
+            at += length
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number and the place after it."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7

@@ -1,0 +1,145 @@
+"""Pages of the weights' file: which ones the process holds, as Linux tells it."""
+
+from __future__ import annotations
+
+import mmap
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import tiny_bundles
+import tiny_models
+from error_checks import refused
+from pad_rt.bench import Workload
+from pad_runtime import contract
+from pad_runtime.bundle import Bundle
+from pad_runtime.errors import BundleError
+from pad_runtime.manifest import read_manifest
+from pad_runtime.mapped_weights import MappedWeights
+from pad_runtime.ort_provider import OrtProvider
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="told by /proc/self/smaps")
+WORKLOAD = Workload(prompt_tokens=4, new_tokens=8, top_k=3)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mapped")
+    tiny_models.make_base(folder / "base", "llama", seed=4, hidden_size=96, intermediate_size=128)
+    tiny_models.make_adapter(folder / "adapter", folder / "base", seed=5)
+    return tiny_bundles.export(folder / "bundle", folder / "base", [folder / "adapter"], precision="int4")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[MappedWeights]:
+    """All that are made, in order."""
+    made: list[MappedWeights] = []
+    real = MappedWeights.__init__
+
+    def remember(self: MappedWeights, *args: object) -> None:
+        real(self, *args)  # type: ignore[arg-type]
+        made.append(self)
+
+    monkeypatch.setattr(MappedWeights, "__init__", remember)
+    return made
+
+
+def resident(weights: MappedWeights) -> int:
+    """Bytes of a mapping that are in memory for this process."""
+    (mapping,) = weights._mappings.values()
+    start = np.frombuffer(mapping, np.uint8).ctypes.data
+    smaps = Path("/proc/self/smaps").read_text()
+    found = re.search(rf"^{start:x}-.*?^Rss: +(\d+) kB", smaps, re.MULTILINE | re.DOTALL)
+    assert found
+    return int(found[1]) * 1024
+
+
+def touch(weights: MappedWeights) -> int:
+    """Read every byte."""
+    (mapping,) = weights._mappings.values()
+    return int(np.frombuffer(mapping, np.uint8).sum())
+
+
+def reply(bundle: Path) -> tuple[int, ...]:
+    """Ids of a guided reply."""
+    generator = tiny_bundles.load(bundle)
+    return generator.generate(WORKLOAD.prompt(generator.manifest), config=WORKLOAD.config).token_ids
+
+
+@linux
+def test_pages_are_held_while_they_are_read(quantised: Path) -> None:
+    weights = MappedWeights(quantised / "step.onnx", onnxruntime)
+    assert resident(weights) == 0
+    whole = touch(weights)
+    assert resident(weights) == -(-(quantised / "weights.bin").stat().st_size // mmap.PAGESIZE) * mmap.PAGESIZE
+    weights.let_go()
+    assert resident(weights) == 0
+    assert touch(weights) == whole
+
+
+@linux
+def test_pages_go_while_a_session_opens(quantised: Path) -> None:
+    weights = MappedWeights(quantised / "step.onnx", onnxruntime)
+    with weights.sweeping():
+        touch(weights)
+        deadline = time.monotonic() + 60
+        while resident(weights) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert resident(weights) == 0
+        touch(weights)
+    assert resident(weights) == 0
+    touch(weights)
+    time.sleep(0.1)
+    assert resident(weights) > 0, "the sweep has ended"
+
+
+@linux
+def test_a_loaded_bundle_holds_none(quantised: Path, made: list[MappedWeights]) -> None:
+    generator = tiny_bundles.load(quantised)
+    (weights,) = made
+    assert resident(weights) == 0
+    with generator._step(guided=True) as step:
+        step.prefill(WORKLOAD.request(generator.manifest, guided=True))
+        assert resident(weights) == 0, "those of the prompt's rows"
+        step.step()
+        assert resident(weights) > 0, "a step looks rows up in it"
+
+
+def test_what_is_mapped_is_what_the_file_says(quantised: Path) -> None:
+    weights = MappedWeights(quantised / "step.onnx", onnxruntime)
+    model = onnx.load_model(quantised / "step.onnx")
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    ends = {name.rpartition(".")[2] for name in weights.values}
+    assert ends == {"rows", "scales", "zero_points"}, "a linear's codes go when they are packed"
+    for name, value in weights.values.items():
+        np.testing.assert_array_equal(value.numpy(), stored[name])
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(1000)])
+def test_weights_that_are_missing_or_cut(quantised: Path, tmp_path: Path, content: bytes | None) -> None:
+    (tmp_path / "step.onnx").write_bytes((quantised / "step.onnx").read_bytes())
+    if content is not None:
+        (tmp_path / "weights.bin").write_bytes(content)
+    with refused(BundleError, given=f"{tmp_path / 'weights.bin'} does not hold base/", hint="export it again"):
+        MappedWeights(tmp_path / "step.onnx", onnxruntime)
+
+
+def test_the_same_tokens_where_pages_cannot_go(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = reply(quantised)
+    monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
+    assert not MappedWeights(quantised / "step.onnx", onnxruntime).values
+    assert reply(quantised) == expected
+
+
+def test_weights_that_are_used_in_place_stay(quantised: Path, made: list[MappedWeights]) -> None:
+    Bundle(quantised, device="cpu", num_threads=1, low_memory=True).guided_step()
+    assert not made
+    manifest = read_manifest(quantised)
+    OrtProvider("cpu", manifest=manifest, num_threads=1).open(quantised, manifest, contract.BASE_GRAPH)
+    assert len(made) == 1

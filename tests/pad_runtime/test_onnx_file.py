@@ -1,0 +1,59 @@
+"""Read against the onnx package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from error_checks import refused
+from pad_runtime.errors import BundleError
+from pad_runtime.onnx_file import ExternalTensor, Node, OnnxFile
+
+
+@pytest.mark.parametrize("name", ["step.onnx", "base.onnx"])
+def test_a_graph_as_the_onnx_package_reads_it(tiny_bundle: Path, name: str) -> None:
+    read = OnnxFile.read(tiny_bundle / name)
+    graph = onnx.load_model(tiny_bundle / name, load_external_data=False).graph
+    assert read.nodes == tuple(Node(node.op_type, tuple(node.input)) for node in graph.node)
+    expected = {}
+    for tensor in graph.initializer:
+        if entries := {entry.key: entry.value for entry in tensor.external_data}:
+            place = (entries["location"], int(entries["offset"]), int(entries["length"]))
+            expected[tensor.name] = ExternalTensor(tensor.name, tensor.data_type, tuple(tensor.dims), *place)
+    assert {tensor.name: tensor for tensor in read.tensors} == expected
+    assert expected
+
+
+def tensor_message(dims: bytes) -> bytes:
+    """A model with one external tensor, whose TensorProto.dims are written as given."""
+
+    def part(field: int, content: bytes) -> bytes:
+        return bytes([field << 3 | 2, len(content)]) + content
+
+    entries = b"".join(
+        part(13, part(1, key) + part(2, value)) for key, value in ((b"location", b"w"), (b"length", b"2400"))
+    )
+    return part(7, part(5, dims + b"\x10\x01" + part(8, b"t") + entries))
+
+
+@pytest.mark.parametrize("dims", [b"\x08\xac\x02\x08\x02", b"\x0a\x03\xac\x02\x02"])
+def test_dimensions_one_by_one_and_packed(tmp_path: Path, dims: bytes) -> None:
+    path = tmp_path / "g.onnx"
+    path.write_bytes(tensor_message(dims))
+    assert list(onnx.load_model(path, load_external_data=False).graph.initializer[0].dims) == [300, 2]
+    assert OnnxFile.read(path).tensors == (ExternalTensor("t", 1, (300, 2), "w", 0, 2400),)
+
+
+@pytest.mark.parametrize("data", [b"", b"no ONNX file at all", b"\x3a\xff\xff\x03cut"])
+def test_a_file_that_is_no_graph(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "step.onnx"
+    path.write_bytes(data)
+    with refused(BundleError, given=f"{path} is not an ONNX file", hint="export it again"):
+        OnnxFile.read(path)
+
+
+def test_a_file_that_is_missing(tmp_path: Path) -> None:
+    with refused(BundleError, given=f"{tmp_path / 'step.onnx'} is not an ONNX file", hint="export it again"):
+        OnnxFile.read(tmp_path / "step.onnx")
