@@ -2,11 +2,12 @@
 
 A linear in 4 or 8 bits has codes, scales and zero points. ONNX Runtime copies all three into one packed buffer
 (MatMulNBits::PrePack, onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc), lets go of the codes, and keeps the
-others mapped for nothing, a seventh of a 4-bit model. And of an embedding a step reads a row or two, for which Linux
-maps all of the large page that holds it in the file cache, half a megabyte, from version 6.18 on.
+others mapped for nothing, a seventh of a 4-bit model. Of an embedding, a step looks up a row or two; Linux (seen with
+6.18) maps all of the large page that holds one in the file cache, up to 2 MB, unless it reaches beyond the mapping.
 
-So both are given to it from a mapping of our own, whose pages are let go of when they have served. What is read again
-after all, as on a processor where nothing is packed, comes back from the file cache.
+So both are given to ONNX Runtime from a mapping of our own: in stripes that are smaller than such pages, and let go of
+when they have served. What is read again after all, as on a processor where nothing is packed, comes back from the
+file cache.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pad_runtime.onnx_file import ExternalTensor, OnnxFile
 
 _FIRST_MAPPED = {"MatMulNBits": 2, "GatherBlockQuantized": 0}  # inputs from that one on: codes go by themselves
 _NUMPY_TYPES = {1: np.float32, 2: np.uint8, 10: np.float16}  # ONNX's number -> NumPy's
+_STRIPE = 2**18  # bytes
 _EVERY_S = 0.02  # between one sweep and the next
 
 
@@ -67,9 +69,19 @@ class MappedWeights:
                 with path.open("rb") as file:
                     self._mappings[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             flat = np.frombuffer(self._mappings[path], dtype, tensor.length // dtype.itemsize, tensor.offset)
-            return flat.reshape(tensor.shape)
+            array = flat.reshape(tensor.shape)
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} does not hold {tensor.name}: {error}", hint="export it again") from None
+        self._cut(self._mappings[path], tensor)
+        return array
+
+    def _cut(self, mapping: mmap.mmap, tensor: ExternalTensor) -> None:
+        """Make the kernel see stripes: neighbours differ in whether a core dump has them, which is nothing to us."""
+        if hasattr(mmap, "MADV_DONTDUMP"):
+            first = -(-tensor.offset // _STRIPE) * _STRIPE
+            with suppress(OSError):  # a process has a limit of areas
+                for start in range(first, tensor.offset + tensor.length - _STRIPE, 2 * _STRIPE):
+                    mapping.madvise(mmap.MADV_DONTDUMP, start, _STRIPE)
 
     def let_go(self) -> None:
         """Give the pages back; the next read of one fetches it again."""

@@ -50,14 +50,18 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[MappedWeights]:
     return made
 
 
-def resident(weights: MappedWeights) -> int:
-    """Bytes of a mapping that are in memory for this process."""
+def areas(weights: MappedWeights) -> list[int]:
+    """Bytes in memory for this process of each area that the kernel sees of a mapping."""
     (mapping,) = weights._mappings.values()
     start = np.frombuffer(mapping, np.uint8).ctypes.data
     smaps = Path("/proc/self/smaps").read_text()
-    found = re.search(rf"^{start:x}-.*?^Rss: +(\d+) kB", smaps, re.MULTILINE | re.DOTALL)
-    assert found
-    return int(found[1]) * 1024
+    found = re.findall(r"^([0-9a-f]+)-[0-9a-f]+ .*?^Rss: +(\d+) kB", smaps, re.MULTILINE | re.DOTALL)
+    return [int(rss) * 1024 for at, rss in found if start <= int(at, 16) < start + len(mapping)]
+
+
+def resident(weights: MappedWeights) -> int:
+    """Bytes of a mapping that are in memory for this process."""
+    return sum(areas(weights))
 
 
 def touch(weights: MappedWeights) -> int:
@@ -109,6 +113,27 @@ def test_a_loaded_bundle_holds_none(quantised: Path, made: list[MappedWeights]) 
         assert resident(weights) == 0, "those of the prompt's rows"
         step.step()
         assert resident(weights) > 0, "a step looks rows up in it"
+
+
+@linux
+def test_a_row_brings_no_more_than_its_stripe(tmp_path: Path) -> None:
+    size, stripe = 2**24, 2**18
+    tensor = onnx.TensorProto(name="rows", data_type=onnx.TensorProto.UINT8, dims=[size // 64, 64])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", "64"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    node = onnx.helper.make_node("GatherBlockQuantized", ["rows", "ids"], ["x"])
+    onnx.save_model(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], initializer=[tensor])), tmp_path / "g.onnx"
+    )
+    (tmp_path / "weights.bin").write_bytes(bytes(64) + bytes(range(256)) * (size // 256))
+    weights = MappedWeights(tmp_path / "g.onnx", onnxruntime)
+    table = weights.values["rows"].numpy()
+    assert len(areas(weights)) >= size // stripe - 2
+    for row in (5, 130_000):
+        weights.let_go()
+        assert table[row].tolist() == [(row * 64 + column) % 256 for column in range(64)]
+        assert 0 < resident(weights) <= stripe
 
 
 def test_what_is_mapped_is_what_the_file_says(quantised: Path) -> None:
