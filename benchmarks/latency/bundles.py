@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from builds import BUILD
 from pad_export.export import export_bundle
 from pad_export.matrix import Storage
 from pad_runtime.errors import PadError
-from peer_models import BUILD
 from peer_process import PeerError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,6 +11,8 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from shapes import SMOLLM2
+
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
 _FONT: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
 _LINES = {64: "-", 512: "--"}
@@ -19,7 +21,7 @@ _SIDES = {"shared": ("o", BLUE), "pair": ("s", VERMILION)}
 
 def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Every plot that the record has the parts for."""
-    peers = [row for row in record["peers"] if "skipped" not in row]
+    peers = [row for row in record["peers"] if "skipped" not in row and row["model"] == SMOLLM2]
     shapes = [row for row in record["shapes"] if "skipped" not in row]
     made: list[tuple[str, Figure]] = []
     with mpl.rc_context(_FONT):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PEERS = (
+    "model",
     "system",
     "PAD, ms a token",
     "base alone, ms",
@@ -34,12 +35,13 @@ def tables(record: Mapping[str, Any]) -> str:
 
 def _peer_lines(row: Mapping[str, Any]) -> list[list[str]]:
     """One line for each of ours that took turns with it."""
-    own = row["sides"][row["row"]]
+    own = row["sides"][row["side"]]
     lines = []
     for side, times in row["times_ours"].items():
         ours = row["sides"][side]
         lines.append(
             [
+                row["model"],
                 row["label"],
                 f"{own['step_ms']['p50']:.1f}",
                 f"{own['base_step_ms']['p50']:.1f}",
@@ -54,7 +56,7 @@ def _peer_lines(row: Mapping[str, Any]) -> list[list[str]]:
 
 def _describe_tokens(row: Mapping[str, Any]) -> str:
     """Whether they are ours; in fewer bits each engine rounds in its own way."""
-    index, count = row["first_difference"], len(row["sides"][row["row"]]["tokens"])
+    index, count = row["first_difference"], len(row["sides"][row["side"]]["tokens"])
     if index is None:
         return f"the same {count}"
     return f"first differ at {index} of {count}" + ("" if row["exact"] else " (its own rounding)")

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import peer_models
+from builds import BUILD
 from pad_rt.rounds import Spread, compare, turn
 from peer_loop import Task
-from peer_models import BUILD
 from peer_process import PeerError, PeerProcess
 from peer_sides import ROWS, SIDES
 from settings import Settings
+from shapes import SMOLLM2
 
 QUESTION = (
     "I would like to spend a weekend by the sea with my family in late autumn, when it is cold. Where in Europe should "
@@ -27,10 +28,10 @@ WARMUP = 4  # tokens
 
 
 def prompt_ids() -> list[int]:
-    """Token ids that base and PersRM read: the person's weights change no prompt."""
+    """Token ids that base and PersRM read, of any model: the person's weights change no prompt."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(peer_models.huggingface("base"))
+    tokenizer = AutoTokenizer.from_pretrained(peer_models.huggingface(SMOLLM2, "base"))
     ids: list[int] = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=False
     )
@@ -39,14 +40,15 @@ def prompt_ids() -> list[int]:
 
 def measure_row(name: str, settings: Settings) -> dict[str, Any]:
     """The record of one row; where the system cannot be had, its `skipped` says why."""
-    record: dict[str, Any] = {"row": name, "label": SIDES[name].label, "left_out": {}}
+    row = ROWS[name]
+    record: dict[str, Any] = {"row": name, "model": row.model, "label": SIDES[row.side].label, "left_out": {}}
     with ExitStack() as stack:
         processes: dict[str, PeerProcess] = {}
-        for side in (name, *ROWS[name]):
+        for side in (row.side, *row.ours):
             try:
-                processes[side] = stack.enter_context(_start(side, settings))
+                processes[side] = stack.enter_context(_start(row.model, side, settings))
             except PeerError as error:
-                if side == name:
+                if side == row.side:
                     return record | {"skipped": str(error)}
                 record["left_out"][side] = str(error)
         if len(processes) == 1:
@@ -59,11 +61,11 @@ def measure_row(name: str, settings: Settings) -> dict[str, Any]:
             side: {"label": SIDES[side].label, "versions": processes[side].versions, **_figures(taken)}
             for side, taken in rounds.items()
         }
-    ours = [side for side in rounds if side != name]
+    record["side"], *ours = rounds
     medians = {side: [statistics.median(one["step_ms"]) for one in taken] for side, taken in rounds.items()}
-    record["times_ours"] = {side: asdict(compare(medians[name], medians[side])) for side in ours}
-    record["exact"] = SIDES[name].exact
-    record["first_difference"] = first_difference(rounds[name][0]["tokens"], rounds[ours[0]][0]["tokens"])
+    record["times_ours"] = {side: asdict(compare(medians[row.side], medians[side])) for side in ours}
+    record["exact"] = SIDES[row.side].exact and SIDES[ours[0]].exact
+    record["first_difference"] = first_difference(rounds[row.side][0]["tokens"], rounds[ours[0]][0]["tokens"])
     return record
 
 
@@ -73,10 +75,10 @@ def first_difference(tokens: list[int], others: list[int]) -> int | None:
     return next((index for index, (token, other) in pairs if token != other), None)
 
 
-def _start(side: str, settings: Settings) -> PeerProcess:
+def _start(model: str, side: str, settings: Settings) -> PeerProcess:
     """Make what a side needs and start it; raises `PeerError`."""
     ids = prompt_ids()
-    files = {name: str(path) for name, path in SIDES[side].files(settings.threads).items()}
+    files = {name: str(path) for name, path in SIDES[side].files(model, settings.threads).items()}
     task = Task(
         base_ids=ids,
         reward_ids=ids,
@@ -87,7 +89,7 @@ def _start(side: str, settings: Settings) -> PeerProcess:
         core=settings.core,
         files=files,
     )
-    log = BUILD / f"{side}.log"
+    log = BUILD / f"{model}-{side}.log"
     return PeerProcess(SIDES[side].python(), Path(__file__).with_name(SIDES[side].script), task, log)
 
 

@@ -17,11 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from builds import BUILD
 from bundles import code_mark
 from latency_plots import draw
 from latency_table import tables
 from pad_rt.machine import cpu_name, num_cores, read_bandwidth
-from peer_models import BUILD
 from peer_rows import BETA, QUESTION, TOP_K, measure_row, prompt_ids
 from peer_sides import ROWS
 from settings import Settings

@@ -5,15 +5,18 @@ The time of a step does not depend on the values of the weights.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builds import MODELS, made
 from llama_shapes import LLAMA_SHAPES
-from peer_models import MODELS, made, persrm_adapter, save_tokenizer
-from random_adapter import write_adapter
-from smollm2 import find_smollm2
+from pad_export.checkpoint import open_checkpoint
+from random_adapter import ask_by_weights, write_adapter
+from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
 _RANK = 8  # as the shipped PersRM's
 
@@ -56,7 +59,7 @@ SHAPES = {
 def checkpoint(name: str) -> tuple[Path, Path]:
     """Base and adapter of a shape; random ones are made on first use."""
     if name == SMOLLM2:
-        return find_smollm2(), persrm_adapter()
+        return find_smollm2(), made(MODELS / "adapter", _copy_adapter)
     base = made(MODELS / name, lambda folder: _save_base(folder, SHAPES[name]))
     return base, made(MODELS / f"{name}-adapter", lambda folder: _save_adapter(folder, base))
 
@@ -78,3 +81,25 @@ def _save_adapter(folder: Path, base: Path) -> None:
     with safe_open(base / "model.safetensors", "pt") as weights:
         shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118 - no dict
     write_adapter(folder, base, shapes)
+
+
+def _copy_adapter(folder: Path) -> None:
+    """The shipped PersRM's adapter as PEFT saved it, without its head."""
+    folder.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(WEIGHTS_PERSRM / name, folder / name)
+    ask_by_weights(folder)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """SmolLM2's tokenizer as transformers saves it, old releases included."""
+    from transformers import PreTrainedTokenizerFast
+
+    info = open_checkpoint(find_smollm2()).save_tokenizer(folder)
+    special: dict[str, Any] = {"bos_token": info.bos_token, "eos_token": info.eos_token}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
+    tokenizer.chat_template = info.chat_template
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}, indent=1), encoding="utf-8")

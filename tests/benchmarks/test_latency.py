@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builds import made
 from latency_table import tables
 from peer_loop import Task, choose, decode_pair
-from peer_models import made
 from peer_process import PeerError, PeerProcess
 from peer_rows import first_difference
 from peer_sides import ROWS, SIDES
 from settings import Settings, pinned
 from shape_rows import SHAPE_ROWS
+from shapes import SHAPES
 
 TASK = Task(
     base_ids=[1, 2], reward_ids=[3], top_k=2, beta=1.0, max_new_tokens=4, threads=1, core=None, files={"here": "x"}
@@ -123,7 +124,9 @@ def test_what_is_made_is_whole(tmp_path: Path) -> None:
 
 
 def test_rows_name_sides() -> None:
-    assert {name for row, ours in ROWS.items() for name in (row, *ours)} <= SIDES.keys()
+    assert {name for row in ROWS.values() for name in (row.side, *row.ours)} <= SIDES.keys()
+    assert {row.model for row in ROWS.values()} == SHAPES.keys()
+    assert not ROWS.keys() & SHAPE_ROWS.keys()
     assert all((Path(__file__).parents[2] / "benchmarks/latency" / side.script).is_file() for side in SIDES.values())
     assert len(SHAPE_ROWS) == 30
 
@@ -154,6 +157,8 @@ def record() -> dict[str, Any]:
 
     peer = {
         "row": "genai-fp32",
+        "model": "smollm2-135m",
+        "side": "genai-fp32",
         "label": "GenAI",
         "left_out": {"shared-int4": "no room"},
         "sides": {"genai-fp32": side("GenAI"), "shared-fp32": side("PAD-RT shared")},
@@ -170,13 +175,22 @@ def record() -> dict[str, Any]:
         "step_ms": {"base": spread, "shared": spread, "pair": spread},
         "ratio_to_base": {"shared": spread, "pair": spread},
     }
-    skipped = {"row": "llamacpp-q4", "label": "llama.cpp", "left_out": {}, "skipped": "no compiler"}
+    skipped = {
+        "row": "llamacpp-q4",
+        "model": "smollm2-135m",
+        "label": "llama.cpp",
+        "left_out": {},
+        "skipped": "no compiler",
+    }
     return {"peers": [peer, skipped], "shapes": [shape]}
 
 
 def test_the_tables() -> None:
     text = tables(json.loads(json.dumps(record())))
-    assert "| GenAI | 2.0 | 2.0 | 1.00 | 2.0, 2.0 (shared-fp32) | **2.00x** (1.50 to 2.50) | the same 2 |" in text
+    assert (
+        "| smollm2-135m | GenAI | 2.0 | 2.0 | 1.00 | 2.0, 2.0 (shared-fp32) | **2.00x** (1.50 to 2.50) | the same 2 |"
+        in text
+    )
     assert "| tiny | fp32 | 5 | 64 | 2.0 | 2.0 | **2.00** (1.50 to 2.50) | 2.0 | **2.00** (1.50 to 2.50) |" in text
     assert "- llamacpp-q4: no compiler" in text
     assert "- genai-fp32 against shared-int4: no room" in text
