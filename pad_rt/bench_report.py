@@ -144,7 +144,7 @@ class BenchReport:
 
     @property
     def private_mib(self) -> float | None:
-        """Memory that the system cannot take back after a reply, less that of the interpreter and its libraries."""
+        """Memory of its own after a reply, not of files, less that of the interpreter and its libraries."""
         fresh = self.fresh
         if fresh.private_mib is None or fresh.before_load_private_mib is None:
             return None
@@ -249,7 +249,9 @@ class BenchReport:
         lines = [_line("memory", peak)]
         if self.private_mib is not None:
             times = f"{self._to_weights_and_kv(self.private_mib):.2f} times"
-            lines.append(_line("", f"{self.private_mib:.0f} of them its own, {times}; the others are pages of files"))
+            lines.append(
+                _line("", f"{self.private_mib:.0f} MiB its own after a reply, without pages of files: {times}")
+            )
         return lines
 
 

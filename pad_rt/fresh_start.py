@@ -28,7 +28,7 @@ class FreshStart:
         first_token_ms: from Generator.load to the first guided token; libraries are imported, the disk is warm.
         from_start_ms: from the start of the process to the same token.
         before_load_mib: peak before Generator.load: the interpreter and its libraries.
-        before_load_private_mib: of that, the process's own.
+        before_load_private_mib: the process's own at that time.
         peak_rss_mib: peak after a whole reply.
         private_mib: the process's own after it.
     """

@@ -46,7 +46,7 @@ def peak_rss_mib() -> float | None:
 
 
 def private_mib() -> float | None:
-    """MiB of memory that are this process's own: without pages of files, which the system takes back when it must."""
+    """MiB of memory that are this process's own now: without pages of files, which the system can read again."""
     return _status_mib("RssAnon")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from builds import BUILD, MODELS, made
 from peer_environments import ensure_environment, run_logged
+from peer_process import PeerError
 from shapes import SMOLLM2, checkpoint, save_tokenizer
 from smollm2 import find_smollm2
 
@@ -48,12 +49,18 @@ def optimum(model: str, which: str) -> Path:
     return made(MODELS / f"optimum-{model}-{which}", export)
 
 
-def gguf(which: str, precision: str) -> Path:
-    """SmolLM2 for llama.cpp: "fp32", or "q4" with every matrix in the type that the wheel's file has it in."""
+def gguf(model: str, which: str, precision: str) -> Path:
+    """SmolLM2 for llama.cpp: "fp32", or "q4" with every matrix in the type that the wheel's file has it in.
+
+    Raises:
+        PeerError: it is another model, of which there is no file to fill.
+    """
+    if model != SMOLLM2:
+        raise PeerError(f"llama.cpp reads {SMOLLM2} here, not {model}")
     if (which, precision) == ("base", "q4"):
         return find_smollm2()
     return made(
-        MODELS / f"{which}-{precision}.gguf", lambda path: _write_gguf(path, huggingface(SMOLLM2, which), precision)
+        MODELS / f"{which}-{precision}.gguf", lambda path: _write_gguf(path, huggingface(model, which), precision)
     )
 
 

@@ -56,7 +56,7 @@ def _genai(precision: str) -> Side:
 
 
 def _llamacpp(precision: str, label: str) -> Side:
-    files = _two(lambda _, which, __: peer_models.gguf(which, precision))
+    files = _two(lambda model, which, _: peer_models.gguf(model, which, precision))
     return Side(f"llama.cpp, {label}", "peer_llamacpp.py", "llamacpp", files, precision == "fp32")
 
 

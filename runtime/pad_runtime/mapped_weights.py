@@ -1,17 +1,18 @@
 """Weights that lie mapped beside what ONNX Runtime packed for its kernels, and the pages of them that can go back.
 
-A linear in 4 or 8 bits has codes, scales and zero points. ONNX Runtime copies all three into one packed buffer
-(MatMulNBits::PrePack, onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc), lets go of the codes, and keeps the
-others mapped for nothing, a seventh of a 4-bit model. Of an embedding, a step looks up a row or two; Linux (seen with
-6.18) maps all of the large page that holds one in the file cache, up to 2 MB, unless it reaches beyond the mapping.
+A linear in 4 or 8 bits has codes, scales and zero points. On x86-64 ONNX Runtime copies all three into one packed
+buffer (MatMulNBits::PrePack, onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc), lets go of the codes, and keeps
+the others mapped for nothing, a seventh of a 4-bit model. Of an embedding, a step looks up a row or two; Linux (seen
+with 6.18) maps all of the large page that holds one in the file cache, up to 2 MB, if that ends within the mapping.
 
-So both are given to ONNX Runtime from a mapping of our own: in stripes that are smaller than such pages, and let go of
-when they have served. What is read again after all, as on a processor where nothing is packed, comes back from the
-file cache.
+So both are given to ONNX Runtime from a mapping of our own: tables in stripes that are smaller than such pages, and all
+of it let go of when it has served. What is read again after all, as scales may be on other processors, comes back from
+the file cache.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import threading
 from collections.abc import Callable, Iterator
@@ -24,14 +25,15 @@ import numpy as np
 from pad_runtime.errors import BundleError
 from pad_runtime.onnx_file import ExternalTensor, OnnxFile
 
-_FIRST_MAPPED = {"MatMulNBits": 2, "GatherBlockQuantized": 0}  # inputs from that one on: codes go by themselves
+_PACKED, _LOOKED_UP = "MatMulNBits", "GatherBlockQuantized"
+_SCALES_AND_ZEROS = slice(2, 4)  # inputs of MatMulNBits; its codes go by themselves
 _NUMPY_TYPES = {1: np.float32, 2: np.uint8, 10: np.float16}  # ONNX's number -> NumPy's
 _STRIPE = 2**18  # bytes
 _EVERY_S = 0.02  # between one sweep and the next
 
 
 class MappedWeights:
-    """The quantised tables, scales and zero points of one graph.
+    """The quantised tables of one graph, and the scales and zero points of its linears.
 
     Attributes:
         values: by name, for SessionOptions.add_initializer; they must live as long as the session.
@@ -45,22 +47,27 @@ class MappedWeights:
             ort: the onnxruntime module.
 
         Raises:
-            BundleError: the file is none, or a file of weights is missing or cut.
+            BundleError: the file is none, or a file of weights cannot be read or is cut.
+            MemoryError: there is no room in the process to map one.
         """
         self.values: dict[str, Any] = {}
         self._mappings: dict[Path, mmap.mmap] = {}
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         graph = OnnxFile.read(path)
-        names = {
-            name
-            for node in graph.nodes
-            if node.op_type in _FIRST_MAPPED
-            for name in node.inputs[_FIRST_MAPPED[node.op_type] :]
-        }
+        tables = {name for node in graph.nodes if node.op_type == _LOOKED_UP for name in node.inputs}
+        read_once = {name for node in graph.nodes if node.op_type == _PACKED for name in node.inputs[_SCALES_AND_ZEROS]}
         for tensor in graph.tensors:
-            if tensor.name in names and tensor.element_type in _NUMPY_TYPES:
+            if tensor.name in tables | read_once and tensor.element_type in _NUMPY_TYPES:
                 self.values[tensor.name] = ort.OrtValue.ortvalue_from_numpy(self._map(path.parent, tensor))
+                if tensor.name in tables:
+                    self._cut(self._mappings[path.parent / tensor.file], tensor)
+
+    @classmethod
+    def of(cls, path: Path, ort: Any) -> MappedWeights | None:
+        """Those of a graph; None where there are none. Arguments and errors as above."""
+        weights = cls(path, ort)
+        return weights if weights.values else None
 
     def _map(self, folder: Path, tensor: ExternalTensor) -> np.ndarray[Any, Any]:
         path, dtype = folder / tensor.file, np.dtype(_NUMPY_TYPES[tensor.element_type])
@@ -69,19 +76,20 @@ class MappedWeights:
                 with path.open("rb") as file:
                     self._mappings[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             flat = np.frombuffer(self._mappings[path], dtype, tensor.length // dtype.itemsize, tensor.offset)
-            array = flat.reshape(tensor.shape)
-        except (OSError, ValueError) as error:
+            return flat.reshape(tensor.shape)
+        except ValueError as error:
             raise BundleError(f"{path} does not hold {tensor.name}: {error}", hint="export it again") from None
-        self._cut(self._mappings[path], tensor)
-        return array
+        except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise MemoryError from None
+            raise BundleError(f"{path} cannot be read: {error}", hint="copy the bundle again") from None
 
-    def _cut(self, mapping: mmap.mmap, tensor: ExternalTensor) -> None:
+    def _cut(self, mapping: mmap.mmap, table: ExternalTensor) -> None:
         """Make the kernel see stripes: neighbours differ in whether a core dump has them, which is nothing to us."""
         if hasattr(mmap, "MADV_DONTDUMP"):
-            first = -(-tensor.offset // _STRIPE) * _STRIPE
             with suppress(OSError):  # a process has a limit of areas
-                for start in range(first, tensor.offset + tensor.length - _STRIPE, 2 * _STRIPE):
-                    mapping.madvise(mmap.MADV_DONTDUMP, start, _STRIPE)
+                for start in range(table.offset // _STRIPE * _STRIPE, table.offset + table.length, 2 * _STRIPE):
+                    mapping.madvise(mmap.MADV_DONTDUMP, start, min(_STRIPE, len(mapping) - start))
 
     def let_go(self) -> None:
         """Give the pages back; the next read of one fetches it again."""
@@ -100,7 +108,10 @@ class MappedWeights:
 
     @contextmanager
     def sweeping(self) -> Iterator[None]:
-        """Let go again and again while a session opens, so that not even then they all lie in memory at once."""
+        """Let go again and again while a session opens, so that not even then they all lie in memory at once.
+
+        ONNX Runtime (1.32) lets other threads run meanwhile; one that did not would leave all of it to the end.
+        """
         done = threading.Event()
 
         def sweep() -> None:
@@ -108,10 +119,12 @@ class MappedWeights:
                 self.let_go()
 
         thread = threading.Thread(target=sweep, daemon=True)
-        thread.start()
         try:
+            with suppress(RuntimeError):  # no room for a thread
+                thread.start()
             yield
         finally:
             done.set()
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
             self.let_go()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pad_runtime.errors import BundleError
 
+_MOST_BITS = 63  # of a number
+
 
 @dataclass(frozen=True)
 class Node:
@@ -62,14 +64,19 @@ class OnnxFile:
             BundleError: the file is missing, or is none.
         """
         try:
-            graph = _Message(_Message(path.read_bytes()).parts[7][0])
+            parts = _Message(path.read_bytes()).parts.get(7)
+            if not parts:
+                raise ValueError("it has no graph")
+            graph = _Message(parts[0])
             nodes = [_Message(part).parts for part in graph.parts.get(1, [])]
             tensors = [_tensor(_Message(part)) for part in graph.parts.get(5, [])]
             return cls(
                 tuple(Node(node[4][0].decode(), tuple(name.decode() for name in node.get(1, []))) for node in nodes),
                 tuple(tensor for tensor in tensors if tensor),
             )
-        except (OSError, ValueError, LookupError) as error:
+        except LookupError:
+            raise BundleError(f"{path} is not an ONNX file: a field is missing", hint="export it again") from None
+        except (OSError, ValueError) as error:
             raise BundleError(f"{path} is not an ONNX file: {error}", hint="export it again") from None
 
 
@@ -144,3 +151,5 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         shift += 7
+        if shift > _MOST_BITS:
+            raise ValueError("a number does not end")

@@ -59,6 +59,7 @@ class OrtGraph:
             repeated: the run is used again and again, and may be captured.
         """
         binding = self._session.io_binding()
+        binding.weights = self._weights  # a run may outlive its graph, and reads them
         for name, buffer in inputs.items():
             binding.bind_input(name, *_describe(buffer))
         for name, buffer in outputs.items():

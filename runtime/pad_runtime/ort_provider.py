@@ -232,9 +232,9 @@ class OrtProvider:
         path = folder / manifest.graphs[graph].file
         capacity = manifest.max_length if self._entry.cached else None
         try:
-            weights = MappedWeights(path, self._ort) if self._packs else None
+            weights = MappedWeights.of(path, self._ort) if self._packs else None
+            values = weights.values if weights else _NOTHING
             with weights.sweeping() if weights else nullcontext():
-                values = weights.values if weights else {}
                 session = self._start(str(path), capacity=capacity, own=self._caches(manifest, graph), values=values)
         except MemoryError:
             raise OutOfMemoryError(f"no memory for {path}", hint=_FREE_MEMORY) from None

@@ -24,7 +24,9 @@ from pad_runtime.providers import Graph, Provider
 from pad_runtime.rows import Row, TrunkPrompts
 
 Array = npt.NDArray[Any]
-_CAPACITY_BLOCK = 64  # KV slots are allocated in blocks, so that requests of like length share one cache
+# KV slots are allocated in blocks, so that requests of like length share one cache; a new one is captured anew.
+_CAPACITY_BLOCK, _CAPTURED_CAPACITY_BLOCK = 64, 256
+_NOISE_BLOCK = 256  # steps
 _END_OFFERED = 1e9  # beyond the logits of any model
 _KEEP_ALL = 2.0  # top_p of 1: mass sums to 1 only up to rounding, so the limit is put out of reach
 
@@ -199,8 +201,8 @@ class GraphStep:
 
     def _reserve(self, read: Sequence[TrunkPrompts], length: int) -> None:
         """Make the KV cache and the alternating state, unless those of the last request serve."""
-        blocks = -(-length // _CAPACITY_BLOCK) * _CAPACITY_BLOCK
-        needed = self._graph.capacity or min(blocks, self._manifest.max_length)
+        block = _CAPTURED_CAPACITY_BLOCK if self._captures else _CAPACITY_BLOCK
+        needed = self._graph.capacity or min(-(-length // block) * block, self._manifest.max_length)
         widths = [(len(trunk.prompts), len(trunk.rows)) for trunk in read]
         if self._widths == widths and self._capacity >= needed:
             return
@@ -316,6 +318,6 @@ def draw_noise(request: StepRequest, max_length: int) -> Array:
     batch, k = len(request.sequences), request.top_k
     if request.temperature == 0.0:
         return np.zeros((1, batch, k), np.float32)
-    steps = min(-(-request.max_new_tokens // _CAPACITY_BLOCK) * _CAPACITY_BLOCK, max_length)
+    steps = min(-(-request.max_new_tokens // _NOISE_BLOCK) * _NOISE_BLOCK, max_length)
     draws = [np.random.Generator(np.random.Philox(seed)).gumbel(size=(steps, k)) for seed in request.seeds]
     return np.stack(draws, axis=1).astype(np.float32)

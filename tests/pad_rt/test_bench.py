@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import pty
@@ -28,6 +29,7 @@ from pad_runtime.errors import PadError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.step import StepRequest, StepTrace
 
+LINUX = sys.platform == "linux"
 SHORT = ["--prompt-tokens", "5", "--new-tokens", "3", "--rounds", "2", "--top-k", "4", "--threads", "1"]
 
 
@@ -178,10 +180,12 @@ def test_the_machine() -> None:
     assert cpu_name()
     assert 1 <= num_cores() <= 4096
     assert (peak_rss_mib() or 0) > 10
-    if sys.platform == "linux":
+    if LINUX:
+        gc.collect()
         before = private_mib() or 0
-        kept = np.ones(32 * 2**20, np.uint8)
-        assert (private_mib() or 0) - before == pytest.approx(32, abs=4), kept.size
+        kept = np.ones(64 * 2**20, np.uint8)
+        assert 32 < (private_mib() or 0) - before < 128
+        del kept
     assert all((read_bandwidth(threads) or 0) > 0 for threads in (1, 3))
 
 
@@ -251,8 +255,9 @@ def test_bench_json(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert 0 < memory["net_peak_mib"] < record["peak_rss_mib"]
     assert memory["before_load_mib"] + memory["net_peak_mib"] == pytest.approx(record["peak_rss_mib"], rel=1e-3)
     assert memory["net_peak_to_weights_and_kv"] > 0
-    assert 0 < memory["private_mib"] < memory["net_peak_mib"]
-    assert memory["private_to_weights_and_kv"] < memory["net_peak_to_weights_and_kv"]
+    if LINUX:
+        assert 0 < memory["private_mib"] < memory["net_peak_mib"]
+        assert memory["private_to_weights_and_kv"] < memory["net_peak_to_weights_and_kv"]
     assert record["read_gb_s"]["base_step"] > 0
     assert record["read_gb_s"]["machine"]["1"] > 0
     ran_on = record["ran_on"]
@@ -286,7 +291,7 @@ def test_bench_for_people(report: BenchReport, tiny_bundle: Path) -> None:
         "in a fresh process on a warm disk",
         "8 bytes a token",
         "MiB peak",
-        "of them its own",
+        "MiB its own after a reply" if LINUX else "",
         "GB/s",
     ):
         assert words in text

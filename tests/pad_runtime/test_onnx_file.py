@@ -46,11 +46,20 @@ def test_dimensions_one_by_one_and_packed(tmp_path: Path, dims: bytes) -> None:
     assert OnnxFile.read(path).tensors == (ExternalTensor("t", 1, (300, 2), "w", 0, 2400),)
 
 
-@pytest.mark.parametrize("data", [b"", b"no ONNX file at all", b"\x3a\xff\xff\x03cut"])
-def test_a_file_that_is_no_graph(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "it has no graph"),
+        (b"no ONNX file at all", "wire type"),
+        (b"\x3a\xff\xff\x03cut", "it ends early"),
+        (b"\xff" * 10**6, "a number does not end"),
+        (b"\x3a\x02\x0a\x00", "a field is missing"),
+    ],
+)
+def test_a_file_that_is_no_graph(tmp_path: Path, data: bytes, reason: str) -> None:
     path = tmp_path / "step.onnx"
     path.write_bytes(data)
-    with refused(BundleError, given=f"{path} is not an ONNX file", hint="export it again"):
+    with refused(BundleError, given=f"{path} is not an ONNX file: {reason}", hint="export it again"):
         OnnxFile.read(path)
 
 

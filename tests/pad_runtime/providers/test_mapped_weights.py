@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import mmap
 import re
 import sys
+import threading
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,9 +25,10 @@ from error_checks import refused
 from pad_rt.bench import Workload
 from pad_runtime import contract
 from pad_runtime.bundle import Bundle
-from pad_runtime.errors import BundleError
+from pad_runtime.errors import BundleError, OutOfMemoryError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.mapped_weights import MappedWeights
+from pad_runtime.ort_graph import OrtGraph
 from pad_runtime.ort_provider import OrtProvider
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="told by /proc/self/smaps")
@@ -62,6 +69,19 @@ def areas(weights: MappedWeights) -> list[int]:
 def resident(weights: MappedWeights) -> int:
     """Bytes of a mapping that are in memory for this process."""
     return sum(areas(weights))
+
+
+def big_table(folder: Path, *, offset: int, size: int) -> Path:
+    """A graph that looks up rows of 64 bytes; byte i of its file is i % 256."""
+    tensor = onnx.TensorProto(name="rows", data_type=onnx.TensorProto.UINT8, dims=[size // 64, 64])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "weights.bin"), ("offset", str(offset)), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    node = onnx.helper.make_node("GatherBlockQuantized", ["rows", "ids"], ["x"])
+    graph = onnx.helper.make_graph([node], "g", [], [], initializer=[tensor])
+    onnx.save_model(onnx.helper.make_model(graph), folder / "g.onnx")
+    (folder / "weights.bin").write_bytes(bytes(range(256)) * ((2 * offset + size) // 256))
+    return folder / "g.onnx"
 
 
 def touch(weights: MappedWeights) -> int:
@@ -118,24 +138,60 @@ def test_a_loaded_bundle_holds_none(quantised: Path, made: list[MappedWeights]) 
 @linux
 def test_a_row_brings_no_more_than_its_stripe(tmp_path: Path) -> None:
     size, stripe = 2**24, 2**18
-    tensor = onnx.TensorProto(name="rows", data_type=onnx.TensorProto.UINT8, dims=[size // 64, 64])
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in (("location", "weights.bin"), ("offset", "64"), ("length", str(size))):
-        tensor.external_data.add(key=key, value=value)
-    node = onnx.helper.make_node("GatherBlockQuantized", ["rows", "ids"], ["x"])
-    onnx.save_model(
-        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], initializer=[tensor])), tmp_path / "g.onnx"
-    )
-    (tmp_path / "weights.bin").write_bytes(bytes(64) + bytes(range(256)) * (size // 256))
-    weights = MappedWeights(tmp_path / "g.onnx", onnxruntime)
+    weights = MappedWeights(big_table(tmp_path, offset=2**21 - 2**17, size=size), onnxruntime)
     table = weights.values["rows"].numpy()
-    assert len(areas(weights)) >= size // stripe - 2
-    for row in (5, 130_000):
+    assert len(areas(weights)) >= size // stripe
+    for row in (0, 5, 130_000, len(table) - 1):
         weights.let_go()
         assert table[row].tolist() == [(row * 64 + column) % 256 for column in range(64)]
         assert 0 < resident(weights) <= stripe
 
 
+@linux
+def test_a_run_may_outlive_its_graph(
+    quantised: Path, made: list[MappedWeights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Callable[[], object]] = []
+    real = OrtGraph.bind
+
+    def bind(graph: OrtGraph, *buffers: Any, repeated: bool) -> Callable[[], object]:
+        run = real(graph, *buffers, repeated=repeated)
+        runs.extend([run] * repeated)
+        return run
+
+    monkeypatch.setattr(OrtGraph, "bind", bind)
+    step = Bundle(quantised, device="cpu", num_threads=1).guided_step()
+    step.prefill(WORKLOAD.request(read_manifest(quantised), guided=True))
+    buffers = step._values, step._turns, step._ids
+    weights = weakref.ref(made.pop())
+    del step
+    gc.collect()
+    assert weights(), "or the runs would read what is unmapped"
+    for run in runs:
+        run()
+    runs.clear()
+    del run, buffers
+    assert not weights()
+
+
+@linux
+def test_the_sweep_is_on_while_a_session_opens(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    real = onnxruntime.InferenceSession
+
+    def count(*args: object, **options: object) -> object:
+        threads.append(threading.active_count())
+        return real(*args, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", count)
+    before = threading.active_count()
+    Bundle(quantised, device="cpu", num_threads=1).guided_step()
+    Bundle(quantised, device="cpu", num_threads=1, low_memory=True).guided_step()
+    assert threads == [before + 1, before]
+    assert threading.active_count() == before
+
+
+@linux
 def test_what_is_mapped_is_what_the_file_says(quantised: Path) -> None:
     weights = MappedWeights(quantised / "step.onnx", onnxruntime)
     model = onnx.load_model(quantised / "step.onnx")
@@ -146,19 +202,33 @@ def test_what_is_mapped_is_what_the_file_says(quantised: Path) -> None:
         np.testing.assert_array_equal(value.numpy(), stored[name])
 
 
-@pytest.mark.parametrize("content", [None, b"", bytes(1000)])
-def test_weights_that_are_missing_or_cut(quantised: Path, tmp_path: Path, content: bytes | None) -> None:
+@linux
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read: [Errno 2]"), (b"", "does not hold base/"), (bytes(1000), "does not hold base/")],
+)
+def test_weights_that_are_missing_or_cut(quantised: Path, tmp_path: Path, content: bytes | None, words: str) -> None:
     (tmp_path / "step.onnx").write_bytes((quantised / "step.onnx").read_bytes())
     if content is not None:
         (tmp_path / "weights.bin").write_bytes(content)
-    with refused(BundleError, given=f"{tmp_path / 'weights.bin'} does not hold base/", hint="export it again"):
+    with refused(BundleError, given=f"{tmp_path / 'weights.bin'} {words}"):
         MappedWeights(tmp_path / "step.onnx", onnxruntime)
+
+
+@linux
+def test_no_room_to_map(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with refused(OutOfMemoryError, given=f"no memory for {quantised / 'step.onnx'}", hint="smaller model"):
+        tiny_bundles.load(quantised)
 
 
 def test_the_same_tokens_where_pages_cannot_go(quantised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = reply(quantised)
     monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
-    assert not MappedWeights(quantised / "step.onnx", onnxruntime).values
+    assert MappedWeights.of(quantised / "step.onnx", onnxruntime) is None
     assert reply(quantised) == expected
 
 

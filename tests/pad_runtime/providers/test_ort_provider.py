@@ -84,6 +84,12 @@ def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
     assert provider.captures > plain.captures
 
 
+def test_plans_of_memory_are_for_devices(half: Path, asked: Asked) -> None:
+    """On a CPU each length of a prompt would leave one behind."""
+    on = {device: OrtProvider(device)._session_options().enable_mem_pattern for device in ("cpu", "cuda")}
+    assert on == {"cpu": False, "cuda": True}
+
+
 def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, asked: Asked, tmp_path: Path) -> None:
     manifest = read_manifest(standard)
     provider = OrtProvider("ort-tensorrt", manifest=manifest)

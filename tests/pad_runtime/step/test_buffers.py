@@ -48,6 +48,16 @@ def test_a_request_that_fits_takes_no_new_buffer(generator: Generator, monkeypat
     assert addresses(step) != before
 
 
+@pytest.mark.parametrize(("captures", "slots"), [(False, [64, 128]), (True, [256, 256])])
+def test_a_cache_has_little_more_than_it_needs(generator: Generator, captures: bool, slots: list[int]) -> None:
+    """Where nothing is captured; a capture is worth room for the next request."""
+    step = new_step(generator)
+    step._captures = captures
+    for new_tokens, expected in zip((2, 70), slots, strict=True):
+        step.prefill(make_request(generator, 0, max_new_tokens=new_tokens))
+        assert step.cache(0, 0)[0].shape[2] == expected
+
+
 def test_running_past_the_cache_is_clamped(generator: Generator) -> None:
     """A sequence that has ended runs on beside others: its length stops at the last slot of the cache."""
     step = new_step(generator)
