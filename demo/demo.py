@@ -58,7 +58,7 @@ def side_by_side(results: dict[str, GenerationResult]) -> str:
         head = [name, wishes or "(the base alone)", "-" * width]
         body = [line for part in result.text.splitlines() for line in textwrap.wrap(part, width) or [""]]
         timing = result.timing
-        foot = ["", f"{timing.tokens_per_s:.1f} tokens/s, {timing.step_s * 1e3:.0f} ms a token"]
+        foot = ["", f"{timing.tokens_per_s:.0f} tokens/s, {timing.step_s * 1e3:.0f} ms each"]
         columns.append(head + body + foot)
     rows = itertools.zip_longest(*columns, fillvalue="")
     return "\n".join(" | ".join(cell.ljust(width) for cell in row).rstrip() for row in rows)
