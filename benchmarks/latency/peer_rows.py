@@ -41,7 +41,8 @@ def prompt_ids() -> list[int]:
 def measure_row(name: str, settings: Settings) -> dict[str, Any]:
     """The record of one row; where the system cannot be had, its `skipped` says why."""
     row = ROWS[name]
-    record: dict[str, Any] = {"row": name, "model": row.model, "label": SIDES[row.side].label, "left_out": {}}
+    record: dict[str, Any] = {"row": name, "model": row.model, "side": row.side, "left_out": {}}
+    record["label"] = SIDES[row.side].label
     with ExitStack() as stack:
         processes: dict[str, PeerProcess] = {}
         for side in (row.side, *row.ours):
@@ -61,7 +62,7 @@ def measure_row(name: str, settings: Settings) -> dict[str, Any]:
             side: {"label": SIDES[side].label, "versions": processes[side].versions, **_figures(taken)}
             for side, taken in rounds.items()
         }
-    record["side"], *ours = rounds
+    ours = [side for side in rounds if side != row.side]
     medians = {side: [statistics.median(one["step_ms"]) for one in taken] for side, taken in rounds.items()}
     record["times_ours"] = {side: asdict(compare(medians[row.side], medians[side])) for side in ours}
     record["exact"] = SIDES[row.side].exact and SIDES[ours[0]].exact

@@ -88,7 +88,8 @@ class MappedWeights:
         """Make the kernel see stripes: neighbours differ in whether a core dump has them, which is nothing to us."""
         if hasattr(mmap, "MADV_DONTDUMP"):
             with suppress(OSError):  # a process has a limit of areas
-                for start in range(table.offset // _STRIPE * _STRIPE, table.offset + table.length, 2 * _STRIPE):
+                first = table.offset // (2 * _STRIPE) * (2 * _STRIPE)  # every other one of the file, whosever it is
+                for start in range(first, table.offset + table.length, 2 * _STRIPE):
                     mapping.madvise(mmap.MADV_DONTDUMP, start, min(_STRIPE, len(mapping) - start))
 
     def let_go(self) -> None:
