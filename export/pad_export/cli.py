@@ -74,8 +74,9 @@ def _export(options: argparse.Namespace) -> None:
     )
     size = sum(file.size for file in manifest.files.values()) / 2**20
     print(f"wrote {options.output} ({size:,.1f} MiB)")
-    bundle = shlex.quote(str(options.output))
-    print(f"try: pad generate {bundle} 'How do I boil an egg?' --preference 'cheerful and concise'")
+    bundle, persrm = shlex.quote(str(options.output)), manifest.persrms[0]
+    wish = "--preference 'cheerful and concise'" if persrm.takes_text else f"--weight {persrm.features[0]}=1"
+    print(f"try: pad generate {bundle} 'How do I boil an egg?' {wish}")
 
 
 def _report(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import signal
@@ -41,6 +42,22 @@ def test_the_command_writes_a_bundle_and_says_what_to_try(
     words = shlex.split(command.removeprefix("try: "))
     assert words[:3] == ["pad", "generate", str(output)]
     assert cli.main([*words[1:], "--max-new-tokens", "2"]) == 0
+
+
+def test_what_to_try_with_a_persrm_without_words(
+    tiny: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pad_rt import cli
+
+    adapter = Path(shutil.copytree(tiny.adapter, tmp_path / "adapter"))
+    settings = {"prompt_template": "{x}", "features": ["short"]}
+    (adapter / "pad_persrm.json").write_text(json.dumps(settings), encoding="utf-8")
+    output = tmp_path / "bundle"
+    assert main(["--base", str(tiny.base), "--persrm", str(adapter), "-o", str(output), "--no-verify", "--quiet"]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[1].removeprefix("try: "))
+    assert words[-2:] == ["--weight", "short=1"]
+    assert cli.main([*words[1:], "--max-new-tokens", "2"]) == 0
+    assert cli.main([*words[1:-2], "--preference", "short", "--max-new-tokens", "2"]) == 2  # the control
 
 
 def test_a_quiet_command(tiny: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
