@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pad_runtime import contract
-from pad_runtime.cuda import Cuda
+from pad_runtime.cuda import find_cuda
 from pad_runtime.errors import DeviceError, EngineError
 from pad_runtime.ort_provider import OrtProvider
 from pad_runtime.tensorrt_provider import TensorRtProvider
@@ -33,5 +33,5 @@ def export_options(device: str, precision: str) -> dict[str, Any]:
     if device == "cuda" and precision == "int4":
         options["activations"] = "fp16"  # CUDA's attention takes no float32
     if device == "tensorrt-rtx":
-        options["compute_capabilities"] = [Cuda().gpu().compute_capability]
+        options["compute_capabilities"] = [find_cuda().gpu().compute_capability]
     return options

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpu_devices import why_absent
 from pad_rt.machine import cpu_name, num_cores
-from pad_runtime.cuda import Cuda
+from pad_runtime.cuda import find_cuda
 
 _PACKAGES = (
     "pad-rt",
@@ -34,7 +34,7 @@ def describe(device: str) -> dict[str, Any]:
     """The GPU, or why there is none; processor, system and versions."""
     why = why_absent(device)
     return {
-        "gpu": None if why else asdict(Cuda().gpu()),
+        "gpu": None if why else asdict(find_cuda().gpu()),
         "no_device": why,
         "cpu": cpu_name(),
         "cores": num_cores(),
