@@ -99,8 +99,7 @@ class EngineBuilder:
             )
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the layers keep their names in the graph
-        if manifest.float_type == "float32":
-            _allow_decomposition(trt, network)
+        allow_decomposition(trt, network)
         if self.target == "tensorrt-rtx":
             config.num_compute_capabilities = len(self.compute_capabilities)
             for index, name in enumerate(self.compute_capabilities):
@@ -197,8 +196,11 @@ def _make_profile(builder: Any, network: Any, model: onnx.ModelProto, axes: dict
     return profile
 
 
-def _allow_decomposition(trt: Any, network: Any) -> None:
-    """No fused attention kernel computes in float32: let it be written out."""
+def allow_decomposition(trt: Any, network: Any) -> None:
+    """Let attention be written out where the library has no dedicated kernel for it; where it has one, it takes that.
+
+    Without leave the whole graph is refused: in float32, and with few heads (benchmarks/attention_kernels.py).
+    """
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if layer.type.name == "ATTENTION_INPUT":

@@ -47,6 +47,8 @@ def add_engines(
                 + (f", {kernels} kernels ({' and '.join(info.profiles)})" if kernels else "")
                 + f", {len(made.updates)} caches in place"
             )
+            if made.note:
+                report(f"note: {made.note}")
             engines.append(info)
             files[info.file] = describe_file(built)
         for path in sorted(Path(temporary).iterdir()):
