@@ -55,7 +55,7 @@ def main() -> None:
                 bundle,
                 persrms=[WEIGHTS_PERSRM],
                 topology="shared",
-                precision=precision,  # type: ignore[arg-type]
+                precision=precision,
                 dialect="standard",
                 max_length=MAX_LENGTH,
                 max_batch=MAX_BATCH,

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     on_gpu = gpu_groups(options.device, options.batches, options.prompts)
     on_cpu = cpu_groups(options.cpu_batches, options.cpu_prompts)
     rows: list[dict[str, Any]] = []
-    record = {
+    record: dict[str, Any] = {
         "what": "steps of base and PAD in turn, greedy, k 10, random weights; a transformers peer round by round",
         "settings": {**asdict(run.settings), "budget_s": options.budget},
         "machine": machine,

@@ -53,13 +53,14 @@ def run_python(arguments: Sequence[str], folder: Path, *, timeout: float, enviro
         )
         try:
             process.wait(max(0.0, timeout))
-        except BaseException as error:
+        except BaseException as ending:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
+            if not isinstance(ending, subprocess.TimeoutExpired):
                 raise
             timed_out = True
-    records = [json.loads(line) for line in out.read_text().splitlines() if line.startswith("{") and line[-1] == "}"]
+    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)  # the last one may be half a record
+    records = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
     error = None if process.returncode == 0 else f"code {process.returncode}: {_last_line(log)}"
     return Ended(records, error, timed_out)
 

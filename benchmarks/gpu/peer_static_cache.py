@@ -25,6 +25,7 @@ from pad_rt.rounds import Spread, compare, turn
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOP_K = 10
 _BETA = 1.0
+_begin_step: Callable[[], None] = torch.compiler.cudagraph_mark_step_begin
 _WARMUP = 4  # steps: the first compiles, the next record CUDA graphs
 
 
@@ -86,7 +87,7 @@ class _Decoder:
         for _ in range(steps):
             start = time.perf_counter()
             if self._compiled:
-                torch.compiler.cudagraph_mark_step_begin()  # what the last step gave may be overwritten
+                _begin_step()  # what the last step gave may be overwritten
             ids = _choose([model.step(ids) for model in models])
             ids.tolist()
             times.append(time.perf_counter() - start)

@@ -42,12 +42,11 @@ def count_kernels(step: Step, request: StepRequest, graph: Path, *, device: str)
 def _profile(step: Step, request: StepRequest) -> Kernels | None:
     """None where torch has no CUDA, or its profiler saw nothing."""
     import torch
-    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     if not torch.cuda.is_available():
         return None
-    torch.cuda.init()
+    torch.cuda.synchronize()  # torch's context, before anything is timed
     step.prefill(request)
     step.step()
     step.step()  # both bindings are captured
@@ -56,7 +55,7 @@ def _profile(step: Step, request: StepRequest) -> Kernels | None:
         for _ in range(_STEPS):
             step.step()
         torch.cuda.synchronize()
-    events = [event for event in profiler.events() or [] if event.device_type == DeviceType.CUDA]
+    events = [event for event in profiler.events() or [] if event.device_type.name == "CUDA"]
     if not events:
         return None
     kernels = [event for event in events if not event.name.startswith(("Memcpy", "Memset"))]

@@ -7,14 +7,14 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, LogitsProcessor
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from pad_export.kv_cache import cache_argument
 from peer_loop import Task, serve
 
 
-class PadProcessor(LogitsProcessor):
-    """PAD as transformers takes it: the base's top k, scored by a PersRM that keeps a cache of its own."""
+class PadProcessor:
+    """PAD as a LogitsProcessor of transformers: the base's top k, scored by a PersRM with a cache of its own."""
 
     def __init__(self, persrm: Any, reward_ids: list[int], *, top_k: int, beta: float) -> None:
         self._persrm, self._top_k, self._beta = persrm, top_k, beta

@@ -130,8 +130,8 @@ def fill_cell(job: Job, cell: Cell, prompts: list[str]) -> ReplyFile | None:
 @functools.cache
 def _open(job: Job) -> tuple[CellGenerator, BasePerplexity]:
     torch.set_num_threads(job.num_threads)
-    generators = [Generator.load(folder, num_threads=job.num_threads) for folder in (job.bundle, job.words_bundle)]
-    return CellGenerator(*generators, dict(job.factors)), BasePerplexity(find_smollm2(), job.bundle)
+    weights, words = (Generator.load(folder, num_threads=job.num_threads) for folder in (job.bundle, job.words_bundle))
+    return CellGenerator(weights, words, dict(job.factors)), BasePerplexity(find_smollm2(), job.bundle)
 
 
 def _end_on_interrupt() -> None:

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from pad_export.checkpoint import open_checkpoint
 from pad_export.kv_cache import cache_argument
-from pad_export.reference import load_model
+from pad_export.torch_model import load_model
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.prompt import PromptEncoder
 from pad_rt.tokenizer import Tokenizer
