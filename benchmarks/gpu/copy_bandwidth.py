@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-_GPU_BUFFER = 2 * 2**30  # bytes, far beyond any cache
+from pad_runtime.cuda import find_cuda
+
+_GPU_BUFFER = 2 * 2**30  # bytes at most, far beyond any cache
 _CPU_BUFFER = 256 * 2**20
 _PASSES = 10
 
@@ -31,25 +33,29 @@ def _copy_on_cpu() -> float:
 def _copy_on_gpu() -> float:
     from cuda.bindings import runtime
 
+    stream = find_cuda().stream
+
     def call(name: str, *arguments: Any) -> Any:
         error, *values = getattr(runtime, name)(*arguments)
         if int(error):
             raise RuntimeError(f"{name}: CUDA error {int(error)}")
-        return values[0] if values else None
+        return values[0] if len(values) == 1 else values
 
-    source, target = (call("cudaMalloc", _GPU_BUFFER) for _ in range(2))
+    free, _ = call("cudaMemGetInfo")
+    size = min(_GPU_BUFFER, int(free) // 4)
+    source, target = (call("cudaMalloc", size) for _ in range(2))
     start, end = (call("cudaEventCreate") for _ in range(2))
     kind = runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
     best = float("inf")
     for index in range(_PASSES + 1):
-        call("cudaEventRecord", start, 0)
-        call("cudaMemcpyAsync", target, source, _GPU_BUFFER, kind, 0)
-        call("cudaEventRecord", end, 0)
+        call("cudaEventRecord", start, stream)
+        call("cudaMemcpyAsync", target, source, size, kind, stream)
+        call("cudaEventRecord", end, stream)
         call("cudaEventSynchronize", end)
         if index:  # the first one warms up
-            best = min(best, call("cudaEventElapsedTime", start, end) / 1e3)
+            best = min(best, float(call("cudaEventElapsedTime", start, end)) / 1e3)
     for event in (start, end):
         call("cudaEventDestroy", event)
     for buffer in (source, target):
         call("cudaFree", buffer)
-    return 2 * _GPU_BUFFER / best / 1e9
+    return 2 * size / best / 1e9

@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from gpu_correctness import run_tests
-from gpu_process import ROOT, Ended, child_environment, run_python
+from gpu_process import ROOT, Record, child_environment, run_python
 from gpu_rows import NOT_BUILT, OURS, PRECISIONS, Group, cpu_groups, gpu_groups
 from gpu_table import table
 from gpu_task import GpuTask
@@ -29,9 +29,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 HERE = Path(__file__).parent
 _SCRIPTS = {OURS: "gpu_group.py", "transformers": "peer_static_cache.py"}
 _MODULES = {"genai": "onnxruntime_genai", "vllm": "vllm"}
+_MAX_START_S = 120.0  # libraries of a machine that was just started are read from its disk
 _MAX_TESTS_S = 150.0
 _NO_DEVICE = "no device"
 _BUDGET = "budget"
+_ENDED = "the command ended before"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class _Run:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, write the record, print the table; 1 where a test or a row failed."""
+    """Measure, keep the record as it grows, print the table; 1 where a test or a row failed, or it was ended."""
     options = _parse(arguments)
     started = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -66,30 +68,56 @@ def main(arguments: list[str] | None = None) -> int:
         group_limit=options.group_limit,
         has_gpu=machine["gpu"] is not None,
     )
-    tests: dict[str, Any] = {"device": options.device if run.has_gpu else "cpu", "error": "not asked for"}
-    if options.tests:
-        print(f"tests on {tests['device']}", flush=True)
-        tests = run_tests(
-            tests["device"], run.work / "tests", timeout=min(_MAX_TESTS_S, run.left), environment=environment
-        )
-    on_gpu = gpu_groups(options.device, options.batches, options.prompts)
-    on_cpu = cpu_groups(options.cpu_batches, options.cpu_prompts)
-    rows: list[dict[str, Any]] = []
-    record: dict[str, Any] = {
-        "what": "steps of base and PAD in turn, greedy, k 10, random weights; a transformers peer round by round",
-        "settings": {**asdict(run.settings), "budget_s": options.budget},
-        "machine": machine,
-        "correctness": tests,
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    for group in on_gpu + on_cpu:
-        if any(fnmatch(group.name, pattern) for pattern in options.only):
-            rows += _rows(group, run)
-        record["seconds"] = round(time.monotonic() - started, 1)
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # what is there survives
+    groups = [group for group in _groups(options) if any(fnmatch(group.name, pattern) for pattern in options.only)]
+    tests: Record = {"device": options.device if run.has_gpu else "cpu", "error": "not asked for"}
+    rows = {group.name: _describe(group, [], {"skipped": _ENDED}) for group in groups}
+
+    def keep() -> Record:
+        record: Record = {
+            "what": "steps of base and PAD in turn, greedy, k 10, random weights; a transformers peer round by round",
+            "settings": {**asdict(run.settings), "budget_s": options.budget},
+            "machine": machine,
+            "correctness": tests,
+            "rows": [row for group in groups for row in rows[group.name]],
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        _write(record, options.out)
+        return record
+
+    if not run.has_gpu:
+        print(f"no {options.device}: {machine['no_device']}", flush=True)
+    ended = False
+    try:
+        keep()
+        if options.tests:
+            print(f"tests on {tests['device']}", flush=True)
+            tests = {"device": tests["device"], "error": _ENDED}
+            tests = run_tests(
+                tests["device"], run.work / "tests", timeout=min(_MAX_TESTS_S, run.left), environment=environment
+            )
+            keep()
+        for group in groups:
+
+            def take(records: list[Record], name: str = group.name) -> None:
+                rows[name] = records
+                keep()
+
+            take(_measure(group, run, take))
+    except KeyboardInterrupt:
+        ended = True
+    record = keep()
     print(table(record))
-    return int(bool(tests.get("failed")) or any("failed" in row for row in rows))
+    return int(ended or bool(tests.get("failed")) or any("failed" in row for row in record["rows"]))
+
+
+def _groups(options: argparse.Namespace) -> list[Group]:
+    if not options.rehearse:
+        return [
+            *gpu_groups(options.device, options.batches, options.prompts),
+            *cpu_groups(options.cpu_batches, options.cpu_prompts),
+        ]
+    groups = gpu_groups(options.device, (1, 2), (5,))
+    return list(dict.fromkeys(replace(group, shape="tiny") for group in groups))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -101,6 +129,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--group-limit", type=float, default=180, metavar="SECONDS", help="of rows that share weights")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GROUP", help="names or patterns: 'cuda-8b-*'")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="every kind of row of the GPU on the tiny shape: a minute"
+    )
     parser.add_argument("--no-tests", dest="tests", action="store_false", help="measure without testing first")
     parser.add_argument("--rounds", type=int, default=3, help="prefills of each side")
     parser.add_argument("--new-tokens", type=int, default=64, help="steps of each side after a prefill")
@@ -114,45 +145,69 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _machine(device: str, work: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+def _machine(device: str, work: Path, environment: Mapping[str, str]) -> Record:
     """What `gpu_machine.py` says.
 
     Raises:
         SystemExit: a package that everything needs is missing.
     """
-    ended = run_python([str(HERE / "gpu_machine.py"), device], work / "machine", timeout=60, environment=environment)
+    ended = run_python(
+        [str(HERE / "gpu_machine.py"), device], work / "machine", timeout=_MAX_START_S, environment=environment
+    )
     if not ended.records:
-        raise SystemExit(f"gpu-bench cannot start: {ended.error}")
+        why = f"{_MAX_START_S:.0f} s are over" if ended.timed_out else ended.error
+        raise SystemExit(f"gpu-bench cannot start: {why}")
     return ended.records[0]
 
 
-def _rows(group: Group, run: _Run) -> list[dict[str, Any]]:
-    """The records of a group's rows: what was measured, or why not."""
-    ended = Ended([], None)
-    why: dict[str, str] = {}
+def _measure(group: Group, run: _Run, listen: Callable[[list[Record]], object]) -> list[Record]:
+    """The records of a group's rows: what was measured, or why not. `listen` is told whenever one is there."""
     reason = _skipped(group, run)
-    if reason is None:
-        print(f"{group.name}, {run.left:.0f} s left", flush=True)
-        folder = run.work / group.name
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended from outside
-        task = GpuTask(group, run.settings, str(folder / "files"))
-        command = [str(HERE / _SCRIPTS[group.system]), task.text()]
-        ended = run_python(command, folder, timeout=min(run.left, run.group_limit), environment=run.environment)
+    if reason is not None:
+        return _describe(group, [], {"skipped": reason})
+    print(f"{group.name}, {run.left:.0f} s left", flush=True)
+    folder = run.work / group.name
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended from outside
+    task = GpuTask(group, run.settings, str(folder / "files"))
+    try:
+        ended = run_python(
+            [str(HERE / _SCRIPTS[group.system]), task.text()],
+            folder,
+            timeout=min(run.left, run.group_limit),
+            environment=run.environment,
+            listen=lambda records: listen(_describe(group, records, {"skipped": _ENDED})),
+        )
+    finally:
         shutil.rmtree(folder / "files", ignore_errors=True)
-        if ended.timed_out:
-            why = {"skipped": _BUDGET if run.left <= 0 else f"took more than {run.group_limit:.0f} s"}
-        elif ended.error:
-            why = {"failed": ended.error}
-            print(f"   {ended.error}", flush=True)
-    else:
-        why = {"skipped": reason}
-    found = {record["row"]: record for record in ended.records}
+    why: Record = {}
+    if ended.timed_out:
+        why = {"skipped": _BUDGET if run.left <= 0 else f"took more than {run.group_limit:.0f} s"}
+    elif ended.error:
+        why = {"failed": ended.error}
+    rows = _describe(group, ended.records, why)
+    for row in rows:
+        if "failed" in row:
+            print(f"   {row['row']}: {row['failed']}", flush=True)
+    return rows
+
+
+def _describe(group: Group, records: list[Record], why: Record) -> list[Record]:
+    """A group's rows as far as there are records of them, and `why` for the others."""
+    found = {record["row"]: record for record in records}
     common = {name: getattr(group, name) for name in ("system", "device", "shape", "precision", "topology")}
     return [
         {"row": row.name, "group": group.name, **common, "batch": row.batch, "prompt": row.prompt}
         | found.get(row.name, why)
         for row in group.rows
     ]
+
+
+def _write(record: Record, path: Path) -> None:
+    """Whole or not at all: what is there survives an end at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def _skipped(group: Group, run: _Run) -> str | None:
@@ -165,4 +220,5 @@ def _skipped(group: Group, run: _Run) -> str | None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill unwinds as Ctrl-C does
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from copy_bandwidth import copy_gb_s
 from gpu_devices import export_options
 from gpu_rows import Row
 from gpu_shapes import write_base
-from gpu_task import GpuTask, serve_rows
+from gpu_task import GpuTask, measured, serve_rows
 from pad_export.export import export_bundle
 from pad_rt import Generator
 from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle, settling
@@ -36,7 +37,7 @@ def measure_group(task: GpuTask) -> Iterator[dict[str, Any]]:
     generator = Generator(bundle)
     steps: dict[str, Step] = {_BASE: bundle.base_step(), group.topology: bundle.guided_step()}
     for row in group.rows:
-        yield _measure(row, task, bundle, generator, steps, bandwidth)
+        yield measured(row.name, partial(_measure, row, task, bundle, generator, steps, bandwidth))
 
 
 def _export(task: GpuTask) -> Path:
@@ -95,7 +96,6 @@ def _measure(
             "idle_us": None if kernels.busy_us is None else spread.p50 * 1e3 - kernels.busy_us,
         }
     return {
-        "row": row.name,
         "sides": sides,
         "ratio": asdict(compare(times.step[group.topology], times.step[_BASE])),
         "copy_gb_s": bandwidth,

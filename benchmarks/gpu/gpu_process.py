@@ -10,16 +10,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 ROOT = Path(__file__).resolve().parents[2]
 _SOURCES = (".", "runtime", "export")  # what the wheel is made of
 _BESIDE = ("benchmarks/gpu", "benchmarks/latency", "demo")
+_LOOK = 0.5  # seconds between two looks at what a process has printed
+
+Record: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,28 @@ class Ended:
         timed_out: it was ended from here.
     """
 
-    records: list[dict[str, Any]]
+    records: list[Record]
     error: str | None
     timed_out: bool = False
 
 
-def run_python(arguments: Sequence[str], folder: Path, *, timeout: float, environment: Mapping[str, str]) -> Ended:
-    """Run this interpreter; `folder` takes out.txt and log.txt, and `timeout` seconds are what it has."""
+def run_python(
+    arguments: Sequence[str],
+    folder: Path,
+    *,
+    timeout: float,
+    environment: Mapping[str, str],
+    listen: Callable[[list[Record]], object] = lambda _: None,
+) -> Ended:
+    """Run this interpreter.
+
+    Args:
+        arguments: of its command line.
+        folder: takes out.txt and log.txt.
+        timeout: seconds that it has.
+        environment: over this process's own.
+        listen: called with all records so far, whenever there are more of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     out, log = folder / "out.txt", folder / "log.txt"
     timed_out = False
@@ -51,18 +71,22 @@ def run_python(arguments: Sequence[str], folder: Path, *, timeout: float, enviro
             env={**os.environ, **environment},
             start_new_session=True,  # so that what it starts (compilers) can be ended with it
         )
+        end, heard = time.monotonic() + timeout, 0
         try:
-            process.wait(max(0.0, timeout))
-        except BaseException as ending:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if not isinstance(ending, subprocess.TimeoutExpired):
-                raise
-            timed_out = True
-    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)  # the last one may be half a record
-    records = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
+            while not timed_out and process.poll() is None:
+                left = end - time.monotonic()
+                timed_out = left <= 0
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(min(_LOOK, max(0.0, left)))
+                if len(records := _read_records(out)) > heard:
+                    heard = len(records)
+                    listen(records)
+        finally:  # also when this process is to end
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     error = None if process.returncode == 0 else f"code {process.returncode}: {_last_line(log)}"
-    return Ended(records, error, timed_out)
+    return Ended(_read_records(out), error, timed_out)
 
 
 def child_environment(work: Path) -> dict[str, str]:
@@ -79,6 +103,11 @@ def child_environment(work: Path) -> dict[str, str]:
     before = os.environ.get("PYTHONPATH")
     joined = os.pathsep.join([*map(str, paths), *([before] if before else [])])
     return {"PYTHONPATH": joined, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def _read_records(out: Path) -> list[Record]:
+    lines = out.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]  # no half ones
 
 
 def _last_line(log: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,6 +33,15 @@ class GpuTask:
         group = fields["group"]
         group |= {name: tuple(group[name]) for name in ("batches", "prompts")}
         return cls(Group(**group), Settings(**fields["settings"]), fields["folder"])
+
+
+def measured(row: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row's record, or why there is none: what one row has no memory for, another may have."""
+    try:
+        return {"row": row, **measure()}
+    except Exception as error:
+        traceback.print_exc()  # in the log
+        return {"row": row, "failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:300]}
 
 
 def serve_rows(measure: Callable[[GpuTask], Iterator[dict[str, Any]]]) -> None:

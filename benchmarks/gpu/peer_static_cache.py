@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from gpu_rows import Row
 from gpu_shapes import SHAPES
-from gpu_task import GpuTask, serve_rows
+from gpu_task import GpuTask, measured, serve_rows
 from pad_export.kv_cache import cache_argument
 from pad_rt.rounds import Spread, compare, turn
 
@@ -106,32 +107,35 @@ def _choose(logits: list[torch.Tensor]) -> torch.Tensor:
     return candidates.gather(-1, mixed.argmax(-1, keepdim=True))
 
 
-@torch.no_grad()
 def measure_peer(task: GpuTask) -> Iterator[dict[str, Any]]:
     """One row after the other; models are made anew for each."""
     torch.set_num_threads(task.settings.threads)
     for row in task.group.rows:
-        decoder = _Decoder(task, row)
-        sides = {"base": False, task.group.topology: True}
-        for guided in sides.values():
-            decoder.decode(_WARMUP, guided=guided)
-        prefills: dict[str, list[float]] = {side: [] for side in sides}
-        steps: dict[str, list[float]] = {side: [] for side in sides}
-        for round_ in range(task.settings.rounds):
-            for side in turn(list(sides), round_):
-                prefill, times = decoder.decode(task.settings.new_tokens, guided=sides[side])
-                prefills[side].append(prefill * 1e3)
-                steps[side] += [value * 1e3 for value in times]
-        yield {
-            "row": row.name,
-            "sides": {
-                side: {"step_ms": asdict(Spread.of(steps[side])), "prefill_ms": Spread.of(prefills[side]).p50}
-                for side in sides
-            },
-            "ratio": asdict(compare(steps[task.group.topology], steps["base"])),
-            "compiled": _compiles(task),
-            "versions": {name: version(name) for name in ("torch", "transformers")},
-        }
+        yield measured(row.name, partial(_measure, task, row))
+
+
+@torch.no_grad()
+def _measure(task: GpuTask, row: Row) -> dict[str, Any]:
+    decoder = _Decoder(task, row)
+    sides = {"base": False, task.group.topology: True}
+    for guided in sides.values():
+        decoder.decode(_WARMUP, guided=guided)
+    prefills: dict[str, list[float]] = {side: [] for side in sides}
+    steps: dict[str, list[float]] = {side: [] for side in sides}
+    for round_ in range(task.settings.rounds):
+        for side in turn(list(sides), round_):
+            prefill, times = decoder.decode(task.settings.new_tokens, guided=sides[side])
+            prefills[side].append(prefill * 1e3)
+            steps[side] += [value * 1e3 for value in times]
+    return {
+        "sides": {
+            side: {"step_ms": asdict(Spread.of(steps[side])), "prefill_ms": Spread.of(prefills[side]).p50}
+            for side in sides
+        },
+        "ratio": asdict(compare(steps[task.group.topology], steps["base"])),
+        "compiled": _compiles(task),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
 
 
 if __name__ == "__main__":

@@ -155,6 +155,7 @@ def test_cuda_python_takes_these_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         "cudaStreamCreateWithFlags": [real.cudaStreamNonBlocking],
         "cudaStreamSynchronize": [77],
         "cudaEventCreateWithFlags": [real.cudaEventDisableTiming],
+        "cudaEventElapsedTime": [real.cudaEvent_t(0), real.cudaEvent_t(0)],
         "cudaEventRecord": [real.cudaEvent_t(0), 77],
         "cudaEventSynchronize": [real.cudaEvent_t(0)],
         "cudaGetDeviceProperties": [0],

@@ -11,12 +11,21 @@ import re
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 STREAM = 77
+RATE = 1e12  # bytes copied in a second
 _NOISE, _GONE = 0xCD, 0xEE
+
+
+@dataclass
+class Event:
+    """`copied`: bytes that the device had copied by then."""
+
+    copied: int = 0
 
 
 class FakeRuntime(types.ModuleType):
@@ -25,16 +34,17 @@ class FakeRuntime(types.ModuleType):
     Attributes:
         devices, driver: how many GPUs, and the driver's CUDA version (0: no driver).
         failing: what waiting for the stream returns.
+        memory, copied: bytes that the device has, and that were copied so far; a copy takes its size over `RATE`.
         calls: "copy" and "wait", in order.
         blocks: memory that was taken and not given back, by address: device and pinned.
         launched: how often a captured graph ran.
         captured: how many captures there are.
     """
 
-    def __init__(self, *, devices: int = 1, driver: int = 13000) -> None:
+    def __init__(self, *, devices: int = 1, driver: int = 13000, memory: int = 2**40) -> None:
         super().__init__("cuda.bindings.runtime")
         self.devices, self.driver, self.failing = devices, driver, 0
-        self.memory = 2**40
+        self.memory, self.copied = memory, 0
         self.calls: list[str] = []
         self.blocks: dict[int, ctypes.Array[Any]] = {}
         self.launched = self.captured = 0
@@ -42,7 +52,9 @@ class FakeRuntime(types.ModuleType):
         self._recording: list[Callable[[], None]] | None = None
         for name in [name for name in dir(type(self)) if name.startswith("cuda_")]:
             setattr(self, re.sub("_(.)", lambda letter: letter[1].upper(), name), getattr(self, name))
-        self.__dict__["cudaMemcpyKind"] = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+        self.__dict__["cudaMemcpyKind"] = types.SimpleNamespace(
+            cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+        )
         self.__dict__["cudaStreamCaptureMode"] = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
         self.__dict__.update(cudaStreamNonBlocking=1, cudaEventDisableTiming=2)
 
@@ -78,19 +90,27 @@ class FakeRuntime(types.ModuleType):
         self.calls.append("wait")
         return (self.failing,)
 
-    def cuda_event_create_with_flags(self, flags: int) -> tuple[int, object]:
-        assert flags == 2
-        return 0, object()
+    def cuda_event_create(self) -> tuple[int, Event]:
+        return 0, Event()
 
-    def cuda_event_record(self, event: object, stream: int) -> tuple[int]:
+    def cuda_event_create_with_flags(self, flags: int) -> tuple[int, Event]:
+        assert flags == 2
+        return 0, Event()
+
+    def cuda_event_record(self, event: Event, stream: int) -> tuple[int]:
         assert stream == STREAM
+        event.copied = self.copied
         return (0,)
 
-    def cuda_event_synchronize(self, event: object) -> tuple[int]:
+    def cuda_event_elapsed_time(self, start: Event, end: Event) -> tuple[int, float]:
+        """Milliseconds."""
+        return 0, (end.copied - start.copied) / RATE * 1e3
+
+    def cuda_event_synchronize(self, event: Event) -> tuple[int]:
         self.calls.append("wait")
         return (self.failing,)
 
-    def cuda_event_destroy(self, event: object) -> tuple[int]:
+    def cuda_event_destroy(self, event: Event) -> tuple[int]:
         return (0,)
 
     def cuda_get_device_properties(self, device: int) -> tuple[int, Any]:
@@ -103,6 +123,9 @@ class FakeRuntime(types.ModuleType):
         return 0, 12080
 
     # -- memory -------------------------------------------------------------------------------------------------------
+
+    def cuda_mem_get_info(self) -> tuple[int, int, int]:
+        return 0, self.memory - self.taken, self.memory
 
     def cuda_malloc(self, size: int) -> tuple[int, int]:
         assert self._recording is None, "no memory is taken during a capture"
@@ -130,6 +153,7 @@ class FakeRuntime(types.ModuleType):
     def cuda_memcpy_async(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
         assert stream == STREAM
         self.calls.append("copy")
+        self.copied += size
         self.enqueue(lambda: ctypes.memmove(to, source, size) and None)
         return (0,)
 
@@ -169,8 +193,13 @@ class FakeRuntime(types.ModuleType):
 def install(monkeypatch: pytest.MonkeyPatch, **settings: int) -> FakeRuntime:
     """Let `from cuda.bindings import runtime` find a simulated device."""
     runtime = FakeRuntime(**settings)
-    package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
-    bindings.runtime = runtime  # type: ignore[attr-defined]
-    for name, module in (("cuda", package), ("cuda.bindings", bindings), ("cuda.bindings.runtime", runtime)):
+    for name, module in make_modules(runtime).items():
         monkeypatch.setitem(sys.modules, name, module)
     return runtime
+
+
+def make_modules(runtime: FakeRuntime) -> dict[str, types.ModuleType]:
+    """cuda-python, by module name."""
+    package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
+    bindings.runtime = runtime  # type: ignore[attr-defined]
+    return {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": runtime}

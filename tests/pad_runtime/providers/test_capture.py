@@ -7,27 +7,25 @@ the first run with that id.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import itertools
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
-from onnxruntime.capi import onnxruntime_inference_collection as ort_python
 
+import fake_onnxruntime
 import tiny_bundles
 import tiny_models
 from fake_cuda import FakeRuntime
+from fake_onnxruntime import Log
 from family_requests import BOTH, CONFIG, PROMPTS
 from pad_rt import Generator, Preference
-from pad_runtime import contract, ort_provider
+from pad_runtime import ort_provider
 from pad_runtime.bundle import Bundle
 from pad_runtime.manifest import read_manifest
-from pad_runtime.ort_graph import OrtGraph
 
 
 @pytest.fixture(scope="module")
@@ -37,80 +35,16 @@ def expected(bundle: Path) -> list[tuple[int, ...]]:
     return [result.token_ids for result in results]
 
 
-@dataclass
-class Device:
-    """The simulated device's log.
-
-    Attributes:
-        runs: graph ids, in order; None for a run without one.
-        captured: what each of them was captured with: names, addresses, and the values of host inputs.
-        bound: the same by binding.
-        kept: bindings, so that no id is used twice.
-        released: graph ids that were given back.
-    """
-
-    runs: list[int | None] = field(default_factory=list)
-    captured: dict[int, list[Any]] = field(default_factory=dict)
-    bound: dict[int, list[Any]] = field(default_factory=dict)
-    kept: list[Any] = field(default_factory=list)
-    released: list[int] = field(default_factory=list)
-
-
-def read_graph_id(options: Any) -> int | None:
-    try:
-        return int(options.get_run_config_entry("gpu_graph_id"))
-    except Exception:  # ONNX Runtime's own exceptions have no base of their own
-        return None
-
-
 @pytest.fixture
-def device(expected: object, monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> Device:
-    log = Device()
-    entry = replace(
-        ort_provider._ENTRIES["cuda"], execution_provider="CPUExecutionProvider", float_types=("float32",), options={}
-    )
+def device(expected: object, monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> Log:
+    """A device that takes float32 too, in which the CPU says the same however it is started."""
+    entry = replace(ort_provider._ENTRIES["cuda"], float_types=("float32",))
     monkeypatch.setitem(ort_provider._ENTRIES, "cuda", entry)
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    monkeypatch.setattr(OrtGraph, "check_placement", lambda self: None)
-    real_release = onnxruntime.InferenceSession.release_captured_graph
-
-    def release(self: Any, graph_id: int) -> None:
-        log.released.append(graph_id)
-        real_release(self, graph_id)
-
-    monkeypatch.setattr(onnxruntime.InferenceSession, "release_captured_graph", release)
-
-    def note(which: str) -> None:
-        real = getattr(ort_python.IOBinding, which)
-
-        def noting(self: Any, name: str, device: str, number: int, kind: int, shape: Any, address: int) -> None:
-            on_host = name.rpartition(".")[2] in contract.HOST_INPUTS
-            assert device == ("cpu" if on_host else "cuda")
-            assert on_host or address in runtime.blocks
-            size = {6: 4, 7: 8}[kind] if on_host else 0
-            log.kept.append(self)
-            log.bound.setdefault(id(self), []).append((which, name, address, lambda: ctypes.string_at(address, size)))
-            real(self, name, "cpu", number, kind, shape, address)
-
-        monkeypatch.setattr(ort_python.IOBinding, which, noting)
-
-    def run(self: Any, binding: Any, options: Any, real: Any = ort_python.Session.run_with_iobinding) -> None:
-        graph_id = read_graph_id(options)
-        log.runs.append(graph_id)
-        if graph_id is not None and graph_id >= 0:
-            now = [(which, name, address, value()) for which, name, address, value in log.bound[id(binding)]]
-            assert log.captured.setdefault(graph_id, now) == now, "a replay would have read something else"
-            real(self, binding, options)  # capture runs a graph more often than asked to
-        real(self, binding, options)
-
-    monkeypatch.setattr(ort_python.Session, "run_with_iobinding", run)
-    for which in ("bind_input", "bind_output"):
-        note(which)
-    return log
+    return fake_onnxruntime.install(monkeypatch.setattr, runtime)
 
 
 def test_a_captured_step_says_what_an_ordinary_one_says(
-    bundle: Path, expected: list[tuple[int, ...]], device: Device, runtime: FakeRuntime
+    bundle: Path, expected: list[tuple[int, ...]], device: Log, runtime: FakeRuntime
 ) -> None:
     generator = Generator.load(bundle, device="cuda", num_threads=1)
     results = generator.generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
@@ -124,14 +58,14 @@ def test_a_captured_step_says_what_an_ordinary_one_says(
     assert copies == ["copy", "wait"] * (len(decode) - 1), "one small copy a token and nothing else"
 
 
-def test_without_capture_no_run_has_a_graph(bundle: Path, expected: list[tuple[int, ...]], device: Device) -> None:
+def test_without_capture_no_run_has_a_graph(bundle: Path, expected: list[tuple[int, ...]], device: Log) -> None:
     generator = Generator(Bundle(bundle, device="cuda", num_threads=1, capture=False))
     results = generator.generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
     assert [result.token_ids for result in results] == expected
     assert set(device.runs) == {None}
 
 
-def test_memory_is_given_back(bundle: Path, device: Device, runtime: FakeRuntime) -> None:
+def test_memory_is_given_back(bundle: Path, device: Log, runtime: FakeRuntime) -> None:
     generator = Generator.load(bundle, device="cuda", num_threads=1)
     generator.generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
     assert runtime.taken > 2**16
@@ -140,7 +74,7 @@ def test_memory_is_given_back(bundle: Path, device: Device, runtime: FakeRuntime
     assert runtime.taken == 0
 
 
-def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: Device) -> None:
+def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: Log) -> None:
     generator = Generator.load(bundle, device="cuda", num_threads=1)
 
     def graphs(**changes: Any) -> set[int | None]:
@@ -160,7 +94,7 @@ def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: 
     assert graphs(temperature=0.9, top_k=5, seed=3, max_new_tokens=CONFIG.max_new_tokens + 1) == sampled
 
 
-def test_another_strength_needs_no_other_capture(models: Path, device: Device, tmp_path: Path) -> None:
+def test_another_strength_needs_no_other_capture(models: Path, device: Log, tmp_path: Path) -> None:
     """Feature heads are mixed anew for every person, into the same buffers."""
     shutil.copytree(models / "one", tmp_path / "headed")
     tiny_models.make_head(tmp_path / "headed", 84, d=2, seed=6)
@@ -196,7 +130,7 @@ def test_mixed_and_unmixed_heads_do_not_write_over_each_other(models: Path, tmp_
     assert len(set(replies(one, three))) == 3
 
 
-def test_two_generators_do_not_share_a_capture(bundle: Path, device: Device) -> None:
+def test_two_generators_do_not_share_a_capture(bundle: Path, device: Log) -> None:
     one, other = (Generator.load(bundle, device="cuda", num_threads=1) for _ in range(2))
     texts = []
     for generator in (one, other, one):
@@ -204,7 +138,7 @@ def test_two_generators_do_not_share_a_capture(bundle: Path, device: Device) -> 
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_the_simulation_notices_a_stale_capture(bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_simulation_notices_a_stale_capture(bundle: Path, device: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a provider that gives the same graph ids to new buffers."""
     monkeypatch.setattr(ort_provider, "_graph_ids", itertools.cycle([1, 2]))
     generator = Generator.load(bundle, device="cuda", num_threads=1)
