@@ -17,9 +17,10 @@ from pad_rt.config import GenerationConfig
 from pad_rt.preference import PreferenceLike
 from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
 from pad_rt.reply import Reply
-from pad_rt.result import GenerationResult, Timing
+from pad_rt.result import GenerationResult, Timing, Usage
 from pad_rt.rewards import MAX_STRENGTH, RowPlanner
 from pad_rt.stopping import StopStrings
+from pad_rt.stream import TextStream
 from pad_rt.tokenizer import Tokenizer
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
@@ -136,10 +137,12 @@ class Generator:
         *,
         preference: PreferenceLike = None,
         config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> Iterator[str]:
-        """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there."""
-        run = self._prepare([prompt], [preference], config, trace=False)
-        return (piece for _, piece in self._pieces(run))
+    ) -> TextStream:
+        """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there.
+
+        What `generate` returns is the stream's `result`, after the last piece.
+        """
+        return TextStream(self._stream(self._prepare([prompt], [preference], config, trace=False)))
 
     # -- the three loops ----------------------------------------------------------------------------------------------
 
@@ -152,16 +155,18 @@ class Generator:
     ) -> list[GenerationResult]:
         """Text: the pieces of every reply, joined."""
         run = self._prepare(prompts, preferences, config, trace=trace)
-        texts = [""] * len(prompts)
-        for index, piece in self._pieces(run):
-            texts[index] += piece
-        timing = run.timing()
-        return [
-            GenerationResult(text, tuple(reply.token_ids), reply.finish_reason, timing, tuple(reply.trace))
-            for text, reply in zip(texts, run.replies, strict=True)
-        ]
+        for _ in self._pieces(run):
+            pass
+        return run.results()
 
-    def _pieces(self, run: _Run) -> Iterator[tuple[int, str]]:
+    def _stream(self, run: _Run) -> collections.abc.Generator[str, None, GenerationResult]:
+        """Text: the pieces of one reply, and then the whole."""
+        with closing(self._pieces(run)) as pieces:
+            for _, piece in pieces:
+                yield piece
+        return run.results()[0]
+
+    def _pieces(self, run: _Run) -> collections.abc.Generator[tuple[int, str], None, None]:
         """Pieces: ids to text that is final, reply by reply, until every reply has ended."""
         waiting = set(range(len(run.replies)))
         with closing(self._token_ids(run)) as steps:
@@ -266,7 +271,10 @@ class Generator:
             trace=trace,
         )
         eos = frozenset(manifest.eos_token_ids)
-        replies = [Reply(eos, limit, self._tokenizer.stream_decoder(), StopStrings(config.stop)) for limit in limits]
+        replies = [
+            Reply(eos, limit, len(rows[0][0].prompt), self._tokenizer.stream_decoder(), StopStrings(config.stop))
+            for limit, rows in zip(limits, sequences, strict=True)
+        ]
         return _Run(request, guided, replies, started)
 
     def _num_ends(self, config: GenerationConfig) -> int:
@@ -302,7 +310,22 @@ class _Run:
         """The first token is there."""
         self.prefill_s, self.first_token_s, self.num_bytes = now - started, now - self.started, num_bytes
 
-    def timing(self) -> Timing:
+    def results(self) -> list[GenerationResult]:
+        """The replies as they are, which have ended."""
+        timing = self._timing()
+        return [
+            GenerationResult(
+                text=reply.text,
+                token_ids=tuple(reply.token_ids),
+                finish_reason=reply.finish_reason,
+                usage=Usage(reply.prompt_tokens, len(reply.token_ids)),
+                timing=timing,
+                trace=tuple(reply.trace),
+            )
+            for reply in self.replies
+        ]
+
+    def _timing(self) -> Timing:
         """The figures of the whole call."""
         num_tokens = sum(len(reply.token_ids) for reply in self.replies)
         return Timing(
