@@ -11,7 +11,7 @@ from pad_rt.chat_template import Message
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference, parse_weight
-from pad_runtime.command import show_error
+from pad_runtime.command import read_line, show_error
 from pad_runtime.errors import OptionError, PadError, PreferenceError, PromptError
 
 Weights: TypeAlias = dict[str, float]
@@ -62,14 +62,14 @@ class Chat:
 
     def run(self) -> None:
         """Take lines until stdin ends (Ctrl-D) or /quit; one that fails is reported, and the chat goes on."""
-        interactive = sys.stdin.isatty()
+        interactive = sys.stdin is not None and sys.stdin.isatty()
         if interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - gives input() its line editing and history
             _note(f"{self._generator.manifest.base}, {self._guidance()}. /help lists the commands, Ctrl-D leaves.")
         while True:
             try:
-                line = input(_PROMPT if interactive else "").strip()
+                line = _read(interactive)
             except EOFError:
                 if interactive:
                     _note("")
@@ -154,6 +154,14 @@ class Chat:
         parts = [f'preference "{self._text}"'] if self._text else []
         parts += [f"{name} {weight:g}" for name, weight in self._weights.items()]
         return f"{', '.join(parts) or 'no preference'}, beta {self._config.beta:g}"
+
+
+def _read(interactive: bool) -> str:
+    """The next line that was typed or piped in."""
+    line = input(_PROMPT) if interactive else read_line()
+    if not line and not interactive:
+        raise EOFError
+    return line.strip()
 
 
 def _note(text: str) -> None:

@@ -15,15 +15,19 @@ from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference, parse_weight
 from pad_runtime.bundle import Bundle
-from pad_runtime.command import run_command
+from pad_runtime.command import read_stdin, run_command
 from pad_runtime.errors import OptionError
 from pad_runtime.providers import DEVICES
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pad` with these arguments (None: the process's own) and give its exit code."""
+    return run_command("pad", lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> None:
     options = _parser().parse_args(argv)
-    return run_command("pad", lambda: options.run(options))
+    options.run(options)
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
@@ -31,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _generate(options: argparse.Namespace) -> None:
     config, preference = _read_config(options), _read_preference(options)
-    prompt = sys.stdin.read().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    prompt = read_stdin().rstrip("\r\n") if options.prompt == "-" else options.prompt
     generator = _open(options, preference)
     if options.json:
         result = generator.generate(prompt, preference=preference, config=config)
