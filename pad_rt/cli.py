@@ -209,7 +209,22 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         **given,
     )
     sampling.add_argument("--seed", metavar="S", type=int, help=f"of the sampling (default {defaults.seed})", **given)
-    sampling.add_argument("--stop", metavar="TEXT", action="append", help="end the reply before this text", **given)
+    sampling.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help="end the reply before this text, which may be a special token; may be given several times",
+        **given,
+    )
+    sampling.add_argument(
+        "--stop-token-id",
+        metavar="ID",
+        dest="stop_token_ids",
+        type=int,
+        action="append",
+        help="end the reply at this token; may be given several times",
+        **given,
+    )
     _add_machine(parser)
 
 

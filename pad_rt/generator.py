@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import reprlib
 import statistics
 import time
 import warnings
@@ -242,6 +243,12 @@ class Generator:
                 f"{len(prompts)} prompts at once", expected=f"at most {manifest.max_batch}, the bundle's max_batch"
             )
         num_ends = self._num_ends(config)
+        beyond = [id for id in config.stop_token_ids if id >= manifest.vocab_size]
+        if beyond:
+            raise OptionError(
+                f"stop_token_ids with {reprlib.repr(beyond[0])}",
+                expected=f"ids below {manifest.vocab_size}, the vocabulary's size",
+            )
         sequences = [
             self._planner.plan(prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference)
             for prompt, preference in zip(prompts, preferences, strict=True)
@@ -270,9 +277,17 @@ class Generator:
             offer_end=config.offer_end,
             trace=trace,
         )
-        eos = frozenset(manifest.eos_token_ids)
+        ends = frozenset(manifest.eos_token_ids) | frozenset(config.stop_token_ids)
+        special = self._tokenizer.special_tokens if config.stop else {}
         replies = [
-            Reply(eos, limit, len(rows[0][0].prompt), self._tokenizer.stream_decoder(), StopStrings(config.stop))
+            Reply(
+                eos=ends,
+                max_new_tokens=limit,
+                prompt_tokens=len(rows[0][0].prompt),
+                decoder=self._tokenizer.stream_decoder(),
+                stop=StopStrings(config.stop, special.values()),
+                special=special,
+            )
             for limit, rows in zip(limits, sequences, strict=True)
         ]
         return _Run(request, guided, replies, started)

@@ -76,6 +76,11 @@ class Tokenizer:
         return StreamDecoder(self._token_bytes)
 
     @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """Tokens that a stream decoder leaves out, and how a text writes them."""
+        return {id: token.content for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    @cached_property
     def _token_bytes(self) -> TokenBytes:
         return TokenBytes(self._backend, skip_special_tokens=True)
 
