@@ -13,7 +13,9 @@ from typing import Any
 from pad_rt.bench import Workload
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
+from pad_rt.history import History
 from pad_rt.preference import Preference, parse_weight
+from pad_rt.prompt import Prompt
 from pad_runtime.bundle import Bundle
 from pad_runtime.command import read_stdin, run_command
 from pad_runtime.errors import OptionError
@@ -35,7 +37,8 @@ def _run(argv: list[str] | None) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     config, preference = _read_config(options), _read_preference(options)
-    prompt = read_stdin().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    text = read_stdin().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    prompt: Prompt = text if options.system is None else History(options.system).prompt(text)
     generator = _open(options, preference)
     if options.json:
         result = generator.generate(prompt, preference=preference, config=config)
@@ -43,22 +46,26 @@ def _generate(options: argparse.Namespace) -> None:
             "text": result.text,
             "token_ids": result.token_ids,
             "finish_reason": result.finish_reason,
+            "usage": asdict(result.usage),
             "timing": asdict(result.timing),
             "preference": None if preference is None else asdict(preference),
             "config": asdict(config),
         }
         print(json.dumps(record, ensure_ascii=False))
         return
-    for piece in generator.stream(prompt, preference=preference, config=config):
+    stream = generator.stream(prompt, preference=preference, config=config)
+    for piece in stream:
         print(piece, end="", flush=True)
-    print()
+    print(flush=True)
+    if stream.result and stream.result.finish_reason == "length":
+        print(f"pad: {stream.result.describe_cut(config.max_new_tokens)}", file=sys.stderr)
 
 
 def _chat(options: argparse.Namespace) -> None:
     from pad_rt.chat import Chat
 
     config, preference = _read_config(options), _read_preference(options)
-    Chat(_open(options, preference), config, preference).run()
+    Chat(_open(options, preference), config, preference, system=options.system).run()
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -157,6 +164,7 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 
 def _add_guidance(parser: argparse.ArgumentParser) -> None:
     defaults = GenerationConfig()
+    parser.add_argument("--system", metavar="TEXT", help="the system message, for chat models that take one")
     guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
     guidance.add_argument("--preference", metavar="TEXT", help='what the user likes, such as "cheerful and concise"')
     guidance.add_argument(

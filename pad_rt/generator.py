@@ -26,7 +26,7 @@ from pad_rt.tokenizer import Tokenizer
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
 from pad_runtime.manifest import Manifest
-from pad_runtime.rows import pad_rows
+from pad_runtime.rows import Row, pad_rows
 from pad_runtime.step import Step, StepRequest, StepTrace
 
 _MAX_IDLE = 2  # steps kept with their KV caches for later calls; calls that overlap make more
@@ -145,6 +145,16 @@ class Generator:
         """
         return TextStream(self._stream(self._prepare([prompt], [preference], config, trace=False)))
 
+    def room(
+        self,
+        prompt: Prompt,
+        *,
+        preference: PreferenceLike = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
+    ) -> int:
+        """Tokens of reply that fit behind a prompt; below 1, it is too long itself. Arguments as for `generate`."""
+        return self.manifest.max_length - _longest(self._plan(prompt, preference, _make_config(config)))
+
     # -- the three loops ----------------------------------------------------------------------------------------------
 
     def _run(
@@ -250,15 +260,14 @@ class Generator:
                 expected=f"ids below {manifest.vocab_size}, the vocabulary's size",
             )
         sequences = [
-            self._planner.plan(prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference)
-            for prompt, preference in zip(prompts, preferences, strict=True)
+            self._plan(prompt, preference, config) for prompt, preference in zip(prompts, preferences, strict=True)
         ]
         asked = any(map(_asks_for_reward, prompts, preferences))
         if trace and not asked:
             raise OptionError("trace without a preference", hint="the base alone weighs nothing: leave trace out")
         # A preference that changes nothing, such as a contrast with the base's own prompt, leaves the base row alone.
         guided = trace or any(sum(map(len, rows)) > 1 for rows in sequences)
-        lengths = [max(len(row.prompt) for trunk in rows for row in trunk) for rows in sequences]
+        lengths = [_longest(rows) for rows in sequences]
         longest = max(lengths)
         if longest >= manifest.max_length:
             raise PromptError(
@@ -291,6 +300,11 @@ class Generator:
             for limit, rows in zip(limits, sequences, strict=True)
         ]
         return _Run(request, guided, replies, started)
+
+    def _plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> list[list[Row]]:
+        return self._planner.plan(
+            prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference
+        )
 
     def _num_ends(self, config: GenerationConfig) -> int:
         """Ends of the turn that are candidates beside the top_k; there is room for all of them."""
@@ -361,6 +375,10 @@ def _read_text(path: Path) -> str:
 
 def _asks_for_reward(prompt: Prompt, preference: PreferenceLike) -> bool:
     return preference is not None or (isinstance(prompt, EncodedPrompt) and prompt.reward is not None)
+
+
+def _longest(rows: list[list[Row]]) -> int:
+    return max(len(row.prompt) for trunk in rows for row in trunk)
 
 
 def _make_config(config: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:

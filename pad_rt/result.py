@@ -63,3 +63,10 @@ class GenerationResult:
     usage: Usage
     timing: Timing
     trace: tuple[StepTrace, ...] = ()
+
+    def describe_cut(self, max_new_tokens: int) -> str:
+        """For a user, where a reply of `finish_reason` "length" was cut: at the limit asked for, or the bundle's."""
+        count = self.usage.completion_tokens
+        return (
+            f"cut at {count} tokens ({'--max-new-tokens' if count == max_new_tokens else 'max_length of the bundle'})"
+        )
