@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pad_rt.bench import Workload
 from pad_rt.config import GenerationConfig
@@ -21,6 +22,8 @@ from pad_runtime.command import read_stdin, run_command
 from pad_runtime.errors import OptionError
 from pad_runtime.providers import DEVICES
 
+_CONSTANTS = {"True": True, "False": False, "None": None}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pad` with these arguments (None: the process's own) and give its exit code."""
@@ -29,7 +32,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> None:
     options = _parser().parse_args(argv)
-    options.run(options)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        options.run(options)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    print(f"pad: {message}", file=sys.stderr)
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
@@ -107,7 +124,25 @@ def _read_config(options: argparse.Namespace) -> GenerationConfig:
     """The options that were given over the defaults of `GenerationConfig`."""
     names = GenerationConfig.__dataclass_fields__
     given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
-    return GenerationConfig(**given)
+    return GenerationConfig(**given, template_args=_read_template_args(options.template_arg))
+
+
+def _read_template_args(arguments: list[str]) -> dict[str, Any]:
+    """NAME=VALUE: a JSON value or a Python constant is that value, anything else is text."""
+    read: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not name or not equals:
+            raise OptionError(
+                f"--template-arg {argument!r}", expected="NAME=VALUE", hint="such as enable_thinking=false"
+            )
+        if name in read:
+            raise OptionError(f"--template-arg {name} given twice", expected="one value a name")
+        try:
+            read[name] = _CONSTANTS[text] if text in _CONSTANTS else json.loads(text)
+        except (ValueError, RecursionError):
+            read[name] = text
+    return read
 
 
 def _read_preference(options: argparse.Namespace) -> Preference | None:
@@ -165,6 +200,13 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 def _add_guidance(parser: argparse.ArgumentParser) -> None:
     defaults = GenerationConfig()
     parser.add_argument("--system", metavar="TEXT", help="the system message, for chat models that take one")
+    parser.add_argument(
+        "--template-arg",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a variable of the chat template, such as enable_thinking=false: a JSON value, or else text",
+    )
     guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
     guidance.add_argument("--preference", metavar="TEXT", help='what the user likes, such as "cheerful and concise"')
     guidance.add_argument(

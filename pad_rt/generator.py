@@ -16,7 +16,7 @@ from typing import Any
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.config import GenerationConfig
 from pad_rt.preference import PreferenceLike
-from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
+from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder, continues_reply
 from pad_rt.reply import Reply
 from pad_rt.result import GenerationResult, Timing, Usage
 from pad_rt.rewards import MAX_STRENGTH, RowPlanner
@@ -48,7 +48,9 @@ class Generator:
         template = None
         if manifest.tokenizer.chat_template:
             template = ChatTemplate(_read_text(bundle.folder / manifest.tokenizer.chat_template), **special)
-        encoder = PromptEncoder(self._tokenizer, template, vocab_size=manifest.vocab_size)
+        encoder = PromptEncoder(
+            self._tokenizer, template, vocab_size=manifest.vocab_size, max_length=manifest.max_length
+        )
         self._planner = RowPlanner(manifest, encoder)
         self._idle: dict[bool, list[Step]] = {True: [], False: []}  # by whether the step is guided
 
@@ -94,7 +96,8 @@ class Generator:
         """Reply to one prompt.
 
         Args:
-            prompt: a string (one user turn), a list of chat messages, or an `EncodedPrompt`.
+            prompt: a string (one user turn), a list of chat messages, or an `EncodedPrompt`. Messages are as OpenAI's
+                clients send them; of one that the assistant began, the reply is what comes behind its words.
             preference: None runs the base alone at the base's own cost; text, a `Preference`, or a list of
                 (preference, weight) pairs guide it.
             config: beta, top_k and the rest, as a `GenerationConfig` or a mapping; None takes the paper's defaults.
@@ -293,17 +296,21 @@ class Generator:
                 eos=ends,
                 max_new_tokens=limit,
                 prompt_tokens=len(rows[0][0].prompt),
-                decoder=self._tokenizer.stream_decoder(),
+                decoder=self._tokenizer.stream_decoder(has_begun=continues_reply(prompt)),
                 stop=StopStrings(config.stop, special.values()),
                 special=special,
             )
-            for limit, rows in zip(limits, sequences, strict=True)
+            for prompt, limit, rows in zip(prompts, limits, sequences, strict=True)
         ]
         return _Run(request, guided, replies, started)
 
     def _plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> list[list[Row]]:
         return self._planner.plan(
-            prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference
+            prompt,
+            preference,
+            beta=config.beta,
+            base_sees_preference=config.base_sees_preference,
+            template_args=config.template_args,
         )
 
     def _num_ends(self, config: GenerationConfig) -> int:

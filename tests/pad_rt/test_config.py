@@ -27,6 +27,7 @@ def test_defaults_are_the_papers() -> None:
         "stop_token_ids": (),
         "base_sees_preference": False,
         "offer_end": False,
+        "template_args": {},
     }
 
 
