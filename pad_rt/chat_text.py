@@ -26,23 +26,19 @@ def write_chat(template: ChatTemplate, messages: Sequence[Message], arguments: M
         PromptError: the template refuses these messages, or leaves one of them out.
         BundleError: the template fails in any other way.
     """
-    error: PadError | None
+    failure: BundleError | None = None
     try:
-        text, error = _write(template, messages, arguments), _find_lost(template, messages, arguments)
-    except BundleError as failure:
-        text, error = "", failure
-    if error is None:
-        return text
-    parts = [
-        {**message, "content": [{"type": "text", "text": message["content"]}]} if message.get("content") else message
-        for message in messages
-    ]
-    try:
-        text, still = _write(template, parts, arguments), _find_lost(template, parts, arguments)
-    except PadError:
-        raise error from None
-    if still is not None:
-        raise error
+        text, lost = _write(template, messages, arguments), _find_lost(template, messages, arguments)
+    except BundleError as error:
+        text, lost, failure = "", None, error
+    if lost or failure:
+        parts = [_in_parts(message) for message in messages]
+        try:
+            text, still = _write(template, parts, arguments), _find_lost(template, parts, arguments)
+        except PadError:
+            raise failure or _left_out(messages, lost) from None
+        if still:
+            raise failure or _left_out(messages, max(filter(None, (lost, still))))
     return text
 
 
@@ -57,10 +53,13 @@ def _write(template: ChatTemplate, messages: Sequence[Message], arguments: Mappi
     return head if not found or tail.startswith(" ") else head.rstrip()  # the template trims what a turn ends with
 
 
-def _find_lost(template: ChatTemplate, messages: Sequence[Message], arguments: Mapping[str, Any]) -> PromptError | None:
-    """The first message that the template leaves out, found by marks at the end of contents and of tools' names.
+def _find_lost(
+    template: ChatTemplate, messages: Sequence[Message], arguments: Mapping[str, Any]
+) -> tuple[int, str] | None:
+    """The first message that the template leaves out, or only its tool calls: its index, and which of the two.
 
-    Where a template writes the end of a content and not all of it, a warning says so.
+    Marks at the end of contents and of tools' names tell. Where a template writes the end of a content and not all of
+    it, a warning says so.
     """
     marked = [_marked(message, index) for index, message in enumerate(messages)]
     try:
@@ -68,23 +67,34 @@ def _find_lost(template: ChatTemplate, messages: Sequence[Message], arguments: M
     except PadError:  # a template that wants JSON, for example: nothing can be said
         return None
     for index, message in enumerate(messages):
-        role, content = message["role"], _text_of(message)
-        before, found, _ = text.partition(_mark(index))
-        lost = " with tool calls" if any(_mark(index, n) not in text for n in range(_num_calls(message))) else ""
-        if lost or (content and not found):
-            return PromptError(
-                f"message {index} of the {role}{lost}",
-                expected="messages that the base's chat template writes into the prompt",
-                hint="it leaves this one out",
-            )
+        content = _text_of(message)
+        before, found, after = text.partition(_mark(index))
+        if content and (not found or after.startswith("'}]")):  # a list of parts, written as Python does
+            return index, ""
+        if any(_mark(index, number) not in text for number in range(_num_calls(message))):
+            return index, " with tool calls"
         forms = (content.lstrip(), json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
         if content and not before.endswith(forms):
             warnings.warn(
-                f"the base's chat template writes a message of the {role} with a part left out, such as its reasoning",
+                f"the base's chat template leaves out part of a message of the {message['role']}, such as reasoning",
                 RuntimeWarning,
                 stacklevel=2,
             )
     return None
+
+
+def _left_out(messages: Sequence[Message], lost: tuple[int, str] | None) -> PromptError:
+    index, what = lost or (0, "")
+    return PromptError(
+        f"message {index} of the {messages[index]['role']}{what}",
+        expected="messages that the base's chat template writes into the prompt",
+        hint="it leaves this one out: say it in another message",
+    )
+
+
+def _in_parts(message: Message) -> Message:
+    text = _text_of(message)
+    return {**message, "content": [{"type": "text", "text": text}]} if text else message
 
 
 def _mark(*place: int) -> str:
@@ -110,8 +120,8 @@ def _text_of(message: Message) -> str:
 
 
 def _with_end(message: Message, end: str) -> Message:
-    text = _text_of(message) + end
-    return {**message, "content": [{"type": "text", "text": text}] if isinstance(message["content"], list) else text}
+    whole = {**message, "content": _text_of(message) + end}
+    return _in_parts(whole) if isinstance(message["content"], list) else whole
 
 
 def _num_calls(message: Message) -> int:

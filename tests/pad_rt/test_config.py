@@ -88,6 +88,18 @@ def test_stop_token_ids_are_one_or_a_list() -> None:
             GenerationConfig(stop_token_ids=bad)  # type: ignore[arg-type]
 
 
+def test_template_args_are_a_copy_of_json_values() -> None:
+    given: dict[str, Any] = {"enable_thinking": False, "tools": [{"name": ("a", 1)}]}
+    kept = GenerationConfig(template_args=given).template_args
+    given["tools"].append(2)
+    assert kept == {"enable_thinking": False, "tools": [{"name": ["a", 1]}]}
+    looped: list[Any] = []
+    looped.append(looped)
+    for bad in (None, [("a", 1)], {1: 2}, {"a": {1, 2}}, {"a": math.nan}, {"a": looped}, {"a": object()}, "a"):
+        with pytest.raises(OptionError, match=r"template_args=.*expected names and JSON values"):
+            GenerationConfig(template_args=bad)  # type: ignore[arg-type]
+
+
 def test_from_mapping() -> None:
     assert GenerationConfig.from_mapping({"beta": 2, "stop": ["x"]}) == GenerationConfig(beta=2.0, stop=("x",))
     with pytest.raises(OptionError, match=r"unknown option 'topk'.*did you mean top_k\?"):

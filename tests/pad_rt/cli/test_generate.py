@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from error_checks import edit_manifest, error_line
 from pad_command import CUT, PAD, SHORT, pipe_in
 from pad_rt import GenerationConfig, Generator, Preference, TextStream
 from pad_rt.cli import main
@@ -115,7 +116,7 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     assert main(["generate", str(tiny_bundle), "hi", "--json", *arguments]) == 0
     config = json.loads(capsys.readouterr().out)["config"]
     expected = {name: value for _, name, value in options.values()}
-    flags = {"base_sees_preference": True, "offer_end": True}
+    flags = {"template_args": {}, "base_sees_preference": True, "offer_end": True}
     assert config == {**expected, "stop": ["xx", "yy"], "stop_token_ids": [7, 9], **flags}
 
 
@@ -146,3 +147,29 @@ def test_a_narrow_terminal(tiny_bundle: Path, generator: Generator) -> None:
     assert process.returncode == 0, process.stderr
     expected = generator.generate("hi", config=SHORT).text
     assert process.stdout == expected.encode("ascii", "replace") + b"\n"
+
+
+def test_template_arguments(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON, Python's constants, or text; the template's own words where none is given."""
+    template = "{{ messages[0].content }}{{ a | default('-') }}{{ b | default('-') | string }}"
+    (bundle / "chat_template.jinja").write_text(template, encoding="utf-8")
+    edit_manifest(bundle, rehash=True)
+    arguments = ["generate", str(bundle), "hi", "--max-new-tokens", "2", "--json"]
+    for options, read in (
+        ([], {}),
+        (["a=false", "b=False"], {"a": False, "b": False}),
+        (["a=None", "b=[1, 2.5]"], {"a": None, "b": [1, 2.5]}),
+        (["a=low=er", "b="], {"a": "low=er", "b": ""}),
+    ):
+        assert main([*arguments, *(word for option in options for word in ("--template-arg", option))]) == 0
+        assert json.loads(capsys.readouterr().out)["config"]["template_args"] == read
+    for option, words in (
+        ("a", "--template-arg 'a'; expected NAME=VALUE; such as enable_thinking=false"),
+        ("=1", "--template-arg '=1'; expected NAME=VALUE"),
+        ("c=1", "template argument 'c'; expected one of a, b: what the base's chat template reads"),
+        ("a=NaN", "template_args={'a': nan}; expected names and JSON values"),
+    ):
+        assert main([*arguments, "--template-arg", option]) == 2
+        assert words in error_line(capsys.readouterr().err, "pad")
+    assert main([*arguments, "--template-arg", "a=1", "--template-arg", "a=2"]) == 2
+    assert "--template-arg a given twice" in error_line(capsys.readouterr().err, "pad")
