@@ -8,7 +8,8 @@ from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference
 from pad_rt.prompt import EncodedPrompt
-from pad_rt.result import GenerationResult, Timing
+from pad_rt.result import GenerationResult, Timing, Usage
+from pad_rt.stream import TextStream
 from pad_runtime.errors import PadError
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "Generator",
     "PadError",
     "Preference",
+    "TextStream",
     "Timing",
+    "Usage",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from pad_runtime.errors import BundleError, PromptError
 
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     import jinja2
     from jinja2.parser import Parser
 
-Message: TypeAlias = Mapping[str, str]
-"""One turn of a chat: {"role": "system" | "user" | "assistant", "content": text}."""
+Message: TypeAlias = Mapping[str, Any]
+"""One turn of a chat: {"role": "system" | "user" | "assistant" | ..., "content": text}, and further keys."""
+_GIVEN = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 
 
 class ChatTemplate:
@@ -38,8 +40,9 @@ class ChatTemplate:
         special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
         # Jinja would write a None as the text "None".
         self._special_tokens = {name: token for name, token in special_tokens.items() if token is not None}
+        self._source, environment = source, _make_environment()
         try:
-            self._template = _make_environment().from_string(source)
+            self._template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise BundleError(
                 f"the chat template has an error in line {error.lineno}: {error.message}",
@@ -47,12 +50,36 @@ class ChatTemplate:
                 hint="correct the model's chat_template and export the bundle again",
             ) from error
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """Strings and attributes' names in the template: roles and keys of messages that it knows are among them."""
+        from jinja2 import nodes
+
+        tree = self._template.environment.parse(self._source)
+        strings = (node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str))
+        return frozenset((*strings, *(node.attr for node in tree.find_all(nodes.Getattr))))
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads beside those that `render` gives it."""
+        from jinja2 import meta
+
+        tree = self._template.environment.parse(self._source)
+        return frozenset(meta.find_undeclared_variables(tree)).difference(_GIVEN)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt text, its special tokens written out: encode it with add_special_tokens=False.
 
         Args:
             messages: the chat, oldest turn first.
             add_generation_prompt: end with the opening of the assistant's turn.
+            arguments: further variables, such as {"enable_thinking": False}.
 
         Raises:
             PromptError: the template refuses these messages (its own words are quoted).
@@ -60,9 +87,8 @@ class ChatTemplate:
         """
         try:
             return self._template.render(
+                {"tools": None, "documents": None, **(arguments or {})},
                 messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )

@@ -5,25 +5,48 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pad_rt.bench import Workload
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
+from pad_rt.history import History
 from pad_rt.preference import Preference, parse_weight
+from pad_rt.prompt import Prompt
 from pad_runtime.bundle import Bundle
-from pad_runtime.command import run_command
+from pad_runtime.command import read_stdin, run_command
 from pad_runtime.errors import OptionError
 from pad_runtime.providers import DEVICES
+
+_CONSTANTS = {"True": True, "False": False, "None": None}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pad` with these arguments (None: the process's own) and give its exit code."""
+    return run_command("pad", lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> None:
     options = _parser().parse_args(argv)
-    return run_command("pad", lambda: options.run(options))
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        options.run(options)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    print(f"pad: {message}", file=sys.stderr)
 
 
 # -- commands -------------------------------------------------------------------------------------------------------
@@ -31,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _generate(options: argparse.Namespace) -> None:
     config, preference = _read_config(options), _read_preference(options)
-    prompt = sys.stdin.read().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    text = read_stdin().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    prompt: Prompt = text if options.system is None else History(options.system).prompt(text)
     generator = _open(options, preference)
     if options.json:
         result = generator.generate(prompt, preference=preference, config=config)
@@ -39,22 +63,26 @@ def _generate(options: argparse.Namespace) -> None:
             "text": result.text,
             "token_ids": result.token_ids,
             "finish_reason": result.finish_reason,
+            "usage": asdict(result.usage),
             "timing": asdict(result.timing),
             "preference": None if preference is None else asdict(preference),
             "config": asdict(config),
         }
         print(json.dumps(record, ensure_ascii=False))
         return
-    for piece in generator.stream(prompt, preference=preference, config=config):
+    stream = generator.stream(prompt, preference=preference, config=config)
+    for piece in stream:
         print(piece, end="", flush=True)
-    print()
+    print(flush=True)
+    if stream.result and stream.result.finish_reason == "length":
+        print(f"pad: {stream.result.describe_cut(config.max_new_tokens)}", file=sys.stderr)
 
 
 def _chat(options: argparse.Namespace) -> None:
     from pad_rt.chat import Chat
 
     config, preference = _read_config(options), _read_preference(options)
-    Chat(_open(options, preference), config, preference).run()
+    Chat(_open(options, preference), config, preference, system=options.system).run()
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -96,7 +124,25 @@ def _read_config(options: argparse.Namespace) -> GenerationConfig:
     """The options that were given over the defaults of `GenerationConfig`."""
     names = GenerationConfig.__dataclass_fields__
     given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
-    return GenerationConfig(**given)
+    return GenerationConfig(**given, template_args=_read_template_args(options.template_arg))
+
+
+def _read_template_args(arguments: list[str]) -> dict[str, Any]:
+    """NAME=VALUE: a JSON value or a Python constant is that value, anything else is text."""
+    read: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not name or not equals:
+            raise OptionError(
+                f"--template-arg {argument!r}", expected="NAME=VALUE", hint="such as enable_thinking=false"
+            )
+        if name in read:
+            raise OptionError(f"--template-arg {name} given twice", expected="one value a name")
+        try:
+            read[name] = _CONSTANTS[text] if text in _CONSTANTS else json.loads(text)
+        except (ValueError, RecursionError):
+            read[name] = text
+    return read
 
 
 def _read_preference(options: argparse.Namespace) -> Preference | None:
@@ -153,6 +199,14 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 
 def _add_guidance(parser: argparse.ArgumentParser) -> None:
     defaults = GenerationConfig()
+    parser.add_argument("--system", metavar="TEXT", help="the system message, for chat models that take one")
+    parser.add_argument(
+        "--template-arg",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a variable of the chat template, such as enable_thinking=false: a JSON value, or else text",
+    )
     guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
     guidance.add_argument("--preference", metavar="TEXT", help='what the user likes, such as "cheerful and concise"')
     guidance.add_argument(
@@ -205,7 +259,22 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         **given,
     )
     sampling.add_argument("--seed", metavar="S", type=int, help=f"of the sampling (default {defaults.seed})", **given)
-    sampling.add_argument("--stop", metavar="TEXT", action="append", help="end the reply before this text", **given)
+    sampling.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help="end the reply before this text, which may be a special token; may be given several times",
+        **given,
+    )
+    sampling.add_argument(
+        "--stop-token-id",
+        metavar="ID",
+        dest="stop_token_ids",
+        type=int,
+        action="append",
+        help="end the reply at this token; may be given several times",
+        **given,
+    )
     _add_machine(parser)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,10 +28,14 @@ class GenerationConfig:
         temperature: >= 0; 0 is greedy.
         top_p: smallest probability mass of the candidates sampled from, 0 < top_p <= 1; 1 keeps all.
         seed: of the sampling noise, 0 <= seed < 2**63.
-        stop: strings to end before; a single string is one stop string.
+        stop: strings to end before; a single string is one stop string. Special tokens, which no reply shows, may be
+            written in them, such as "<|im_end|>".
+        stop_token_ids: ids that end a reply beside the bundle's own ends of turn; a single id is one. As those, they
+            are no part of the reply; they are not among the ends that `offer_end` offers.
         base_sees_preference: put the preference into the base's prompt too, as the official code does.
         offer_end: make the end of the turn a candidate at every step, beside the top_k. A reply then ends where the
             preference wants it to; in the paper only where the end is among the base's top_k, which is seldom.
+        template_args: variables of the base's chat template, such as {"enable_thinking": False}; JSON values.
 
     Raises:
         OptionError: a value of the wrong type or outside its range.
@@ -42,8 +48,10 @@ class GenerationConfig:
     top_p: float = 1.0
     seed: int = 0
     stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     base_sees_preference: bool = False
     offer_end: bool = False
+    template_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         checked = {
@@ -54,6 +62,8 @@ class GenerationConfig:
             "top_p": _check_float("top_p", self.top_p, expected="a number in (0, 1]", minimum=0.0, maximum=1.0),
             "seed": _check_int("seed", self.seed, minimum=0, limit=2**63),
             "stop": _check_stop(self.stop),
+            "stop_token_ids": _check_ids("stop_token_ids", self.stop_token_ids),
+            "template_args": _check_template_args(self.template_args),
         }
         if checked["top_p"] == 0.0:
             raise OptionError(f"top_p={self.top_p!r}", expected="a number in (0, 1]")
@@ -109,3 +119,23 @@ def _check_stop(stop: object) -> tuple[str, ...]:
     if not isinstance(strings, list | tuple) or not all(isinstance(string, str) and string for string in strings):
         raise OptionError(f"stop={stop!r}", expected="a non-empty string or a list of them")
     return tuple(strings)
+
+
+def _check_ids(name: str, ids: object) -> tuple[int, ...]:
+    listed = (ids,) if isinstance(ids, Integral) else ids
+    if not isinstance(listed, list | tuple):
+        raise OptionError(f"{name}={reprlib.repr(ids)}", expected="an integer >= 0 or a list of them")
+    return tuple(_check_int(name, id, minimum=0) for id in listed)
+
+
+def _check_template_args(arguments: object) -> dict[str, Any]:
+    if isinstance(arguments, Mapping) and all(isinstance(name, str) for name in arguments):
+        try:
+            copied: dict[str, Any] = json.loads(json.dumps(dict(arguments), allow_nan=False))
+        except (TypeError, ValueError, RecursionError):
+            pass
+        else:
+            return copied
+    raise OptionError(
+        f"template_args={reprlib.repr(arguments)}", expected='names and JSON values, such as {"enable_thinking": False}'
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import reprlib
 import statistics
 import time
 import warnings
@@ -15,16 +16,17 @@ from typing import Any
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.config import GenerationConfig
 from pad_rt.preference import PreferenceLike
-from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
+from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder, continues_reply
 from pad_rt.reply import Reply
-from pad_rt.result import GenerationResult, Timing
+from pad_rt.result import GenerationResult, Timing, Usage
 from pad_rt.rewards import MAX_STRENGTH, RowPlanner
 from pad_rt.stopping import StopStrings
+from pad_rt.stream import TextStream
 from pad_rt.tokenizer import Tokenizer
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
 from pad_runtime.manifest import Manifest
-from pad_runtime.rows import pad_rows
+from pad_runtime.rows import Row, pad_rows
 from pad_runtime.step import Step, StepRequest, StepTrace
 
 _MAX_IDLE = 2  # steps kept with their KV caches for later calls; calls that overlap make more
@@ -46,7 +48,9 @@ class Generator:
         template = None
         if manifest.tokenizer.chat_template:
             template = ChatTemplate(_read_text(bundle.folder / manifest.tokenizer.chat_template), **special)
-        encoder = PromptEncoder(self._tokenizer, template, vocab_size=manifest.vocab_size)
+        encoder = PromptEncoder(
+            self._tokenizer, template, vocab_size=manifest.vocab_size, max_length=manifest.max_length
+        )
         self._planner = RowPlanner(manifest, encoder)
         self._idle: dict[bool, list[Step]] = {True: [], False: []}  # by whether the step is guided
 
@@ -92,7 +96,8 @@ class Generator:
         """Reply to one prompt.
 
         Args:
-            prompt: a string (one user turn), a list of chat messages, or an `EncodedPrompt`.
+            prompt: a string (one user turn), a list of chat messages, or an `EncodedPrompt`. Messages are as OpenAI's
+                clients send them; of one that the assistant began, the reply is what comes behind its words.
             preference: None runs the base alone at the base's own cost; text, a `Preference`, or a list of
                 (preference, weight) pairs guide it.
             config: beta, top_k and the rest, as a `GenerationConfig` or a mapping; None takes the paper's defaults.
@@ -136,10 +141,22 @@ class Generator:
         *,
         preference: PreferenceLike = None,
         config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> Iterator[str]:
-        """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there."""
-        run = self._prepare([prompt], [preference], config, trace=False)
-        return (piece for _, piece in self._pieces(run))
+    ) -> TextStream:
+        """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there.
+
+        What `generate` returns is the stream's `result`, after the last piece.
+        """
+        return TextStream(self._stream(self._prepare([prompt], [preference], config, trace=False)))
+
+    def room(
+        self,
+        prompt: Prompt,
+        *,
+        preference: PreferenceLike = None,
+        config: GenerationConfig | Mapping[str, Any] | None = None,
+    ) -> int:
+        """Tokens of reply that fit behind a prompt; below 1, it is too long itself. Arguments as for `generate`."""
+        return self.manifest.max_length - _longest(self._plan(prompt, preference, _make_config(config)))
 
     # -- the three loops ----------------------------------------------------------------------------------------------
 
@@ -152,16 +169,18 @@ class Generator:
     ) -> list[GenerationResult]:
         """Text: the pieces of every reply, joined."""
         run = self._prepare(prompts, preferences, config, trace=trace)
-        texts = [""] * len(prompts)
-        for index, piece in self._pieces(run):
-            texts[index] += piece
-        timing = run.timing()
-        return [
-            GenerationResult(text, tuple(reply.token_ids), reply.finish_reason, timing, tuple(reply.trace))
-            for text, reply in zip(texts, run.replies, strict=True)
-        ]
+        for _ in self._pieces(run):
+            pass
+        return run.results()
 
-    def _pieces(self, run: _Run) -> Iterator[tuple[int, str]]:
+    def _stream(self, run: _Run) -> collections.abc.Generator[str, None, GenerationResult]:
+        """Text: the pieces of one reply, and then the whole."""
+        with closing(self._pieces(run)) as pieces:
+            for _, piece in pieces:
+                yield piece
+        return run.results()[0]
+
+    def _pieces(self, run: _Run) -> collections.abc.Generator[tuple[int, str], None, None]:
         """Pieces: ids to text that is final, reply by reply, until every reply has ended."""
         waiting = set(range(len(run.replies)))
         with closing(self._token_ids(run)) as steps:
@@ -237,16 +256,21 @@ class Generator:
                 f"{len(prompts)} prompts at once", expected=f"at most {manifest.max_batch}, the bundle's max_batch"
             )
         num_ends = self._num_ends(config)
+        beyond = [id for id in config.stop_token_ids if id >= manifest.vocab_size]
+        if beyond:
+            raise OptionError(
+                f"stop_token_ids with {reprlib.repr(beyond[0])}",
+                expected=f"ids below {manifest.vocab_size}, the vocabulary's size",
+            )
         sequences = [
-            self._planner.plan(prompt, preference, beta=config.beta, base_sees_preference=config.base_sees_preference)
-            for prompt, preference in zip(prompts, preferences, strict=True)
+            self._plan(prompt, preference, config) for prompt, preference in zip(prompts, preferences, strict=True)
         ]
         asked = any(map(_asks_for_reward, prompts, preferences))
         if trace and not asked:
             raise OptionError("trace without a preference", hint="the base alone weighs nothing: leave trace out")
         # A preference that changes nothing, such as a contrast with the base's own prompt, leaves the base row alone.
         guided = trace or any(sum(map(len, rows)) > 1 for rows in sequences)
-        lengths = [max(len(row.prompt) for trunk in rows for row in trunk) for rows in sequences]
+        lengths = [_longest(rows) for rows in sequences]
         longest = max(lengths)
         if longest >= manifest.max_length:
             raise PromptError(
@@ -265,9 +289,29 @@ class Generator:
             offer_end=config.offer_end,
             trace=trace,
         )
-        eos = frozenset(manifest.eos_token_ids)
-        replies = [Reply(eos, limit, self._tokenizer.stream_decoder(), StopStrings(config.stop)) for limit in limits]
+        ends = frozenset(manifest.eos_token_ids) | frozenset(config.stop_token_ids)
+        special = self._tokenizer.special_tokens if config.stop else {}
+        replies = [
+            Reply(
+                eos=ends,
+                max_new_tokens=limit,
+                prompt_tokens=len(rows[0][0].prompt),
+                decoder=self._tokenizer.stream_decoder(has_begun=continues_reply(prompt)),
+                stop=StopStrings(config.stop, special.values()),
+                special=special,
+            )
+            for prompt, limit, rows in zip(prompts, limits, sequences, strict=True)
+        ]
         return _Run(request, guided, replies, started)
+
+    def _plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> list[list[Row]]:
+        return self._planner.plan(
+            prompt,
+            preference,
+            beta=config.beta,
+            base_sees_preference=config.base_sees_preference,
+            template_args=config.template_args,
+        )
 
     def _num_ends(self, config: GenerationConfig) -> int:
         """Ends of the turn that are candidates beside the top_k; there is room for all of them."""
@@ -302,7 +346,22 @@ class _Run:
         """The first token is there."""
         self.prefill_s, self.first_token_s, self.num_bytes = now - started, now - self.started, num_bytes
 
-    def timing(self) -> Timing:
+    def results(self) -> list[GenerationResult]:
+        """The replies as they are, which have ended."""
+        timing = self._timing()
+        return [
+            GenerationResult(
+                text=reply.text,
+                token_ids=tuple(reply.token_ids),
+                finish_reason=reply.finish_reason,
+                usage=Usage(reply.prompt_tokens, len(reply.token_ids)),
+                timing=timing,
+                trace=tuple(reply.trace),
+            )
+            for reply in self.replies
+        ]
+
+    def _timing(self) -> Timing:
         """The figures of the whole call."""
         num_tokens = sum(len(reply.token_ids) for reply in self.replies)
         return Timing(
@@ -323,6 +382,10 @@ def _read_text(path: Path) -> str:
 
 def _asks_for_reward(prompt: Prompt, preference: PreferenceLike) -> bool:
     return preference is not None or (isinstance(prompt, EncodedPrompt) and prompt.reward is not None)
+
+
+def _longest(rows: list[list[Row]]) -> int:
+    return max(len(row.prompt) for trunk in rows for row in trunk)
 
 
 def _make_config(config: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:

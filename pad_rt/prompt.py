@@ -7,13 +7,14 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pad_rt.chat_template import ChatTemplate, Message
+from pad_rt.chat_text import write_chat
+from pad_rt.messages import last_user_turn, read_messages
 from pad_rt.tokenizer import Tokenizer
-from pad_runtime.errors import BundleError, PromptError
+from pad_runtime.errors import BundleError, OptionError, PromptError
 
-_ROLES = ("system", "user", "assistant")
 _PLACEHOLDER = re.compile(r"\{[px]\}")
 
 
@@ -39,7 +40,8 @@ class EncodedPrompt:
 
 
 Prompt: TypeAlias = str | Sequence[Message] | EncodedPrompt
-"""What a caller may give: one user turn, a chat that ends with a user turn, or token ids."""
+"""What a caller may give: one user turn; a chat that ends with what is to be replied to, or with the beginning of the
+reply; or token ids."""
 
 
 class PromptEncoder:
@@ -52,32 +54,47 @@ class PromptEncoder:
         tokenizer: the bundle's tokenizer.
         chat_template: None for a base that was not trained on chats.
         vocab_size: number of ids the model knows; None takes the tokenizer's.
+        max_length: most tokens of prompt and reply; a text that is longer in any case is not encoded. None: no limit.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, chat_template: ChatTemplate | None, *, vocab_size: int | None = None
+        self,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None,
+        *,
+        vocab_size: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
+        self._max_length = max_length
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt, arguments: Mapping[str, Any] | None = None) -> list[int]:
         """Ids of the base row.
 
+        Args:
+            prompt: a string, messages, or ids.
+            arguments: further variables of the chat template.
+
         Raises:
-            PromptError: the prompt is empty, malformed, or refused by the chat template.
+            PromptError: the prompt is empty, malformed, too long, or refused by the chat template.
+            OptionError: arguments that the chat template does not read.
         """
         if isinstance(prompt, EncodedPrompt):
             return self._check_range(prompt.base)
-        return self._encode_turns(_check_turns(prompt))
+        return self._encode_turns(self._check_turns(prompt), arguments or {})
 
-    def encode_reward(self, prompt: Prompt, text: str | None, template: str) -> list[int]:
+    def encode_reward(
+        self, prompt: Prompt, text: str | None, template: str, arguments: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Ids of a reward row: the last user turn's content x becomes the template filled with it and the preference.
 
         Args:
             prompt: as for `encode`; of an `EncodedPrompt`, the reward ids are taken as they are.
             text: the preference p in words; None leaves the turn as it is where the template has a place for p.
             template: the PersRM's prompt text, with {x} and, unless it knows no words, {p} where the two belong.
+            arguments: as for `encode`.
 
         Raises:
             PromptError: as `encode`, and for an `EncodedPrompt` without reward ids.
@@ -91,23 +108,40 @@ class PromptEncoder:
                     hint="encode the preference into the reward ids",
                 )
             return self._check_range(prompt.reward)
-        turns = _check_turns(prompt)
+        arguments = arguments or {}
+        turns = self._check_turns(prompt)
         if text is None and "{p}" in template:
-            return self._encode_turns(turns)
-        values = {"{x}": turns if isinstance(turns, str) else turns[-1]["content"]}
+            return self._encode_turns(turns, arguments)
+        asked = -1 if isinstance(turns, str) else last_user_turn(turns)
+        values = {"{x}": turns if isinstance(turns, str) else turns[asked]["content"]}
         if text is not None:
             values["{p}"] = text
         filled = _fill(template, values)
         if isinstance(turns, str):
-            return self._encode_turns(filled)
-        return self._encode_turns([*turns[:-1], {"role": "user", "content": filled}])
+            return self._encode_turns(filled, arguments)
+        reworded = {**turns[asked], "content": filled}
+        return self._encode_turns([*turns[:asked], reworded, *turns[asked + 1 :]], arguments)
 
-    def _encode_turns(self, turns: str | list[Message]) -> list[int]:
+    def _check_turns(self, prompt: object) -> str | list[Message]:
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                raise PromptError("an empty prompt", expected="some text")
+            return prompt
+        if not isinstance(prompt, list | tuple):
+            raise PromptError(
+                f"a prompt of type {type(prompt).__name__}",
+                expected="a string, a list of messages, or an EncodedPrompt",
+                hint="a single message goes into a list" if isinstance(prompt, Mapping) else "",
+            )
+        return read_messages(prompt, self._chat_template.words if self._chat_template else frozenset())
+
+    def _encode_turns(self, turns: str | list[Message], arguments: Mapping[str, Any]) -> list[int]:
+        self._check_arguments(arguments)
         if self._chat_template is not None:
             messages = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
-            ids = self._tokenizer.encode(self._chat_template.render(messages), add_special_tokens=False)
+            ids = self._encode_text(write_chat(self._chat_template, messages, arguments), add_special_tokens=False)
         elif isinstance(turns, str):
-            ids = self._tokenizer.encode(turns, add_special_tokens=True)
+            ids = self._encode_text(turns, add_special_tokens=True)
         else:
             raise PromptError(
                 "chat messages for a base without a chat template",
@@ -124,6 +158,28 @@ class PromptEncoder:
             )
         return ids
 
+    def _encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Encode, unless the text is too long even in the longest tokens that there are."""
+        limit = self._max_length
+        if limit is not None and len(text) > limit and len(text) > limit * self._tokenizer.longest_token:
+            raise PromptError(
+                f"a prompt of {len(text):,} characters",
+                expected=f"at most {limit - 1} tokens: the bundle's max_length, less a token of reply",
+                hint="shorten it, or export with a larger --max-length",
+            )
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        read = sorted(self._chat_template.variables) if self._chat_template and arguments else []
+        for name in arguments:
+            if name not in read:
+                raise OptionError(
+                    f"template argument {name!r}",
+                    expected=f"one of {', '.join(read)}: what the base's chat template reads"
+                    if read
+                    else "none: the base has no chat template that reads any",
+                )
+
     def _check_range(self, ids: Sequence[int]) -> list[int]:
         if max(ids) >= self._vocab_size:
             raise PromptError(
@@ -134,51 +190,9 @@ class PromptEncoder:
         return list(ids)
 
 
-def _check_turns(prompt: object) -> str | list[Message]:
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise PromptError("an empty prompt", expected="some text")
-        return prompt
-    if not isinstance(prompt, list | tuple):
-        raise PromptError(
-            f"a prompt of type {type(prompt).__name__}",
-            expected="a string, a list of messages, or an EncodedPrompt",
-            hint="a single message goes into a list" if isinstance(prompt, Mapping) else "",
-        )
-    if not prompt:
-        raise PromptError("an empty list of messages", expected="at least one user turn")
-    messages = [_check_message(message, index) for index, message in enumerate(prompt)]
-    last = messages[-1]
-    if last["role"] != "user":
-        raise PromptError(
-            f"the last message is of the {last['role']}",
-            expected="a user turn",
-            hint="add the user's message to answer",
-        )
-    if not last["content"].strip():
-        raise PromptError("the last user turn is empty", expected="some text")
-    return messages
-
-
-def _check_message(message: object, index: int) -> Message:
-    expected = '{"role": ..., "content": ...}'
-    if not isinstance(message, Mapping):
-        raise PromptError(f"message {index} of type {type(message).__name__}", expected=expected)
-    for key in message:
-        if key not in ("role", "content"):
-            raise PromptError(f"message {index} with the key {reprlib.repr(key)}", expected=expected)
-    for key in ("role", "content"):
-        if key not in message:
-            raise PromptError(f"message {index} without {key}", expected=expected)
-    if message["role"] not in _ROLES:
-        raise PromptError(
-            f"message {index} with the role {reprlib.repr(message['role'])}", expected=f"one of {', '.join(_ROLES)}"
-        )
-    if not isinstance(message["content"], str):
-        raise PromptError(
-            f"message {index} with content of type {type(message['content']).__name__}", expected="a string"
-        )
-    return message
+def continues_reply(prompt: Prompt) -> bool:
+    """Whether the reply goes on from the assistant's words at the end of the prompt."""
+    return not isinstance(prompt, str | EncodedPrompt) and prompt[-1]["role"] == "assistant"
 
 
 def _check_ids(ids: object, *, name: str) -> tuple[int, ...]:

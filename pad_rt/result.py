@@ -30,13 +30,28 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Tokens of one sequence.
+
+    Attributes:
+        prompt_tokens: of the base's prompt; what reward rows read beside it does not count.
+        completion_tokens: of the reply, without the end-of-turn token.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
 class GenerationResult:
     """One generated reply.
 
     Attributes:
         text: the reply, without the end-of-turn token and cut before a stop string.
         token_ids: the chosen ids, without the end-of-turn token; those of a stop string are included.
-        finish_reason: "stop" at an end-of-turn token or a stop string, "length" at the token limit.
+        finish_reason: "stop" at an end-of-turn token or a stop string; "length" where the reply was cut, at
+            max_new_tokens or at the bundle's max_length.
+        usage: tokens read and made.
         timing: of the call, shared by all replies of a batch.
         trace: with `trace=True`, one `StepTrace` a chosen token (the end-of-turn token too): candidates [k], row_logits
             [rows, k], scores [k].
@@ -45,5 +60,13 @@ class GenerationResult:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
+    usage: Usage
     timing: Timing
     trace: tuple[StepTrace, ...] = ()
+
+    def describe_cut(self, max_new_tokens: int) -> str:
+        """For a user, where a reply of `finish_reason` "length" was cut: at the limit asked for, or the bundle's."""
+        count = self.usage.completion_tokens
+        return (
+            f"cut at {count} tokens ({'--max-new-tokens' if count == max_new_tokens else 'max_length of the bundle'})"
+        )

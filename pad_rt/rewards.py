@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder
@@ -25,12 +26,19 @@ class RowPlanner:
         self._manifest, self._encoder = manifest, encoder
 
     def plan(
-        self, prompt: Prompt, preference: PreferenceLike, *, beta: float, base_sees_preference: bool
+        self,
+        prompt: Prompt,
+        preference: PreferenceLike,
+        *,
+        beta: float,
+        base_sees_preference: bool,
+        template_args: Mapping[str, Any],
     ) -> list[list[Row]]:
         """Rows by trunk, the base row first; without a preference that is all.
 
         Raises:
             PromptError: the prompt is empty, malformed, or refused by the chat template.
+            OptionError: a template argument that the chat template does not read.
             PreferenceError: an unknown feature, words where the PersRM has no place for them, or a strength that
                 float32 cannot hold.
         """
@@ -38,7 +46,7 @@ class RowPlanner:
         if isinstance(prompt, EncodedPrompt) and prompt.reward is not None and not pairs:
             pairs = ((Preference(weights=self._default_weights()), 1.0),)  # the ids carry the preference
         rewards = [
-            Reward(persrm, weights, scale, self._reward_prompt(prompt, wish, persrm))
+            Reward(persrm, weights, scale, self._reward_prompt(prompt, wish, persrm, template_args))
             for wish, scale in pairs
             for persrm, weights in self._weights(wish).items()
         ]
@@ -46,9 +54,10 @@ class RowPlanner:
         if base_sees_preference and worded and not isinstance(prompt, EncodedPrompt):
             reader = next(iter(self._weights(worded[0])))  # reads words, or its reward's prompt would have been refused
             template = self._manifest.persrms[reader].prompt_template
-            base = self._encoder.encode_reward(prompt, "; ".join(str(wish.text) for wish in worded), template)
+            words = "; ".join(str(wish.text) for wish in worded)
+            base = self._encoder.encode_reward(prompt, words, template, template_args)
         else:
-            base = self._encoder.encode(prompt)
+            base = self._encoder.encode(prompt, template_args)
         rows = plan_rows(self._manifest, tuple(base), rewards, beta)
         _check_strengths(rows, _MAX_WEIGHT[self._manifest.float_type])
         return rows
@@ -74,7 +83,9 @@ class RowPlanner:
         first = self._manifest.persrms[0]
         return dict(zip(first.features, first.default_weights, strict=True))
 
-    def _reward_prompt(self, prompt: Prompt, preference: Preference, persrm: int) -> tuple[int, ...]:
+    def _reward_prompt(
+        self, prompt: Prompt, preference: Preference, persrm: int, template_args: Mapping[str, Any]
+    ) -> tuple[int, ...]:
         """What a reward row reads, in its PersRM's own form."""
         info = self._manifest.persrms[persrm]
         contrast = info.trunk == self._manifest.trunks[0].name and info.adapter is None and info.head is None
@@ -89,7 +100,7 @@ class RowPlanner:
                 f"a preference in words for PersRM '{info.name}', which was trained without",
                 expected=f"weights for {', '.join(info.features)}",
             )
-        return tuple(self._encoder.encode_reward(prompt, preference.text, info.prompt_template))
+        return tuple(self._encoder.encode_reward(prompt, preference.text, info.prompt_template, template_args))
 
 
 def _check_strengths(trunks: Sequence[list[Row]], max_weight: float) -> None:

@@ -90,10 +90,10 @@ class StreamDecoder:
     whole run of byte tokens for one bad byte in it, which would make characters already shown vanish.)
     """
 
-    def __init__(self, token_bytes: TokenBytes) -> None:
+    def __init__(self, token_bytes: TokenBytes, *, has_begun: bool = False) -> None:
         self._token_bytes = token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._has_begun = False
+        self._has_begun = has_begun
 
     def push(self, token_id: int) -> str:
         """The text that became final with this token; "" while a character is incomplete."""

@@ -71,9 +71,19 @@ class Tokenizer:
         decoder = StreamDecoder(self._token_bytes if skip_special_tokens else self._token_bytes_with_special)
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
 
-    def stream_decoder(self) -> StreamDecoder:
-        """A new decoder for one generated sequence, special tokens left out."""
-        return StreamDecoder(self._token_bytes)
+    def stream_decoder(self, *, has_begun: bool = False) -> StreamDecoder:
+        """A new decoder for one generated sequence, special tokens left out; one that `has_begun` goes on."""
+        return StreamDecoder(self._token_bytes, has_begun=has_begun)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of a text that one token can stand for, at most."""
+        return max(len(token.encode()) for token in self._backend.get_vocab())
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """Tokens that a stream decoder leaves out, and how a text writes them."""
+        return {id: token.content for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
 
     @cached_property
     def _token_bytes(self) -> TokenBytes:

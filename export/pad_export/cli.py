@@ -22,10 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run `pad-export` with these arguments (None: the process's own) and give its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["engines"]:
-        options = _engines_parser().parse_args(arguments[1:])
-        return run_interruptible("pad-export engines", lambda: _with_extra(lambda: _engines(options)))
-    options = _parser().parse_args(arguments)
-    return run_interruptible("pad-export", lambda: _with_extra(lambda: _export(options)))
+        return run_interruptible(
+            "pad-export engines", lambda: _with_extra(lambda: _engines(_engines_parser().parse_args(arguments[1:])))
+        )
+    return run_interruptible("pad-export", lambda: _with_extra(lambda: _export(_parser().parse_args(arguments))))
 
 
 def _with_extra(command: Callable[[], None]) -> None:

@@ -1,48 +1,73 @@
-"""How a command ends: what its errors, Ctrl-C and a closed pipe look like in a terminal."""
+"""How a command ends: what its errors, Ctrl-C, a closed pipe and a full disk look like in a terminal."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
-from pad_runtime.errors import PadError
+from pad_runtime.errors import PadError, PromptError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 EXIT_ERROR = 2  # argparse's own code for a wrong option
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 EXIT_TERMINATED = 143  # 128 + SIGTERM
+MAX_STDIN = 2**24  # characters; no context is as long
 
 
-def run_command(name: str, command: Callable[[], None]) -> int:
+def run_command(name: str, command: Callable[[], None], *, farewell: Callable[[], str] = str) -> int:
     """Run a command and give its exit code.
 
-    A `PadError` is one line on stderr; any other exception is a bug and keeps its traceback.
+    A `PadError` is one line on stderr, and so is a stdout that cannot be written; any other exception is a bug and
+    keeps its traceback.
 
     Args:
         name: what the user typed, put in front of the error.
-        command: does the work and writes to stdout.
+        command: parses its options, does the work and writes to stdout.
+        farewell: a line for stderr once the command was interrupted, or "".
     """
-    _accept_any_text()
+    with _standard_streams():
+        try:
+            if sys.stdout is None:
+                raise _OutputLostError(errno.EBADF)
+            try:
+                return _call(name, command, farewell)
+            finally:
+                sys.stdout.flush()
+        except _OutputLostError as lost:
+            if lost.number == errno.EPIPE:
+                return EXIT_BROKEN_PIPE
+            error = PadError(
+                f"stdout cannot be written: {os.strerror(lost.number)}",
+                expected="a terminal, file or pipe that takes what is printed",
+                hint="send what is not wanted to /dev/null",
+            )
+            print(f"{name}: error: {error}", file=sys.stderr)
+            return EXIT_ERROR
+
+
+def _call(name: str, command: Callable[[], None], farewell: Callable[[], str]) -> int:
     try:
         command()
-        sys.stdout.flush()
     except PadError as error:
         show_error(name, error)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # the shell's prompt gets a line of its own
+        line = farewell()
+        print("\n" + line if line else "", file=sys.stderr)  # the shell's prompt gets a line of its own
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
     return 0
 
 
-def run_interruptible(name: str, command: Callable[[], None]) -> int:
+def run_interruptible(name: str, command: Callable[[], None], *, farewell: Callable[[], str] = str) -> int:
     """`run_command` for work that cleans up after itself: a polite kill (SIGTERM) unwinds it as Ctrl-C does."""
     received: list[int] = []
 
@@ -60,7 +85,7 @@ def run_interruptible(name: str, command: Callable[[], None]) -> int:
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = run_command(name, work)
+        code = run_command(name, work, farewell=farewell)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -73,8 +98,99 @@ def show_error(name: str, error: PadError) -> None:
     print(f"{name}: error: {error}", file=sys.stderr)
 
 
-def _accept_any_text() -> None:
-    """Let no character end a command: a narrow terminal shows '?', and bytes that are no text reach our own checks."""
+def read_stdin() -> str:
+    """All of stdin.
+
+    Raises:
+        PromptError: it is closed, cannot be read, or does not end within `MAX_STDIN` characters.
+    """
+    return _read(lambda stream: stream.read(MAX_STDIN + 1))
+
+
+def read_line() -> str:
+    """The next line of stdin with its line feed, or "" at the end. Errors as `read_stdin`."""
+    return _read(lambda stream: stream.readline(MAX_STDIN + 1))
+
+
+def _read(read: Callable[[TextIO], str]) -> str:
+    if sys.stdin is None:
+        raise PromptError("stdin is closed", expected="the prompt on stdin")
+    try:
+        text = read(sys.stdin)
+    except OSError as error:
+        raise PromptError(f"stdin cannot be read: {error.strerror or error}", expected="the prompt on stdin") from None
+    if len(text) > MAX_STDIN:
+        raise PromptError(f"more than {MAX_STDIN:,} characters on stdin", expected="a prompt", hint="shorten it")
+    return text
+
+
+class _OutputLostError(Exception):
+    """What was printed on stdout went nowhere. No `PadError`: no part of a command may go on after it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.number = number
+
+
+class _Output(io.FileIO):
+    """Standard output or error, as bytes; once a write has failed, what follows is dropped, at exit too.
+
+    Args:
+        descriptor: 1 or 2.
+        needed: whether a write that fails ends the command.
+    """
+
+    def __init__(self, descriptor: int, *, needed: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._needed, self._is_lost = needed, False
+
+    def write(self, data: ReadableBuffer) -> int | None:  # type: ignore[override]
+        """Write, or drop."""
+        if not self._is_lost:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self._is_lost = True
+                if self._needed:
+                    raise _OutputLostError(error.errno or errno.EIO) from None
+        return memoryview(data).nbytes
+
+
+@contextmanager
+def _standard_streams() -> Iterator[None]:
+    """While a command runs, its standard streams take any text, and what goes wrong with them is told apart.
+
+    A narrow terminal shows '?', and bytes that are no text reach our own checks. The number of a closed stream is
+    taken, so that no file of ours gets it and is written to as stdout or stderr.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    sys.stdout = _guard(sys.stdout, sys.__stdout__, needed=True)
+    sys.stderr = _guard(sys.stderr, sys.__stderr__, needed=False) or io.StringIO()  # closed: print would take stdout
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _guard(stream: TextIO, own: TextIO | None, *, needed: bool) -> TextIO:
+    """The process's own stream over an `_Output`; any other one, such as a test's, as it is."""
+    if stream is not own or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):  # a Windows console
+        return stream
+    stream.flush()
+    output = _Output(stream.fileno(), needed=needed)
+    return io.TextIOWrapper(
+        output if stream.write_through else io.BufferedWriter(output),
+        encoding=stream.encoding,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )

@@ -14,6 +14,7 @@ from pad_runtime.errors import DeviceError, EngineError
 from pad_runtime.manifest import Manifest
 from pad_runtime.ort_provider import ORT_DEVICES, OrtProvider
 from pad_runtime.tensorrt_provider import TensorRtProvider
+from pad_runtime.threads import check_threads
 
 DEVICES = ("auto", *contract.ENGINE_TARGETS, *ORT_DEVICES)
 _LAST = "cpu"  # of those that "auto" tries; it tries none that builds for minutes at first
@@ -101,8 +102,7 @@ def find_provider(
     """
     if device not in DEVICES:
         raise DeviceError(f"device '{device}'", expected=f"one of {', '.join(DEVICES)}")
-    if num_threads is not None and not (isinstance(num_threads, int) and num_threads >= 1):
-        raise DeviceError(f"num_threads {num_threads!r}", expected="a whole number, at least 1")
+    check_threads(num_threads)
 
     def take(name: str) -> Provider:
         return _make(name, folder, manifest, num_threads=num_threads, low_memory=low_memory, capture=capture)

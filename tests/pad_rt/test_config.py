@@ -24,8 +24,10 @@ def test_defaults_are_the_papers() -> None:
         "top_p": 1.0,
         "seed": 0,
         "stop": (),
+        "stop_token_ids": (),
         "base_sees_preference": False,
         "offer_end": False,
+        "template_args": {},
     }
 
 
@@ -61,6 +63,8 @@ def test_accepts(name: str, value: Any) -> None:
         ("top_p", 0), ("top_p", 1.01), ("top_p", -1), ("top_p", math.nan),
         ("seed", -1), ("seed", 2**63), ("seed", 0.0), ("base_sees_preference", 1), ("base_sees_preference", "yes"),
         ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", None), ("stop", {"a": 1}), ("stop", b"a"),
+        ("stop_token_ids", -1), ("stop_token_ids", True), ("stop_token_ids", "2"), ("stop_token_ids", None),
+        ("stop_token_ids", 1.0),
     ],
 )  # fmt: skip
 def test_refuses_with_name_and_value(name: str, value: Any) -> None:
@@ -74,6 +78,26 @@ def test_refuses_with_name_and_value(name: str, value: Any) -> None:
 def test_stop_forms() -> None:
     assert GenerationConfig(stop="\n\n").stop == ("\n\n",)
     assert GenerationConfig(stop=["a", "b"]).stop == ("a", "b")
+
+
+def test_stop_token_ids_are_one_or_a_list() -> None:
+    assert GenerationConfig(stop_token_ids=7).stop_token_ids == (7,)  # type: ignore[arg-type]
+    assert GenerationConfig(stop_token_ids=[np.int64(2), 0]).stop_token_ids == (2, 0)
+    for bad in ([1, -2], [True], ["2"], [1.5]):
+        with pytest.raises(OptionError, match=r"stop_token_ids=.*expected an integer >= 0"):
+            GenerationConfig(stop_token_ids=bad)  # type: ignore[arg-type]
+
+
+def test_template_args_are_a_copy_of_json_values() -> None:
+    given: dict[str, Any] = {"enable_thinking": False, "tools": [{"name": ("a", 1)}]}
+    kept = GenerationConfig(template_args=given).template_args
+    given["tools"].append(2)
+    assert kept == {"enable_thinking": False, "tools": [{"name": ["a", 1]}]}
+    looped: list[Any] = []
+    looped.append(looped)
+    for bad in (None, [("a", 1)], {1: 2}, {"a": {1, 2}}, {"a": math.nan}, {"a": looped}, {"a": object()}, "a"):
+        with pytest.raises(OptionError, match=r"template_args=.*expected names and JSON values"):
+            GenerationConfig(template_args=bad)  # type: ignore[arg-type]
 
 
 def test_from_mapping() -> None:

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_tokenizers
+from error_checks import refused
 from pad_rt.chat_template import ChatTemplate, Message
 from pad_rt.prompt import EncodedPrompt, PromptEncoder
 from pad_rt.tokenizer import Tokenizer
-from pad_runtime.errors import BundleError, PromptError
+from pad_runtime.errors import BundleError, OptionError, PromptError
 
 CHAT = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
 PERSRM = (
@@ -122,14 +123,14 @@ def test_a_token_that_only_the_tokenizer_has(tokenizer: Tokenizer) -> None:
         (USER_HI, "type dict; .* goes into a list"),
         (["hi"], "message 0 of type str"),
         ([USER_HI, None], "message 1 of type NoneType"),
-        ([{"role": "tool", "content": "x"}], "role 'tool'; expected one of system, user, assistant"),
+        ([{"role": "function", "content": "x"}], "role 'function'; expected one of system, developer, user, assistant"),
         ([{"role": ["user"], "content": "x"}], "role"),
         ([{"role": "user"}], "message 0 without content"),
         ([{"content": "x"}], "message 0 without role"),
-        ([{"role": "user", "content": "x", "name": "y"}], "message 0 with the key 'name'"),
-        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "content of type list; expected a string"),
+        ([{"role": "user", "content": "x", "mood": "y"}], "message 0 with the key 'mood'; expected .*name, tool_calls"),
+        ([{"role": "user", "content": "x", "name": 3}], "message 0 with name of type int; expected a string"),
         ([{"role": "user", "content": None}], "content of type NoneType"),
-        ([USER_HI, {"role": "assistant", "content": "x"}], "last message is of the assistant; expected a user turn"),
+        ([{"role": "assistant", "content": "x"}], "messages without a user turn"),
         ([{"role": "system", "content": "x"}], "last message is of the system"),
         ([{"role": "user", "content": " "}], "the last user turn is empty"),
         ("a\ud800", "surrogate"),
@@ -165,6 +166,66 @@ def test_the_persrm_template_is_filled_as_it_stands(
 
 def test_other_braces_in_the_template_stay(tokenizer: Tokenizer, raw: PromptEncoder) -> None:
     assert written(tokenizer, raw.encode_reward("X", "P", '{"a": {x}, {p}, {q}}')) == '<s>{"a": X, P, {q}}'
+
+
+BEGUN = [USER_HI, {"role": "assistant", "content": "well"}]
+
+
+def test_the_reward_row_fills_in_the_last_turn_of_the_user(tokenizer: Tokenizer, chat: PromptEncoder) -> None:
+    """Whatever comes behind it: a tool's result, or the beginning of the reply, which both rows go on from."""
+    assert written(tokenizer, chat.encode(BEGUN)) == "<s><|user|>hi<|assistant|>well"
+    assert written(tokenizer, chat.encode_reward(BEGUN, "short", "{p}/{x}")) == "<s><|user|>short/hi<|assistant|>well"
+    tool = [USER_HI, {"role": "assistant", "content": "so"}, {"role": "tool", "content": "3"}]
+    tool = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "hm"}, *tool]
+    assert written(tokenizer, chat.encode_reward(tool, "short", "{p}/{x}")) == (
+        "<s><|user|>first<|assistant|>hm<|user|>short/hi<|assistant|>so<|tool|>3<|assistant|>"
+    )
+    parts = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}]
+    assert chat.encode_reward(parts, "short", PERSRM) == chat.encode_reward("hi", "short", PERSRM)
+    assert chat.encode_reward(BEGUN, None, PERSRM) == chat.encode(BEGUN)
+
+
+def test_template_arguments_reach_both_rows(tokenizer: Tokenizer) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}{% if not think %}</s>{% endif %}"
+    chat = PromptEncoder(tokenizer, ChatTemplate(source, bos_token=None, eos_token=None))
+    for think, end in ((True, ""), (False, "</s>")):
+        assert written(tokenizer, chat.encode("hi", {"think": think})) == "hi" + end
+        assert written(tokenizer, chat.encode_reward("hi", "be", "{p} {x}", {"think": think})) == "be hi" + end
+
+
+def test_template_arguments_that_nothing_reads(chat: PromptEncoder, raw: PromptEncoder, tokenizer: Tokenizer) -> None:
+    reads = ChatTemplate("{{ messages[0].content }}{{ enable_thinking }}", bos_token=None, eos_token=None)
+    with refused(OptionError, given="template argument 'enable_thinkin'", expected="one of enable_thinking: what"):
+        PromptEncoder(tokenizer, reads).encode("hi", {"enable_thinkin": False})
+    for encoder in (chat, raw):
+        with refused(OptionError, given="template argument 'x'", expected="none: the base has no chat template that"):
+            encoder.encode("hi", {"x": 1})
+        with refused(OptionError, given="template argument 'messages'"):
+            encoder.encode_reward("hi", "p", PERSRM, {"messages": []})
+
+
+def test_a_text_that_can_never_fit_is_not_encoded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = PromptEncoder(tokenizer, None, max_length=8)
+    most = 8 * tokenizer.longest_token
+    assert len(limited.encode("x" * most)) > 8  # what to do about it is for the caller to say
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(tokenizer, "encode", fail)
+    for length in (most + 1, 10_000_000):
+        with refused(
+            PromptError, given=f"a prompt of {length:,} characters", expected="at most 7 tokens", hint="shorten"
+        ):
+            limited.encode("x" * length)
+    with pytest.raises(AssertionError, match="encoded"):
+        limited.encode("x" * most)
+
+
+def test_no_token_stands_for_more_characters_than_the_longest(tokenizer: Tokenizer) -> None:
+    """So that no text is refused that would have fitted."""
+    for token_id in range(tokenizer.vocab_size):
+        assert len(tokenizer.decode([token_id], skip_special_tokens=False)) <= tokenizer.longest_token
 
 
 @pytest.mark.parametrize("template", ["", "{p}", "{x}", "{ p } {x}"])

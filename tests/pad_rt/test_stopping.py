@@ -85,3 +85,79 @@ def test_which_stop_string_wins(stop: list[str], text: str, shown: str) -> None:
 
 def test_no_stop_strings_pass_everything() -> None:
     assert StopStrings([]).push("text") == ("text", False)
+
+
+# -- special tokens: written in a stop string, never shown -----------------------------------------------------------
+
+SPECIAL = ("<|end|>", "<|x|>")
+Piece = tuple[str, bool]  # text, and whether it is a special token's
+
+
+def run_with_special(stop: list[str], pieces: list[Piece]) -> tuple[str, bool]:
+    strings = StopStrings(stop, SPECIAL)
+    shown, stopped = "", False
+    for text, is_special in pieces:
+        safe, stopped = strings.push("", special=text) if is_special else strings.push(text)
+        shown += safe
+        if stopped:
+            break
+    return shown + strings.flush(), stopped
+
+
+def search_with_special(stop: list[str], pieces: list[Piece]) -> tuple[str, bool]:
+    """Every beginning of the written text in turn, each view by itself."""
+    written = "".join(text for text, _ in pieces)
+    is_shown = [not is_special for text, is_special in pieces for _ in text]
+    places = [place for place, shown in enumerate(is_shown) if shown]
+    view = "".join(written[place] for place in places)
+    ends = []
+    for string in stop:
+        if any(token in string for token in SPECIAL):
+            if string in written:
+                start = written.index(string)
+                ends.append((start + len(string), start))
+        elif string in view:
+            start = view.index(string)
+            ends.append((places[start + len(string) - 1] + 1, places[start]))
+    end = min(ends)[1] if ends else len(written)
+    return "".join(character for character, shown in zip(written[:end], is_shown, strict=False) if shown), bool(ends)
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces", "shown"),
+    [
+        (["<|end|>"], [("Hi", False), ("<|end|>", True), ("system", False)], "Hi"),
+        (["done<|end|>"], [("I am do", False), ("ne", False), ("<|end|>", True), ("user", False)], "I am "),
+        (["<|end|>\nuser"], [("Hi", False), ("<|end|>", True), ("\nus", False), ("er", False)], "Hi"),
+        (["<|x|><|end|>"], [("a", False), ("<|x|>", True), ("<|end|>", True)], "a"),
+        (["END"], [("the EN", False), ("<|x|>", True), ("D", False)], "the "),  # as the reader would see it
+    ],
+)
+def test_a_stop_string_with_a_special_token(stop: list[str], pieces: list[Piece], shown: str) -> None:
+    assert run_with_special(stop, pieces) == (shown, True)
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces", "shown"),
+    [
+        (["done<|end|>"], [("do", False), ("ne", False), ("<|x|>", True), ("!", False)], "done!"),
+        (["done<|end|>"], [("done", False)], "done"),
+        (["<|end|>now"], [("a", False), ("<|end|>", True), ("no", False)], "ano"),
+        (["<"], [("a", False), ("<|end|>", True), ("b", False)], "ab"),  # a part of a token is not shown
+    ],
+)
+def test_what_a_stop_string_with_a_special_token_lets_through(stop: list[str], pieces: list[Piece], shown: str) -> None:
+    assert run_with_special(stop, pieces) == (shown, False)
+
+
+alphabet = st.sampled_from(["a", "b", "ab", "<|end|>", "<|x|>"])
+
+
+@settings(deadline=None)
+@given(
+    stop=st.lists(st.lists(alphabet, min_size=1, max_size=3).map("".join), max_size=3),
+    pieces=st.lists(alphabet, max_size=12),
+)
+def test_any_mix_of_words_and_special_tokens_equals_a_search(stop: list[str], pieces: list[str]) -> None:
+    marked = [(piece, piece in SPECIAL) for piece in pieces]
+    assert run_with_special(stop, marked) == search_with_special(stop, marked)

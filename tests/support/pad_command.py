@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from pad_rt import GenerationConfig, Generator
+from pad_rt import GenerationConfig, Generator, TextStream
 
 PAD = [sys.executable, "-c", "import sys; from pad_rt.cli import main; sys.exit(main())"]
 SHORT = GenerationConfig(max_new_tokens=6)
+CUT = "pad: cut at 6 tokens (--max-new-tokens)\n"  # what generate says of such a reply
 
 
 def pipe_in(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
@@ -25,12 +26,12 @@ def interrupted_stream(*, pieces: tuple[str, ...] = ("some",), times: int = 1) -
     real = Generator.stream
     calls: list[int] = []
 
-    def stream(self: Generator, *args: Any, **kwargs: Any) -> Iterator[str]:
-        calls.append(0)
-        if len(calls) > times:
-            yield from real(self, *args, **kwargs)
-            return
+    def interrupted() -> Iterator[str]:
         yield from pieces
         raise KeyboardInterrupt
+
+    def stream(self: Generator, *args: Any, **kwargs: Any) -> TextStream:
+        calls.append(0)
+        return real(self, *args, **kwargs) if len(calls) > times else TextStream(interrupted())  # type: ignore[arg-type]
 
     return stream

@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pad_runtime.command import EXIT_INTERRUPTED, EXIT_TERMINATED, run_interruptible
+from pad_runtime.command import run_interruptible
 from pad_runtime.errors import OptionError, PadError
+from pad_runtime.threads import check_threads
 
 if TYPE_CHECKING:
     from pad_export.persrm.make_pairs import Task
@@ -30,16 +31,25 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     # Before torch is loaded: threads that spin while they wait made a busy 2-core machine ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    outputs: list[Path] = []
+
+    def run(
+        parser: argparse.ArgumentParser, words: Sequence[str], command: Callable[[argparse.Namespace], None]
+    ) -> None:
+        options = parser.parse_args(words)
+        outputs.append(options.output)
+        _with_extra(lambda: command(options))
+
+    def farewell() -> str:
+        partial = [output.with_name(output.name + ".partial") for output in outputs]
+        kept = [path for path in partial if path.exists()]
+        return f"what is done is kept in {kept[0]}; the same command goes on from there" if kept else ""
+
     if arguments[:1] == ["pairs"]:
-        options = _pairs_parser().parse_args(arguments[1:])
-        code = run_interruptible("pad-train pairs", lambda: _with_extra(lambda: _pairs(options)))
-    else:
-        options = _train_parser().parse_args(arguments)
-        code = run_interruptible("pad-train", lambda: _with_extra(lambda: _train(options)))
-    partial = options.output.with_name(options.output.name + ".partial")
-    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED) and partial.exists():
-        print(f"what is done is kept in {partial}; the same command goes on from there", file=sys.stderr)
-    return code
+        return run_interruptible(
+            "pad-train pairs", lambda: run(_pairs_parser(), arguments[1:], _pairs), farewell=farewell
+        )
+    return run_interruptible("pad-train", lambda: run(_train_parser(), arguments, _train), farewell=farewell)
 
 
 def _with_extra(command: Callable[[], None]) -> None:
@@ -206,6 +216,7 @@ def _set_threads(threads: int | None) -> None:
     if threads is not None:
         import torch
 
+        check_threads(threads, name="--threads")
         torch.set_num_threads(threads)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -18,16 +19,19 @@ from error_checks import edit_manifest, error_line
 from pad_command import PAD, SHORT, interrupted_stream, pipe_in
 from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.cli import main
+from pad_rt.history import History
+
+CUT = "cut at 6 tokens (--max-new-tokens)\n"
 
 
 def chat(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bundle: Path, lines: str, *options: str
 ) -> tuple[str, str]:
-    """Replies and notes of a chat with these lines piped in."""
+    """Replies and notes of a chat with these lines piped in, but for the note that each reply was cut."""
     pipe_in(monkeypatch, lines)
     assert main(["chat", str(bundle), "--max-new-tokens", "6", *options]) == 0
     out, err = capsys.readouterr()
-    return out, err
+    return out, err.replace(CUT, "")
 
 
 def converse(generator: Generator, *turns: str, preference: Any = None, **config: Any) -> str:
@@ -42,6 +46,14 @@ def converse(generator: Generator, *turns: str, preference: Any = None, **config
     return "".join(f"{reply}\n" for reply in replies)
 
 
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def exchange(said: str, reply: str) -> list[dict[str, str]]:
+    return [user(said), {"role": "assistant", "content": reply}]
+
+
 def test_a_chat_remembers(
     tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +61,102 @@ def test_a_chat_remembers(
     assert out == converse(generator, "hi", "and now?", preference="short")
     assert out != converse(generator, "hi", preference="short") + converse(generator, "and now?", preference="short")
     assert err == ""
+
+
+def test_a_reply_that_was_cut_is_marked(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe_in(monkeypatch, "hi\n")
+    assert main(["chat", str(tiny_bundle), "--max-new-tokens", "6"]) == 0
+    assert capsys.readouterr().err == CUT
+    last = generator.generate("hi", config=SHORT).token_ids[-1]
+    pipe_in(monkeypatch, "hi\n")
+    assert main(["chat", str(tiny_bundle), "--max-new-tokens", "6", "--stop-token-id", str(last)]) == 0
+    assert capsys.readouterr().err == ""
+
+
+# -- a full history: max_length is 256, of which a reply of 6 tokens needs 6 -----------------------------------------
+
+
+def count(generator: Generator, *turns: str) -> int:
+    """Tokens of a prompt of these messages, user and assistant in turn."""
+    roles = itertools.cycle(("user", "assistant"))
+    messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+    return 256 - generator.room(messages)
+
+
+def test_the_oldest_turns_go_when_the_history_is_full(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two long turns, then a short message, and another: each is replied to with the turns that still fit."""
+    first, second = "x" * 100, "y" * 120
+    out, err = chat(monkeypatch, capsys, tiny_bundle, f"{first}\n{second}\nok?\nand?\n")
+    replies = out.split("\n")
+    assert err == "the oldest turn no longer fits and is forgotten\n"
+    assert count(generator, first, replies[0], second) <= 250
+    assert count(generator, first, replies[0], second, replies[1], "ok?") > 250
+    assert out.startswith(converse(generator, first, second))
+    kept = [*exchange(second, replies[1]), user("ok?")]
+    assert generator.generate(kept, config=SHORT).text == replies[2]
+    kept = [*exchange(second, replies[1]), *exchange("ok?", replies[2]), user("and?")]
+    assert generator.generate(kept, config=SHORT).text == replies[3]
+
+
+def test_the_system_message_stays(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [letter * 60 for letter in "abcdef"]
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "\n".join([*turns, "/reset", "hi", ""]), "--system", "Be odd.")
+    assert err.count("forgotten") > 2
+    assert err.endswith("the chat begins anew\n")
+    system = {"role": "system", "content": "Be odd."}
+    replies = out.split("\n")
+    assert replies[6] == generator.generate([system, user("hi")], config=SHORT).text
+    last = [system, *exchange(turns[3], replies[3]), *exchange(turns[4], replies[4]), user(turns[5])]
+    assert generator.generate(last, config=SHORT).text == replies[5]
+
+
+def test_several_turns_go_at_once(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "y" * 200
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "\n".join(["a" * 40, "b" * 40, "c" * 40, long, ""]))
+    assert err == "the 3 oldest turns no longer fit and are forgotten\n"
+    assert out.endswith("\n" + converse(generator, long))
+
+
+def test_a_message_that_alone_does_not_fit_is_refused_and_nothing_is_forgotten(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "hi\n" + "x" * 300 + "\nand now?\n")
+    tokens = count(generator, "x" * 300)
+    assert f"a prompt of {tokens} tokens; expected at most 255: the bundle's max_length" in error_line(err, "pad")
+    assert out == converse(generator, "hi", "and now?")
+
+
+def test_room_for_a_reply_is_a_quarter_of_the_bundle_at_most() -> None:
+    """A reserve that nothing can give costs all turns, and no more than that."""
+    history = History("s", tuple((str(index), "r") for index in range(5)))
+    for full, reserve, kept in ((11, 1, 4), (13, 1, 5), (11, 3, 3), (11, 100, 0), (1, 1, 0)):
+        room = lambda messages, full=full: full - len(messages)  # noqa: E731
+        assert len(history.shortened("now", room, reserve).turns) == kept
+    assert history.shortened("now", lambda messages: 13 - len(messages), 3).turns == history.turns[1:]
+
+
+def test_a_system_message_that_leaves_no_room(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", str(tiny_bundle), "--system", "x" * 300]) == 2
+    line = error_line(capsys.readouterr().err, "pad")
+    assert "a system message that leaves no room for a chat; expected fewer than 256 tokens" in line
+
+
+def test_a_message_that_begins_with_a_slash(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "/etc/passwd - what is it?\n//etc/passwd - what is it?\n///\n")
+    assert out == converse(generator, "/etc/passwd - what is it?", "//")
+    line = error_line(err, "pad")
+    assert "unknown command '/etc/passwd'; expected one of /preference, " in line
+    assert line.endswith("write // to send a message that begins with /")
 
 
 def test_guidance_changes_between_turns(
@@ -100,7 +208,7 @@ def test_a_line_that_fails_is_reported_and_the_chat_goes_on(
 def test_help_and_quit(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = chat(monkeypatch, capsys, tiny_bundle, "/help\n/quit\nhi\n")
     assert out == ""
-    for command in ("/preference TEXT", "/weight NAME=W", "/beta X", "/reset", "/help", "/quit"):
+    for command in ("/preference TEXT", "/weight NAME=W", "/beta X", "/reset", "/help", "/quit", "//TEXT"):
         assert command in err
 
 
@@ -175,7 +283,9 @@ def test_ctrl_c_while_a_piped_chat_waits(tiny_bundle: Path) -> None:
     assert process.stdout
     process.stdin.write(b"hi\n")
     process.stdin.flush()
+    assert process.stderr
     process.stdout.readline()
+    assert process.stderr.readline() == b"cut at 2 tokens (--max-new-tokens)\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -8,12 +8,12 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pad_command import PAD, SHORT, pipe_in
-from pad_rt import GenerationConfig, Generator, Preference
+from error_checks import edit_manifest, error_line
+from pad_command import CUT, PAD, SHORT, pipe_in
+from pad_rt import GenerationConfig, Generator, Preference, TextStream
 from pad_rt.cli import main
 
 
@@ -24,20 +24,48 @@ def test_generate_streams_the_reply(
         assert main(["generate", str(tiny_bundle), "hi", "--max-new-tokens", "6", *options]) == 0
         out, err = capsys.readouterr()
         assert out == generator.generate("hi", preference=preference, config=SHORT).text + "\n"
-        assert err == ""
+        assert err == CUT
+
+
+def test_a_reply_that_was_cut_is_marked(bundle: Path, generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the limit asked for, or at the bundle's; not where it ended."""
+    long = "x " * 120
+    room = generator.room(long)
+    assert main(["generate", str(bundle), long, "--max-new-tokens", "200"]) == 0
+    assert capsys.readouterr().err == f"pad: cut at {room} tokens (max_length of the bundle)\n"
+    ids = generator.generate("hi", config=SHORT).token_ids
+    assert main(["generate", str(bundle), "hi", "--max-new-tokens", "6", "--stop-token-id", str(ids[-1])]) == 0
+    assert capsys.readouterr().err == ""
+    for options, reason in (([], "length"), (["--stop-token-id", str(ids[-1])], "stop")):
+        assert main(["generate", str(bundle), "hi", "--max-new-tokens", "6", "--json", *options]) == 0
+        out, err = capsys.readouterr()
+        record = json.loads(out)
+        assert (record["finish_reason"], err) == (reason, "")
+        assert record["usage"] == {
+            "prompt_tokens": len(generator._planner._encoder.encode("hi")),
+            "completion_tokens": len(record["token_ids"]),
+        }
+
+
+def test_a_system_message(tiny_bundle: Path, generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(tiny_bundle), "hi", "--max-new-tokens", "6", "--system", "Be odd."]) == 0
+    messages = [{"role": "system", "content": "Be odd."}, {"role": "user", "content": "hi"}]
+    text = generator.generate(messages, config=SHORT).text
+    assert capsys.readouterr().out == text + "\n"
+    assert text != generator.generate("hi", config=SHORT).text
 
 
 def test_every_piece_is_flushed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.BytesIO()
     seen: list[bytes] = []
 
-    def stream(*args: Any, **kwargs: Any) -> Iterator[str]:
+    def pieces() -> Iterator[str]:
         for piece in ("one ", "two"):
             yield piece
             seen.append(terminal.getvalue())
 
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(terminal, encoding="utf-8"))
-    monkeypatch.setattr(Generator, "stream", stream)
+    monkeypatch.setattr(Generator, "stream", lambda *args, **kwargs: TextStream(pieces()))  # type: ignore[arg-type]
     assert main(["generate", str(tiny_bundle), "hi"]) == 0
     assert seen == [b"one ", b"one two"]
     assert terminal.getvalue() == b"one two\n"
@@ -72,12 +100,24 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
         "--seed": ("7", "seed", 7),
     }
     arguments = [word for option, (text, _, _) in options.items() for word in (option, text)]
-    arguments += ["--stop", "xx", "--stop", "yy", "--base-sees-preference", "--offer-end"]
+    arguments += [
+        "--stop",
+        "xx",
+        "--stop",
+        "yy",
+        "--stop-token-id",
+        "7",
+        "--stop-token-id",
+        "9",
+        "--base-sees-preference",
+        "--offer-end",
+    ]
     arguments += ["--device", "cpu", "--threads", "1"]
     assert main(["generate", str(tiny_bundle), "hi", "--json", *arguments]) == 0
     config = json.loads(capsys.readouterr().out)["config"]
     expected = {name: value for _, name, value in options.values()}
-    assert config == {**expected, "stop": ["xx", "yy"], "base_sees_preference": True, "offer_end": True}
+    flags = {"template_args": {}, "base_sees_preference": True, "offer_end": True}
+    assert config == {**expected, "stop": ["xx", "yy"], "stop_token_ids": [7, 9], **flags}
 
 
 def test_the_defaults_are_those_of_the_library(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,3 +147,29 @@ def test_a_narrow_terminal(tiny_bundle: Path, generator: Generator) -> None:
     assert process.returncode == 0, process.stderr
     expected = generator.generate("hi", config=SHORT).text
     assert process.stdout == expected.encode("ascii", "replace") + b"\n"
+
+
+def test_template_arguments(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON, Python's constants, or text; the template's own words where none is given."""
+    template = "{{ messages[0].content }}{{ a | default('-') }}{{ b | default('-') | string }}"
+    (bundle / "chat_template.jinja").write_text(template, encoding="utf-8")
+    edit_manifest(bundle, rehash=True)
+    arguments = ["generate", str(bundle), "hi", "--max-new-tokens", "2", "--json"]
+    for options, read in (
+        ([], {}),
+        (["a=false", "b=False"], {"a": False, "b": False}),
+        (["a=None", "b=[1, 2.5]"], {"a": None, "b": [1, 2.5]}),
+        (["a=low=er", "b="], {"a": "low=er", "b": ""}),
+    ):
+        assert main([*arguments, *(word for option in options for word in ("--template-arg", option))]) == 0
+        assert json.loads(capsys.readouterr().out)["config"]["template_args"] == read
+    for option, words in (
+        ("a", "--template-arg 'a'; expected NAME=VALUE; such as enable_thinking=false"),
+        ("=1", "--template-arg '=1'; expected NAME=VALUE"),
+        ("c=1", "template argument 'c'; expected one of a, b: what the base's chat template reads"),
+        ("a=NaN", "template_args={'a': nan}; expected names and JSON values"),
+    ):
+        assert main([*arguments, "--template-arg", option]) == 2
+        assert words in error_line(capsys.readouterr().err, "pad")
+    assert main([*arguments, "--template-arg", "a=1", "--template-arg", "a=2"]) == 2
+    assert "--template-arg a given twice" in error_line(capsys.readouterr().err, "pad")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tiny_bundles
+from error_checks import edit_manifest, refused
 from guided_models import NUM_TOKENS, PROMPTS, Models, config
 from pad_rt import EncodedPrompt, Generator, PadError
+from pad_runtime.errors import OptionError
 
 
 def first_time(ids: Sequence[int], *, after: int) -> int:
@@ -107,3 +110,93 @@ def test_a_long_prompt_does_not_shorten_its_neighbours(models: Models, tmp_path:
                 alone = generator.generate(prompt, preference=preference, config=settings)
                 assert result.token_ids == alone.token_ids
                 assert result.finish_reason == "length"
+
+
+# -- ends that a caller names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preference", [None, "be kind"])
+def test_stop_token_ids_end_a_reply_as_the_bundle_s_own_do(generator: Generator, preference: str | None) -> None:
+    full = generator.generate(PROMPTS[0], preference=preference, config=config())
+    end = first_time(full.token_ids, after=5)
+    ids = [0, full.token_ids[end]]
+    result = generator.generate(PROMPTS[0], preference=preference, config=config(stop_token_ids=ids))
+    assert (result.token_ids, result.finish_reason) == (full.token_ids[:end], "stop")
+    assert full.text.startswith(result.text.rstrip("\ufffd"))
+    assert full.finish_reason == "length"
+    one = generator.generate(PROMPTS[0], preference=preference, config={"stop_token_ids": ids[1], "top_k": 6})
+    assert one.finish_reason == "stop"
+
+
+def test_stop_token_ids_are_of_the_vocabulary(generator: Generator) -> None:
+    size = generator.manifest.vocab_size
+    generator.generate("a", config=config(stop_token_ids=[size - 1]))
+    with refused(OptionError, given=f"stop_token_ids with {size}", expected=f"ids below {size}, the vocabulary's size"):
+        generator.generate("a", config=config(stop_token_ids=[3, size]))
+
+
+def test_stop_token_ids_are_not_offered(models: Models, tmp_path: Path) -> None:
+    """What offer_end offers is in the graph: a named id beside it changes no token before it is chosen."""
+    base, plain = models.folder / "base", models.folder / "plain"
+    generator = tiny_bundles.load(tiny_bundles.export(tmp_path / "bundle", base, [plain], eos=[2]))
+    settings = config(offer_end=True)
+    plain_reply = generator.generate(PROMPTS[0], preference="be kind", config=settings)
+    unused = next(token for token in range(300) if token not in plain_reply.token_ids)
+    named = generator.generate(PROMPTS[0], preference="be kind", config=replace(settings, stop_token_ids=unused))
+    assert named.token_ids == plain_reply.token_ids
+
+
+@pytest.fixture(scope="module")
+def hushed(models: Models, tmp_path_factory: pytest.TempPathFactory) -> tuple[Generator, Reply]:
+    """A bundle in which a token of a reply is special, so that no reader sees it; and that reply."""
+    folder = tmp_path_factory.mktemp("hushed") / "bundle"
+    tiny_bundles.export(folder, models.folder / "base", [models.folder / "plain"])
+    ids = tiny_bundles.load(folder).generate(PROMPTS[0], preference="be kind", config=config()).token_ids
+    place = first_time(ids, after=6)
+    file = folder / "tokenizer.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    content = next(token for token, token_id in fields["model"]["vocab"].items() if token_id == ids[place])
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    fields["added_tokens"].append({"id": ids[place], "content": content, "special": True, **flags})
+    fields["added_tokens"].sort(key=lambda token: token["id"])
+    file.write_text(json.dumps(fields), encoding="utf-8")
+    edit_manifest(folder, rehash=True)
+    generator = tiny_bundles.load(folder)
+    text = generator._tokenizer.decode(ids[:place])
+    assert "\ufffd" not in text[-2:]
+    return generator, Reply(ids, place, content, text)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Ids, the place of the special one, its text, and what a reader sees before it."""
+
+    ids: tuple[int, ...]
+    place: int
+    special: str
+    before: str
+
+
+@pytest.mark.parametrize("words", [0, 2])
+def test_a_special_token_in_a_stop_string_stops_at_that_token(hushed: tuple[Generator, Reply], words: int) -> None:
+    generator, reply = hushed
+    stop = reply.before[len(reply.before) - words :] + reply.special
+    settings = config(stop=["never there", stop])
+    result = generator.generate(PROMPTS[0], preference="be kind", config=settings)
+    assert (result.text, result.finish_reason) == (reply.before[: len(reply.before) - words], "stop")
+    assert result.token_ids == reply.ids[: reply.place + 1]
+    assert "".join(generator.stream(PROMPTS[0], preference="be kind", config=settings)) == result.text
+    other = config(stop="x" + stop)  # control: these words are not there
+    unstopped = generator.generate(PROMPTS[0], preference="be kind", config=other)
+    assert (unstopped.token_ids, unstopped.finish_reason) == (reply.ids, "length")
+    assert reply.special not in unstopped.text
+
+
+def test_an_end_of_turn_may_complete_a_stop_string(hushed: tuple[Generator, Reply]) -> None:
+    """The end is written out too: the words before it are cut, although the reply would have ended there anyway."""
+    generator, reply = hushed
+    ends = config(stop_token_ids=reply.ids[reply.place])
+    result = generator.generate(PROMPTS[0], preference="be kind", config=ends)
+    assert (result.text, result.finish_reason) == (reply.before, "stop")
+    cut = replace(ends, stop=reply.before[-2:] + reply.special)
+    assert generator.generate(PROMPTS[0], preference="be kind", config=cut).text == reply.before[:-2]

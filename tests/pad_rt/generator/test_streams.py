@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import zip_longest
 
 import tiny_bundles
 from guided_models import PREFERENCES, PROMPTS, Models, config
-from pad_rt import Generator
+from pad_rt import EncodedPrompt, Generator, Usage
 
 
 def test_pieces_of_a_stream_are_the_text(generator: Generator) -> None:
@@ -22,6 +23,36 @@ def test_pieces_of_a_stream_are_the_text(generator: Generator) -> None:
                 assert "" not in pieces
                 raw = generator._tokenizer._backend.decode(list(result.token_ids), skip_special_tokens=True)
                 assert result.text == raw
+
+
+def test_a_stream_that_was_read_to_its_end_has_the_result(generator: Generator) -> None:
+    """All that generate gives, and nothing before the end."""
+    for preference in (None, "be kind"):
+        expected = generator.generate(PROMPTS[0], preference=preference, config=config())
+        stream = generator.stream(PROMPTS[0], preference=preference, config=config())
+        first = next(stream)
+        assert (stream.result, stream.finish_reason, stream.usage) == (None, None, None)
+        text = first + "".join(stream)
+        assert stream.result is not None
+        assert dataclasses.replace(stream.result, timing=expected.timing) == expected
+        assert stream.result.text == text
+        assert (stream.finish_reason, stream.usage) == (expected.finish_reason, expected.usage)
+        assert expected.usage.completion_tokens == len(expected.token_ids)
+        assert next(stream, "no more") == "no more"
+        assert stream.finish_reason == expected.finish_reason
+
+
+def test_usage_counts_the_base_s_prompt(generator: Generator) -> None:
+    prompt = EncodedPrompt(base=(5, 6, 7), reward=(5, 6, 7, 8, 9))
+    assert generator.generate(prompt, preference="x", config=config(max_new_tokens=4)).usage == Usage(3, 4)
+
+
+def test_a_closed_stream_has_no_result(generator: Generator) -> None:
+    stream = generator.stream(PROMPTS[0], config=config())
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+    assert stream.result is None
 
 
 def test_streams_read_in_turns_do_not_mix(generator: Generator) -> None:
