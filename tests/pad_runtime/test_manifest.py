@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from pad_runtime.manifest import (
     PersRMInfo,
     TokenizerInfo,
     TrunkInfo,
+    checksum,
     read_manifest,
     verify_files,
     write_manifest,
@@ -297,6 +299,39 @@ def test_any_change_gives_a_manifest_or_a_bundle_error(bundle: Path, choices: st
         check_line(error)
     assert time.process_time() - started < 1
     write_manifest(bundle, manifest)
+
+
+def test_single_bytes_are_noticed(bundle: Path) -> None:
+    """4,096 changes of one byte: each is refused, or leaves the manifest what it was."""
+    manifest = make_manifest(bundle)
+    write_manifest(bundle, manifest)
+    text, draw = (bundle / "pad.json").read_bytes(), np.random.default_rng(0)
+    refusals = 0
+    for place, change in zip(draw.integers(len(text), size=4096), draw.integers(1, 256, size=4096), strict=True):
+        changed = bytearray(text)
+        changed[place] ^= change
+        (bundle / "pad.json").write_bytes(changed)
+        try:
+            assert read_manifest(bundle) == manifest
+        except BundleError as error:
+            check_line(error)
+            refusals += 1
+    write_manifest(bundle, manifest)
+    assert 4000 < refusals < 4096, "and spaces may be other spaces"
+
+
+def test_a_change_with_the_old_checksum(bundle: Path, data: Any) -> None:
+    """The order of fields counts too: an engine holds its profiles in the order in which they are listed."""
+    for changed in ({**data, "max_batch": 3}, {**data, "checksum": "0" * 64}, dict(reversed(data.items()))):
+        (bundle / "pad.json").write_text(json.dumps(changed))
+        with refused(BundleError, given=f"{bundle / 'pad.json'} was altered", hint="copy it again"):
+            read_manifest(bundle)
+    del data["checksum"]
+    (bundle / "pad.json").write_text(json.dumps(data))
+    with refused(BundleError, given=f"{bundle / 'pad.json'} was altered", hint="copy it again"):
+        read_manifest(bundle)
+    (bundle / "pad.json").write_text(json.dumps({**data, "checksum": checksum(data)}, indent=7))
+    assert read_manifest(bundle) == make_manifest(bundle)
 
 
 @settings(max_examples=150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ import pytest
 
 import fake_cuda
 import tiny_bundles
+import tiny_models
 from error_checks import refused
 from fake_cuda import FakeRuntime
 from graph_files import open_graph
 from pad_runtime import buffers, contract
-from pad_runtime.errors import DeviceError
+from pad_runtime.errors import BundleError, DeviceError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.ort_graph import OrtGraph
 from pad_runtime.ort_provider import OrtProvider
@@ -105,6 +107,34 @@ def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, a
     assert not provider.captures, "it captures one run a session, and two take turns"
     open_graph(provider, standard, contract.BASE_GRAPH)
     assert asked.own["trt_engine_cache_path"] != str(folder), "each graph has engines of its own"
+
+
+def test_engines_are_kept_by_the_weights_too(models: Path, standard: Path, asked: Asked) -> None:
+    """Models of one shape have one graph: an engine of one would give its tokens for the other."""
+    tiny_models.make_family(models / "again", seed=99)
+    options = {"precision": "fp16", "dialect": "standard", "max_length": 48}
+    other = tiny_bundles.export(models / "other", models / "again/base", [models / "again/one"], **options)
+    assert (other / "base.onnx").read_bytes() == (standard / "base.onnx").read_bytes()
+    folders = set()
+    for bundle in (standard, other, standard):
+        provider = OrtProvider("ort-tensorrt", manifest=read_manifest(bundle))
+        open_graph(provider, bundle, contract.BASE_GRAPH)
+        folders.add(asked.own["trt_engine_cache_path"])
+    assert len(folders) == 2
+
+
+def test_a_provider_that_opens_weights_itself_follows_no_link(standard: Path, asked: Asked, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(standard, tmp_path / "bundle"))
+    (bundle / "weights.bin").rename(tmp_path / "elsewhere.bin")
+    (bundle / "weights.bin").symlink_to(tmp_path / "elsewhere.bin")
+    provider = OrtProvider("ort-tensorrt", manifest=read_manifest(bundle))
+    with refused(
+        BundleError,
+        given=f"{bundle / 'weights.bin'} is a link to {tmp_path / 'elsewhere.bin'}",
+        expected="the file itself on device 'ort-tensorrt'",
+        hint="copy it into the bundle",
+    ):
+        open_graph(provider, bundle, contract.STEP_GRAPH)
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, *, devices: int = 1, fails: bool = False) -> list[str]:
