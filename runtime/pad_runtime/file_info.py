@@ -9,8 +9,7 @@ from pathlib import Path
 
 from pad_runtime.checked_json import Count, Digest
 
-_BLOCK, _SAMPLE = 2**15, 256  # bytes
-_JUMP = 7919  # a prime: samples of neighbouring blocks lie at places that differ, whatever repeats in the file
+_EVERY, _SAMPLE = 65_024, 256  # bytes; no power of two, so that samples of a matrix are not of one column
 _PIECE = 2**20  # bytes read at once
 
 
@@ -39,14 +38,12 @@ def hash_file(descriptor: int, size: int) -> str:
 
 
 def sample_file(descriptor: int, size: int) -> str:
-    """SHA-256 of 256 bytes of every 32 KiB of an open file, and of its last 256.
+    """SHA-256 of 256 bytes at every 65,024th of an open file, and of its last 256.
 
-    64 KiB in a row hold a whole block of 32 KiB wherever they begin, and so a sample: one that was lost, and reads as
+    64 KiB in a row hold a whole sample, wherever they begin. So a stretch of that length that was lost, and reads as
     zeros or as something else, is noticed, unless the sample was that before.
     """
     digest = hashlib.sha256()
-    last = max(0, size - _SAMPLE)
-    for block in range(size // _BLOCK):
-        digest.update(os.pread(descriptor, _SAMPLE, block * _BLOCK + block * _JUMP % (_BLOCK - _SAMPLE)))
-    digest.update(os.pread(descriptor, _SAMPLE, last))
+    for start in (*range(0, size, _EVERY), max(0, size - _SAMPLE)):
+        digest.update(os.pread(descriptor, _SAMPLE, start))
     return digest.hexdigest()
