@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pad_rt.chat_template import ChatTemplate
 from pad_rt.config import GenerationConfig
@@ -24,7 +24,8 @@ from pad_rt.stopping import StopStrings
 from pad_rt.stream import TextStream
 from pad_rt.tokenizer import Tokenizer
 from pad_runtime.bundle import Bundle
-from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError
+from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
+from pad_runtime.held_file import HeldFile
 from pad_runtime.manifest import Manifest
 from pad_runtime.rows import Row, pad_rows
 from pad_runtime.step import Step, StepRequest, StepTrace
@@ -44,10 +45,11 @@ class Generator:
         self._bundle = bundle
         manifest = bundle.manifest
         special = {"bos_token": manifest.tokenizer.bos_token, "eos_token": manifest.tokenizer.eos_token}
-        self._tokenizer = Tokenizer(bundle.folder / manifest.tokenizer.file, **special)
+        file = bundle.files[manifest.tokenizer.file]
+        self._tokenizer = Tokenizer(file.path, content=file.read(), **special)
         template = None
         if manifest.tokenizer.chat_template:
-            template = ChatTemplate(_read_text(bundle.folder / manifest.tokenizer.chat_template), **special)
+            template = ChatTemplate(_read_text(bundle.files[manifest.tokenizer.chat_template]), **special)
         encoder = PromptEncoder(
             self._tokenizer, template, vocab_size=manifest.vocab_size, max_length=manifest.max_length
         )
@@ -55,20 +57,24 @@ class Generator:
         self._idle: dict[bool, list[Step]] = {True: [], False: []}  # by whether the step is guided
 
     @classmethod
-    def load(cls, bundle: str | Path, *, device: str = "auto", num_threads: int | None = None) -> Generator:
-        """Open a bundle folder written by pad-export.
+    def load(
+        cls, bundle: str | Path, *, device: str = "auto", num_threads: int | None = None, check: bool = False
+    ) -> Generator:
+        """Open a bundle folder written by pad-export, as it is now: what happens to the folder afterwards changes none
+        of its tokens.
 
         Args:
             bundle: the folder.
             device: one of `pad_runtime.providers.DEVICES`; "auto" takes the first that can be used here of the bundle's
                 TensorRT engines, CUDA and the CPU.
             num_threads: threads inside one operator; None takes the number of physical cores.
+            check: hash every file, the weights too.
 
         Raises:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
             DeviceError, EngineError: the device is unknown, not available here, or does not run this bundle.
         """
-        opened = Bundle(Path(bundle), device=device, num_threads=num_threads)
+        opened = Bundle(Path(bundle), device=device, num_threads=num_threads, check=check)
         for note in opened.notes:
             warnings.warn(note, RuntimeWarning, stacklevel=2)
         generator = cls(opened)
@@ -106,6 +112,7 @@ class Generator:
         Raises:
             PromptError, PreferenceError, OptionError: what was given, what was expected, what to do.
             OutOfMemoryError: the KV cache does not fit.
+            BundleError: a file of the bundle was written to since it was loaded.
         """
         return self._run([prompt], [preference], config, trace)[0]
 
@@ -157,6 +164,14 @@ class Generator:
     ) -> int:
         """Tokens of reply that fit behind a prompt; below 1, it is too long itself. Arguments as for `generate`."""
         return self.manifest.max_length - _longest(self._plan(prompt, preference, _make_config(config)))
+
+    def __reduce__(self) -> NoReturn:
+        """It belongs to its process.
+
+        Raises:
+            PadError: always.
+        """
+        raise not_copied("a Generator")
 
     # -- the three loops ----------------------------------------------------------------------------------------------
 
@@ -373,11 +388,11 @@ class _Run:
         )
 
 
-def _read_text(path: Path) -> str:
+def _read_text(file: HeldFile) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}", hint="export the bundle again") from None
+        return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{file.path} cannot be read: {error}", hint="export the bundle again") from None
 
 
 def _asks_for_reward(prompt: Prompt, preference: PreferenceLike) -> bool:

@@ -19,16 +19,19 @@ class Tokenizer:
         file: path of `tokenizer.json`.
         bos_token: the text of the begin-of-sequence token; None for a model without one.
         eos_token: the text of the end-of-sequence token; None for a model without one.
+        content: of the file, where it was read already.
 
     Raises:
         BundleError: the file is missing or broken, or a named token is not in its vocabulary.
     """
 
-    def __init__(self, file: Path, *, bos_token: str | None, eos_token: str | None) -> None:
-        if not file.is_file():
+    def __init__(
+        self, file: Path, *, bos_token: str | None, eos_token: str | None, content: bytes | None = None
+    ) -> None:
+        if content is None and not file.is_file():
             raise BundleError(f"no tokenizer at {file}", expected="a tokenizer.json", hint="export the bundle again")
         try:
-            self._backend = tokenizers.Tokenizer.from_file(str(file))
+            self._backend = tokenizers.Tokenizer.from_buffer(file.read_bytes() if content is None else content)
         except Exception as error:  # `tokenizers` raises bare Exception
             raise BundleError(
                 f"{file} cannot be read: {error}", expected="a complete tokenizer.json", hint="export the bundle again"

@@ -16,7 +16,6 @@ from pad_runtime.manifest import Manifest, TrunkInfo
 
 Range: TypeAlias = tuple[int, int, int]  # least, tuned for, most
 
-PROFILES = ("prefill", "decode")  # in the order in which an engine holds them
 _MAX_ROWS = 8  # of one sequence on one trunk: the base and seven rewards or references
 _TYPICAL_PROMPT = 128
 _TYPICAL_K = 10
@@ -28,7 +27,7 @@ def make_profiles(folder: Path, manifest: Manifest, graph: str) -> dict[str, dic
     guided = graph == contract.STEP_GRAPH
     return {
         name: _Axes(folder, manifest).of(manifest.trunks if guided else manifest.trunks[:1], guided, name == "prefill")
-        for name in PROFILES
+        for name in contract.ENGINE_PROFILES
     }
 
 

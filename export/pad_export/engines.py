@@ -10,7 +10,8 @@ from pathlib import Path
 from pad_export.engine import EngineBuilder
 from pad_runtime import contract
 from pad_runtime.errors import OptionError
-from pad_runtime.manifest import Manifest, describe_file, write_manifest
+from pad_runtime.file_info import describe_file
+from pad_runtime.manifest import Manifest, write_manifest
 
 
 def add_engines(

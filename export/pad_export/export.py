@@ -25,17 +25,16 @@ from pad_export.verify import verify_bundle
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
 from pad_runtime.errors import CheckpointError, OptionError
+from pad_runtime.file_info import FileInfo, describe_file
 from pad_runtime.manifest import (
     Activations,
     DialectName,
-    FileInfo,
     GraphInfo,
     Manifest,
     Precision,
     Reference,
     TokenizerInfo,
     TrunkInfo,
-    describe_file,
     write_manifest,
 )
 from pad_runtime.ort_provider import OrtProvider

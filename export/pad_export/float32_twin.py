@@ -17,7 +17,8 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-from pad_runtime.manifest import Manifest, describe_file, write_manifest
+from pad_runtime.file_info import describe_file
+from pad_runtime.manifest import Manifest, write_manifest
 
 
 @contextmanager

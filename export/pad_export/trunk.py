@@ -98,11 +98,11 @@ def _tensors(
 ) -> Iterator[tuple[str, torch.Tensor | Blocks]]:
     """Every weight of a trunk under its name in the graph, in the order in which the graph uses them."""
     source, spec = trunk.checkpoint, trunk.spec
-    yield "embed", _rows(source, "model.embed_tokens.weight", storage.embedding_bits)
+    yield contract.EMBEDDING, _rows(source, "model.embed_tokens.weight", storage.embedding_bits)
     for i, rope in enumerate(spec.ropes):
         cos, sin = rope.tables(max_length)
-        yield f"rope.{i}.cos", cos
-        yield f"rope.{i}.sin", sin
+        yield f"{contract.ROPE}{i}.cos", cos
+        yield f"{contract.ROPE}{i}.sin", sin
     for layer in range(spec.num_layers):
         at = f"model.layers.{layer}."
         for graph_name, norm in _norms(spec).items():
@@ -211,14 +211,16 @@ def head_parameter(trunk: Trunk) -> str:
 def head_weight(trunk: Trunk, stored: Iterable[str]) -> str:
     """Name of the lm_head's weight [vocab, hidden] among those that are stored: the embedding's, without its own."""
     own = f"{trunk.name}/lm_head"
-    return own if any(name.startswith(own) for name in stored) else f"{trunk.name}/embed"
+    return own if any(name.startswith(own) for name in stored) else f"{trunk.name}/{contract.EMBEDDING}"
 
 
 class _Emitter:
     def __init__(self, graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> None:
         self.graph, self.trunk, self.weights, self.dialect = graph, trunk, weights, dialect
         self.spec = trunk.spec
-        self.axis = f"{trunk.prefix}prompts"  # what runs at the layer that is being emitted: prompts, later rows
+        self.axis = (
+            f"{trunk.prefix}{contract.PROMPTS}"  # what runs at the layer that is being emitted: prompts, later rows
+        )
         self.float_type = element_type(dialect.float_type)
 
     def run(self, *, by_row: bool) -> str:
@@ -231,10 +233,11 @@ class _Emitter:
             last_token=g.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.axis, 1]),
             total_length=self.dialect.total_length(at),
             rope_tables=tuple(
-                (self._weight(f"rope.{i}.cos"), self._weight(f"rope.{i}.sin")) for i in range(len(spec.ropes))
+                (self._weight(f"{contract.ROPE}{i}.cos"), self._weight(f"{contract.ROPE}{i}.sin"))
+                for i in range(len(spec.ropes))
             ),
         )
-        rows = f"{at}rows"
+        rows = f"{at}{contract.ROWS}"
         row_prompt = g.input(at + contract.ROW_PROMPT, TensorProto.INT64, [rows]) if by_row else ""
         self.gates = {
             site: g.input(at + contract.lora_gate(site), self.float_type, [rows, 1, f"{at}rank.{site}"])
@@ -242,7 +245,7 @@ class _Emitter:
         }
         self.dialect.begin(inputs)
         x = gather_rows(
-            g, self.weights, f"{self.trunk.name}/embed", inputs.input_ids, name=f"{at}embed"
+            g, self.weights, f"{self.trunk.name}/{contract.EMBEDDING}", inputs.input_ids, name=f"{at}embed"
         )  # [N, s, hidden]
         if spec.embedding_scale != 1.0:
             scale = g.constant(spec.embedding_scale, np.dtype(self.dialect.float_type))

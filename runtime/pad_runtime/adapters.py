@@ -13,15 +13,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pad_runtime import contract
+from pad_runtime.adapter_file import BIASES, HEADS, read_adapter, read_head
 from pad_runtime.buffers import Buffer
-from pad_runtime.errors import BundleError
+from pad_runtime.held_file import BundleFiles, HeldFile
 from pad_runtime.manifest import Manifest, TrunkInfo
 from pad_runtime.providers import Provider
 from pad_runtime.rows import Row
@@ -35,9 +35,9 @@ _Mix: TypeAlias = tuple[int | None, tuple[float, ...]]  # a PersRM, and its feat
 class AdapterBank:
     """Loads adapters and heads once and hands out graph inputs for any set of active PersRMs."""
 
-    def __init__(self, folder: Path, manifest: Manifest, provider: Provider) -> None:
-        self._folder, self._manifest, self._memory = folder, manifest, provider.memory
-        self._files: dict[str, dict[str, Array]] = {}
+    def __init__(self, files: BundleFiles, manifest: Manifest, provider: Provider) -> None:
+        self._files, self._manifest, self._memory = files, manifest, provider.memory
+        self._tensors: dict[str, dict[str, Array]] = {}  # by file
         self._sets: OrderedDict[tuple[object, ...], dict[str, Any]] = OrderedDict()
         self._lock = threading.Lock()  # calls may overlap in threads, and one may drop the set that another takes
         self.float_type = manifest.dtype
@@ -85,7 +85,7 @@ class AdapterBank:
         """Heads and biases of a trunk."""
         at = contract.trunk_prefix(trunk.name)
         values = {}
-        for name, key in ((contract.FEATURE_HEADS, "heads"), (contract.FEATURE_BIASES, "biases")):
+        for name, key in ((contract.FEATURE_HEADS, HEADS), (contract.FEATURE_BIASES, BIASES)):
             if mixes:
                 parts = [
                     np.tensordot(np.asarray(weights, self.float_type), self._head(persrm)[key], 1)[None]
@@ -125,7 +125,7 @@ class AdapterBank:
     def _gate(self, trunk: TrunkInfo, site: str, active: tuple[int, ...], rows: list[Row]) -> Array:
         name = contract.lora_a(trunk.prompt_layers, site)
         owners = self._owners(trunk, active)
-        ranks = [self._load(self._adapter_file(owner))[name].shape[1] for owner in owners]
+        ranks = [self._adapter(owner)[name].shape[1] for owner in owners]
         columns = np.repeat(owners, ranks)
         wearers = np.array([-1 if row.persrm is None else row.persrm for row in rows])
         gate: Array = (wearers[:, None, None] == columns[None, None, :]).astype(self.float_type)
@@ -160,25 +160,23 @@ class AdapterBank:
     def _adapters(self, trunk: TrunkInfo, active: tuple[int, ...]) -> list[dict[str, Array]]:
         if not trunk.lora_sites:
             return []
-        return [self._load(self._adapter_file(owner)) for owner in self._owners(trunk, active)]
+        return [self._adapter(owner) for owner in self._owners(trunk, active)]
+
+    def _adapter(self, persrm: int) -> dict[str, Array]:
+        info = self._manifest.persrms[persrm]
+        trunk = self._manifest.trunks[self._manifest.trunk_index(info.trunk)]
+        return self._loaded(cast(str, info.adapter), lambda file: read_adapter(file, trunk, self.float_type))
 
     def _head(self, persrm: int | None) -> dict[str, Array]:
-        return self._load(str(self._manifest.persrms[cast(int, persrm)].head))
+        info = self._manifest.persrms[cast(int, persrm)]
+        trunk, num = self._manifest.trunks[self._manifest.trunk_index(info.trunk)], len(info.features)
+        return self._loaded(cast(str, info.head), lambda file: read_head(file, trunk, num, self.float_type))
 
-    def _adapter_file(self, persrm: int) -> str:
-        return str(self._manifest.persrms[persrm].adapter)
-
-    def _load(self, name: str) -> dict[str, Array]:
-        if name not in self._files:
-            from safetensors import SafetensorError
-            from safetensors.numpy import load_file
-
-            try:
-                tensors = load_file(self._folder / name)
-            except (SafetensorError, OSError) as error:
-                raise BundleError(f"{self._folder / name} cannot be read: {error}", hint="export it again") from None
-            self._files[name] = {key: array.astype(self.float_type, copy=False) for key, array in tensors.items()}
-        return self._files[name]
+    def _loaded(self, name: str, read: Callable[[HeldFile], dict[str, Array]]) -> dict[str, Array]:
+        """A file's tensors, read at first use."""
+        if name not in self._tensors:
+            self._tensors[name] = read(self._files[name])
+        return self._tensors[name]
 
     def _upload(self, parts: list[Array], axis: int) -> Buffer:
         return self._memory.upload(parts[0] if len(parts) == 1 else np.concatenate(parts, axis))

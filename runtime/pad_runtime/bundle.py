@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 from pad_runtime import contract
 from pad_runtime.adapters import AdapterBank
-from pad_runtime.errors import BundleError
-from pad_runtime.manifest import read_manifest
+from pad_runtime.errors import BundleError, not_copied
+from pad_runtime.graph_file import GraphFile
+from pad_runtime.manifest import open_bundle
 from pad_runtime.providers import Graph, find_provider
-from pad_runtime.signature import find_mismatches
+from pad_runtime.signature import find_mismatches, find_table_mismatches
 from pad_runtime.step import GraphStep
 
 
 class Bundle:
     """A bundle on one device. Its graphs are shared by any number of steps; each step has its own KV cache.
 
+    It is a snapshot: its files are open from now on. Whatever happens to the folder, its steps choose the tokens of
+    what was loaded, or raise a BundleError.
+
     Attributes:
-        folder, manifest: what it is.
+        folder: where it is, absolute and without links.
+        manifest: what it is.
+        files: what it holds.
         provider: what runs it.
         notes: why "auto" passed over other devices, a line each.
     """
@@ -31,23 +38,25 @@ class Bundle:
         num_threads: int | None = None,
         low_memory: bool = False,
         capture: bool = True,
+        check: bool = False,
     ) -> None:
-        """Read and check the manifest; the graphs are opened when the first step asks for them.
+        """Read and check the manifest, open and check the files; a graph's session is made when a step asks for it.
 
         Args:
             folder: the bundle.
             device, num_threads, low_memory, capture: see `find_provider`.
+            check: hash every file; else those of more than 32 MiB are sampled, which tells lost stretches of 64 KiB.
 
         Raises:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
             DeviceError, EngineError: the device is unknown, not available, or does not run this bundle.
         """
-        self.folder = folder
-        self.manifest = read_manifest(folder)
+        self.manifest, self.files = open_bundle(folder, check=check)
+        self.folder = self.files.folder
         self.provider, self.notes = find_provider(
-            device, folder, self.manifest, num_threads=num_threads, low_memory=low_memory, capture=capture
+            device, self.folder, self.manifest, num_threads=num_threads, low_memory=low_memory, capture=capture
         )
-        self._bank = AdapterBank(folder, self.manifest, self.provider)
+        self._bank = AdapterBank(self.files, self.manifest, self.provider)
 
     def guided_step(self) -> GraphStep:
         """A step over all rows of a request."""
@@ -66,23 +75,31 @@ class Bundle:
         return self._open(contract.BASE_GRAPH)
 
     def _open(self, name: str) -> Graph:
-        """Open a graph and hold its real inputs and outputs against the manifest's."""
-        info = self.manifest.graphs[name]
-        path = self.folder / info.file
-        graph = self.provider.open(self.folder, self.manifest, name)
+        """Open a graph and hold its tables, inputs and outputs against the manifest's."""
+        info, guided = self.manifest.graphs[name], name == contract.STEP_GRAPH
+        file = GraphFile.read(self.files, self.manifest, name)
+        _refuse(file.path, find_table_mismatches(file.model.tensors, self.manifest, guided=guided), "sizes")
+        graph = self.provider.open(file, self.manifest)
         for what, real, listed in (
             ("inputs", [value.name for value in graph.inputs], info.inputs),
             ("outputs", [value.name for value in graph.outputs], info.outputs),
         ):
-            if set(real) != set(listed):
-                odd = sorted(set(real) ^ set(listed))
-                raise BundleError(
-                    f"{path} and the manifest differ in {len(odd)} {what}: {', '.join(odd[:3])}", hint="export it again"
-                )
-        mismatches = find_mismatches(graph.inputs, self.manifest, guided=name == contract.STEP_GRAPH)
-        if mismatches:
-            raise BundleError(
-                f"{path} and the manifest differ in {len(mismatches)} inputs: {'; '.join(mismatches[:3])}",
-                hint="export it again",
-            )
+            _refuse(file.path, sorted(set(real) ^ set(listed)), what)
+        _refuse(file.path, find_mismatches(graph.inputs, self.manifest, guided=guided), "inputs")
         return graph
+
+    def __reduce__(self) -> NoReturn:
+        """Files, sessions and buffers belong to their process.
+
+        Raises:
+            PadError: always.
+        """
+        raise not_copied("a Bundle")
+
+
+def _refuse(path: Path, differences: list[str], what: str) -> None:
+    if differences:
+        raise BundleError(
+            f"{path} and the manifest differ in {len(differences)} {what}: {'; '.join(differences[:3])}",
+            hint="export it again",
+        )

@@ -11,7 +11,7 @@ A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; 
 """
 
 FORMAT = "pad-rt-bundle"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST_FILE = "pad.json"
 STEP_GRAPH = "step"  # every trunk, every row, the mix
 BASE_GRAPH = "base"  # the base alone over the same weights file
@@ -63,6 +63,15 @@ TRACE_OUTPUTS = (CANDIDATES, ROW_LOGITS, SCORES)
 LORA_SITES = ("qkv", "o", "gate_up", "down")
 
 ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
+ENGINE_PROFILES = ("prefill", "decode")  # in the order in which an engine holds them
+
+# -- weights of a graph that a manifest's numbers are held against; their names begin with the trunk's ---------------
+EMBEDDING = "embed"  # [vocab, hidden]; in blocks it is looked up as embed.rows
+ROPE = "rope."  # + kind, + .cos or .sin  [max_length, rotated / 2]
+
+# -- symbolic axes ------------------------------------------------------------------------------------------------
+PROMPTS = "prompts"  # N
+ROWS = "rows"  # R
 
 
 def trunk_prefix(trunk: str) -> str:

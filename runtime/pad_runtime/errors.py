@@ -70,3 +70,11 @@ class EngineError(PadError):
 
 class OutOfMemoryError(PadError):
     """The weights or the KV cache do not fit in memory."""
+
+
+def not_copied(what: str) -> PadError:
+    """The error for what is to be pickled or copied and cannot be."""
+    return PadError(
+        f"{what} cannot be pickled or copied",
+        hint="threads may share it; load the bundle by its path in every other process",
+    )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import reprlib
-import sys
-import types
-import typing
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 
 from pad_runtime import contract
+from pad_runtime.checked_json import HINT, Check, FileName, Name, between, parse
 from pad_runtime.errors import BundleError, DeviceError
+from pad_runtime.file_info import FileInfo
+from pad_runtime.held_file import BundleFiles
+from pad_runtime.manifest_relations import check_relations
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Activations = Literal["fp32", "fp16", "bf16"]
@@ -25,8 +26,18 @@ FloatType = Literal["float32", "float16", "bfloat16"]  # NumPy's and torch's nam
 Reference = Literal["base", "backbone"]
 Topology = Literal["shared", "pair"]
 
-_SMALL_FILE = 32 * 1024 * 1024  # bytes; loading hashes files up to this size, `verify_files` hashes all
-_HINT = "export it again with pad-export, or copy it again"
+# What a number may be before anything is sized by it; that the graphs have it too is seen when they are opened.
+_Size: TypeAlias = Annotated[int, between(1, 2**24)]
+_Ids: TypeAlias = Annotated[int, between(0, 2**31 - 1)]
+_Site: TypeAlias = Annotated[
+    str, Check(f"one of {', '.join(contract.LORA_SITES)}", lambda name: name in contract.LORA_SITES)
+]
+_Widths: TypeAlias = Annotated[list[_Size], Check("[in, out]", lambda widths: len(widths) == 2)]
+_AxisRange: TypeAlias = Annotated[
+    list[_Ids], Check("[least, tuned for, most]", lambda sizes: len(sizes) == 3 and sizes == sorted(sizes))
+]
+_Capability: TypeAlias = Annotated[str, Check('one such as "sm89"', re.compile("sm[0-9]{2,3}").fullmatch)]
+_CHECKSUM = "checksum"  # the field of pad.json that holds a SHA-256 of all the others
 
 
 @dataclass(frozen=True)
@@ -38,15 +49,15 @@ class TrunkInfo:
     head, which they are unless the family caps its logits.
     """
 
-    name: str
+    name: Name
     model_type: str
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    prompt_layers: int
-    lora_sites: dict[str, list[int]]
+    hidden_size: _Size
+    num_layers: Annotated[int, between(1, 1024)]
+    num_heads: _Size
+    num_kv_heads: _Size
+    head_dim: _Size
+    prompt_layers: Annotated[int, between(0, 1024)]
+    lora_sites: dict[_Site, _Widths]
     has_features: bool
     mixes_heads: bool
 
@@ -59,13 +70,13 @@ class PersRMInfo:
     where its frozen backbone's row runs, or None where the reference is the base row itself.
     """
 
-    name: str
-    trunk: str
-    adapter: str | None
-    head: str | None
-    features: list[str]
+    name: Name
+    trunk: Name
+    adapter: FileName | None
+    head: FileName | None
+    features: list[Name]
     default_weights: list[float]
-    reference_trunk: str | None
+    reference_trunk: Name | None
     prompt_template: str
 
     @property
@@ -78,7 +89,7 @@ class PersRMInfo:
 class GraphInfo:
     """One ONNX graph and the inputs and outputs it must have, in order."""
 
-    file: str
+    file: FileName
     inputs: list[str]
     outputs: list[str]
 
@@ -91,31 +102,23 @@ class EngineInfo:
     the graph's inputs its least size, the one that it was tuned for, and its largest.
     """
 
-    file: str
+    file: FileName
     graph: str
     target: Literal["tensorrt", "tensorrt-rtx"]
     version: str
     platform: str
-    compute_capabilities: list[str]
-    profiles: dict[str, dict[str, list[int]]]
+    compute_capabilities: list[_Capability]
+    profiles: dict[str, dict[str, _AxisRange]]
 
 
 @dataclass(frozen=True)
 class TokenizerInfo:
     """Tokenizer files and the special tokens that chat templates ask for."""
 
-    file: str
-    chat_template: str | None
+    file: FileName
+    chat_template: FileName | None
     bos_token: str | None
     eos_token: str | None
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """Size in bytes and SHA-256 of one file."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,16 @@ class Manifest:
     precision: Precision
     float_type: FloatType
     dialect: DialectName
-    vocab_size: int
-    max_length: int
-    max_batch: int
-    max_top_k: int
-    eos_token_ids: list[int]
+    vocab_size: Annotated[int, between(1, 2**31 - 1)]
+    max_length: Annotated[int, between(2, 2**31 - 1)]
+    max_batch: Annotated[int, between(1, 1024)]
+    max_top_k: Annotated[int, between(1, 2**31 - 1)]
+    eos_token_ids: list[_Ids]
     trunks: list[TrunkInfo]
     persrms: list[PersRMInfo]
     graphs: dict[str, GraphInfo]
     tokenizer: TokenizerInfo
-    files: dict[str, FileInfo]
+    files: dict[FileName, FileInfo]
     engines: list[EngineInfo] = field(default_factory=list)
 
     @property
@@ -169,15 +172,26 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `pad.json` into a bundle folder; one that is there is replaced whole or not at all."""
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    data = dataclasses.asdict(manifest)
+    text = json.dumps({**data, _CHECKSUM: checksum(data)}, indent=1, ensure_ascii=False)
     path = folder / contract.MANIFEST_FILE
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check `pad.json`: fields, types, cross-references, and that every listed file is there and whole.
+def checksum(data: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's fields in their order, however they are spaced; its own is left out."""
+    fields = {name: value for name, value in data.items() if name != _CHECKSUM}
+    return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()
+
+
+def open_bundle(folder: Path, *, check: bool = False) -> tuple[Manifest, BundleFiles]:
+    """Read and check `pad.json`: its checksum, fields, types, limits, cross-references; and open every file it lists.
+
+    Args:
+        folder: the bundle.
+        check: hash every file, however large it is.
 
     Raises:
         BundleError: says which field or file is wrong, what it holds and what was expected.
@@ -188,23 +202,19 @@ def read_manifest(folder: Path) -> Manifest:
             raise BundleError(f"no bundle at {folder}", expected="a folder written by pad-export")
         if not path.is_file():
             raise BundleError(f"{folder} has no {contract.MANIFEST_FILE}", expected="a folder written by pad-export")
+        folder = folder.resolve()
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}", hint="check the path and its rights") from None
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not JSON: {error}", hint=_HINT) from None
-    if not isinstance(data, dict) or data.get("format") != contract.FORMAT:
-        raise BundleError(f"{path} is not a PAD-RT manifest", expected=f'"format": "{contract.FORMAT}"', hint=_HINT)
-    if data.get("format_version") != contract.FORMAT_VERSION:
-        raise BundleError(
-            f"{path} has format_version {data.get('format_version')!r}",
-            expected=str(contract.FORMAT_VERSION),
-            hint="export it again with this version of pad-export, or install the version that wrote it",
-        )
-    manifest: Manifest = _parse(data, Manifest, contract.MANIFEST_FILE)
-    _check_references(manifest)
-    _check_files(folder, manifest, largest_hashed=_SMALL_FILE)
-    return manifest
+        raise BundleError(f"{path} is not JSON: {error}", hint=HINT) from None
+    manifest = _check(data, path)
+    return manifest, BundleFiles(folder, manifest.files, whole=check)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle, with all the checks of `open_bundle`, whose errors it raises."""
+    return open_bundle(folder)[0]
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
@@ -213,132 +223,20 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: a file differs from what was exported.
     """
-    _check_files(folder, manifest, largest_hashed=None)
+    BundleFiles(folder, manifest.files, whole=True)
 
 
-def describe_file(path: Path) -> FileInfo:
-    """Size and SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return FileInfo(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _check_files(folder: Path, manifest: Manifest, *, largest_hashed: int | None) -> None:
-    for name, info in manifest.files.items():
-        path = folder / name
-        try:
-            if not path.is_file():
-                raise BundleError(f"{path} is missing", hint=_HINT)
-            size = path.stat().st_size
-            if size != info.size:
-                raise BundleError(f"{path} has {size} bytes", expected=f"{info.size}", hint=_HINT)
-            if (largest_hashed is None or size <= largest_hashed) and describe_file(path).sha256 != info.sha256:
-                raise BundleError(f"{path} was altered: its SHA-256 is not the manifest's", hint=_HINT)
-        except OSError as error:
-            raise BundleError(f"{path} cannot be read: {error.strerror}", hint=_HINT) from None
-
-
-def _check_references(manifest: Manifest) -> None:
-    """Names that point at one another must meet."""
-    at = contract.MANIFEST_FILE
-    if not manifest.trunks or manifest.trunks[0].name != contract.BASE_TRUNK:
-        raise BundleError(f"{at}: the first trunk is not '{contract.BASE_TRUNK}'", hint=_HINT)
-    trunks = {trunk.name for trunk in manifest.trunks}
-    if len(trunks) != len(manifest.trunks):
-        raise BundleError(f"{at}: two trunks have one name", hint=_HINT)
-    for trunk in manifest.trunks:
-        sizes = (trunk.hidden_size, trunk.num_layers, trunk.num_heads, trunk.num_kv_heads, trunk.head_dim)
-        if min(sizes) < 1:
-            raise BundleError(
-                f"{at}: trunk '{trunk.name}' has a size of {min(sizes)}", expected="at least 1", hint=_HINT
-            )
-        if not 0 <= trunk.prompt_layers <= trunk.num_layers:
-            raise BundleError(
-                f"{at}: trunk '{trunk.name}' has prompt_layers {trunk.prompt_layers}",
-                expected=f"0 to {trunk.num_layers}",
-                hint=_HINT,
-            )
-        for site, widths in trunk.lora_sites.items():
-            if site not in contract.LORA_SITES or len(widths) != 2:
-                raise BundleError(
-                    f"{at}: trunk '{trunk.name}' has the adapter site '{site}' {widths}",
-                    expected=f"[in, out] at {', '.join(contract.LORA_SITES)}",
-                    hint=_HINT,
-                )
-    if not manifest.persrms:
-        raise BundleError(f"{at}: persrms is empty", expected="at least one reward", hint=_HINT)
-    for persrm in manifest.persrms:
-        for name in filter(None, (persrm.trunk, persrm.reference_trunk)):
-            if name not in trunks:
-                raise BundleError(
-                    f"{at}: PersRM '{persrm.name}' runs on trunk '{name}'",
-                    expected=f"one of {', '.join(sorted(trunks))}",
-                    hint=_HINT,
-                )
-        if not persrm.features or len(persrm.features) != len(persrm.default_weights):
-            raise BundleError(f"{at}: PersRM '{persrm.name}' needs as many default_weights as features", hint=_HINT)
-    for name, count in (("max_length", 2), ("max_batch", 1), ("max_top_k", 1), ("vocab_size", 1)):
-        if getattr(manifest, name) < count:
-            raise BundleError(f"{at}: {name} is {getattr(manifest, name)}", expected=f"at least {count}", hint=_HINT)
-    needed = [graph.file for graph in manifest.graphs.values()] + [engine.file for engine in manifest.engines]
-    needed += [name for p in manifest.persrms for name in (p.adapter, p.head) if name]
-    needed += [name for name in (manifest.tokenizer.file, manifest.tokenizer.chat_template) if name]
-    for name in needed:
-        if name not in manifest.files:
-            raise BundleError(f"{at}: '{name}' is used and not listed under files", hint=_HINT)
-    for name in manifest.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError(f"{at}: file '{name}' lies outside the bundle", hint=_HINT)
-    for name in (contract.STEP_GRAPH, contract.BASE_GRAPH, *(engine.graph for engine in manifest.engines)):
-        if name not in manifest.graphs:
-            raise BundleError(f"{at}: no graph '{name}'", hint=_HINT)
-
-
-def _parse(value: Any, kind: Any, at: str) -> Any:
-    """Build `kind` from JSON, refusing wrong types, missing fields and unknown ones by their path."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _parse_dataclass(value, kind, at)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise _wrong(at, value, " or ".join(map(repr, arguments)))
-        return value
-    if origin is list:
-        if not isinstance(value, list):
-            raise _wrong(at, value, "a list")
-        return [_parse(item, arguments[0], f"{at}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _wrong(at, value, "an object")
-        return {key: _parse(item, arguments[1], f"{at}.{key}") for key, item in value.items()}
-    if origin is types.UnionType:
-        return None if value is None else _parse(value, arguments[0], at)
-    if kind is float and type(value) in (int, float):
-        if not abs(value) <= sys.float_info.max:  # JSON has NaN, Infinity, and integers of any size
-            raise _wrong(at, value, "a finite number")
-        return float(value)
-    if type(value) is not kind:
-        raise _wrong(
-            at, value, {"str": "text", "int": "a whole number", "bool": "true or false"}.get(kind.__name__, "a number")
+def _check(data: Any, path: Path) -> Manifest:
+    if not isinstance(data, dict) or data.get("format") != contract.FORMAT:
+        raise BundleError(f"{path} is not a PAD-RT manifest", expected=f'"format": "{contract.FORMAT}"', hint=HINT)
+    if data.get("format_version") != contract.FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format_version {data.get('format_version')!r:.60}",
+            expected=str(contract.FORMAT_VERSION),
+            hint="export it again with this version of pad-export, or install the version that wrote it",
         )
-    return value
-
-
-def _parse_dataclass(value: Any, kind: Any, at: str) -> Any:
-    if not isinstance(value, dict):
-        raise _wrong(at, value, "an object")
-    hints = typing.get_type_hints(kind)
-    for name in value:
-        if name not in hints:
-            raise BundleError(f"{at}: unknown field '{name}'", hint=_HINT)
-    given = {}
-    for item in dataclasses.fields(kind):
-        if item.name in value:
-            given[item.name] = _parse(value[item.name], hints[item.name], f"{at}.{item.name}")
-        elif item.default_factory is dataclasses.MISSING:
-            raise BundleError(f"{at}: field '{item.name}' is missing", hint=_HINT)
-    return kind(**given)
-
-
-def _wrong(at: str, value: Any, expected: str) -> BundleError:
-    shown = reprlib.repr(value) if isinstance(value, dict | list) else json.dumps(value)  # nested or long as they like
-    return BundleError(f"{at} is {shown if len(shown) <= 60 else shown[:57] + '...'}", expected=expected, hint=_HINT)
+    if data.pop(_CHECKSUM, None) != checksum(data):
+        raise BundleError(f"{path} was altered: its fields do not give its checksum", hint=HINT)
+    manifest: Manifest = parse(data, Manifest, contract.MANIFEST_FILE)
+    check_relations(manifest)
+    return manifest

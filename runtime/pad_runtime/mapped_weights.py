@@ -17,13 +17,14 @@ import mmap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pad_runtime.errors import BundleError
-from pad_runtime.onnx_file import ExternalTensor, OnnxFile
+from pad_runtime.graph_file import GraphFile
+from pad_runtime.held_file import HeldFile
+from pad_runtime.onnx_file import ExternalTensor
 
 _PACKED, _LOOKED_UP = "MatMulNBits", "GatherBlockQuantized"
 _SCALES_AND_ZEROS = slice(2, 4)  # inputs of MatMulNBits; its codes go by themselves
@@ -39,50 +40,49 @@ class MappedWeights:
         values: by name, for SessionOptions.add_initializer; they must live as long as the session.
     """
 
-    def __init__(self, path: Path, ort: Any) -> None:
+    def __init__(self, graph: GraphFile, ort: Any) -> None:
         """Map them; where the system cannot let go of pages, there are none, and ONNX Runtime maps them by itself.
 
         Args:
-            path: the ONNX file.
+            graph: whose weights they are.
             ort: the onnxruntime module.
 
         Raises:
-            BundleError: the file is none, or a file of weights cannot be read or is cut.
+            BundleError: a file of weights is cut, or not what it was when the bundle was loaded.
             MemoryError: there is no room in the process to map one.
         """
         self.values: dict[str, Any] = {}
-        self._mappings: dict[Path, mmap.mmap] = {}
+        self._mappings: dict[str, mmap.mmap] = {}
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
-        graph = OnnxFile.read(path)
-        tables = {name for node in graph.nodes if node.op_type == _LOOKED_UP for name in node.inputs}
-        read_once = {name for node in graph.nodes if node.op_type == _PACKED for name in node.inputs[_SCALES_AND_ZEROS]}
-        for tensor in graph.tensors:
+        nodes, files = graph.model.nodes, graph.files
+        tables = {name for node in nodes if node.op_type == _LOOKED_UP for name in node.inputs}
+        read_once = {name for node in nodes if node.op_type == _PACKED for name in node.inputs[_SCALES_AND_ZEROS]}
+        for tensor in graph.model.tensors:
             if tensor.name in tables | read_once and tensor.element_type in _NUMPY_TYPES:
-                self.values[tensor.name] = ort.OrtValue.ortvalue_from_numpy(self._map(path.parent, tensor))
+                self.values[tensor.name] = ort.OrtValue.ortvalue_from_numpy(self._map(files[tensor.file], tensor))
                 if tensor.name in tables:
-                    self._cut(self._mappings[path.parent / tensor.file], tensor)
+                    self._cut(self._mappings[tensor.file], tensor)
 
     @classmethod
-    def of(cls, path: Path, ort: Any) -> MappedWeights | None:
+    def of(cls, graph: GraphFile, ort: Any) -> MappedWeights | None:
         """Those of a graph; None where there are none. Arguments and errors as above."""
-        weights = cls(path, ort)
+        weights = cls(graph, ort)
         return weights if weights.values else None
 
-    def _map(self, folder: Path, tensor: ExternalTensor) -> np.ndarray[Any, Any]:
-        path, dtype = folder / tensor.file, np.dtype(_NUMPY_TYPES[tensor.element_type])
+    def _map(self, file: HeldFile, tensor: ExternalTensor) -> np.ndarray[Any, Any]:
+        dtype = np.dtype(_NUMPY_TYPES[tensor.element_type])
         try:
-            if path not in self._mappings:
-                with path.open("rb") as file:
-                    self._mappings[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            flat = np.frombuffer(self._mappings[path], dtype, tensor.length // dtype.itemsize, tensor.offset)
+            if tensor.file not in self._mappings:
+                self._mappings[tensor.file] = file.map()
+            flat = np.frombuffer(self._mappings[tensor.file], dtype, tensor.length // dtype.itemsize, tensor.offset)
             return flat.reshape(tensor.shape)
         except ValueError as error:
-            raise BundleError(f"{path} does not hold {tensor.name}: {error}", hint="export it again") from None
+            raise BundleError(f"{file.path} does not hold {tensor.name}: {error}", hint="export it again") from None
         except OSError as error:
             if error.errno == errno.ENOMEM:
                 raise MemoryError from None
-            raise BundleError(f"{path} cannot be read: {error}", hint="copy the bundle again") from None
+            raise BundleError(f"{file.path} cannot be read: {error}", hint="copy the bundle again") from None
 
     def _cut(self, mapping: mmap.mmap, table: ExternalTensor) -> None:
         """Make the kernel see stripes: neighbours differ in whether a core dump has them, which is nothing to us."""

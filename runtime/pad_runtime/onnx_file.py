@@ -64,7 +64,19 @@ class OnnxFile:
             BundleError: the file is missing, or is none.
         """
         try:
-            parts = _Message(path.read_bytes()).parts.get(7)
+            return cls.parse(path.read_bytes(), path)
+        except OSError as error:
+            raise BundleError(f"{path} is not an ONNX file: {error}", hint="export it again") from None
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> OnnxFile:
+        """Of what was read of one.
+
+        Raises:
+            BundleError: it is none.
+        """
+        try:
+            parts = _Message(content).parts.get(7)
             if not parts:
                 raise ValueError("it has no graph")
             graph = _Message(parts[0])
@@ -76,7 +88,7 @@ class OnnxFile:
             )
         except LookupError:
             raise BundleError(f"{path} is not an ONNX file: a field is missing", hint="export it again") from None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise BundleError(f"{path} is not an ONNX file: {error}", hint="export it again") from None
 
 
@@ -153,3 +165,56 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if shift > _MOST_BITS:
             raise ValueError("a number does not end")
+
+
+# -- the same model over another file -------------------------------------------------------------------------------
+
+_TO_EXTERNAL_DATA = (7, 5, 13)  # ModelProto.graph, GraphProto.initializer, TensorProto.external_data
+
+
+def rename_file(content: bytes, old: str, new: str) -> bytes:
+    """A model whose weights lie in `new` where they lay in `old`."""
+    if old == new:
+        return content
+    return _replace(content, _TO_EXTERNAL_DATA, _location(old), _location(new))
+
+
+def _location(file: str) -> bytes:
+    """StringStringEntryProto: key "location", and the file as its value."""
+    value = file.encode()
+    return b"\x0a\x08location\x12" + _encode(len(value)) + value
+
+
+def _replace(message: bytes, way: tuple[int, ...], old: bytes, new: bytes) -> bytes:
+    """A message in which every `old` at the end of a way, field by field, is `new`."""
+    if not way:
+        return new if message == old else message
+    parts, at = [], 0
+    while at < len(message):
+        key, start = _varint(message, at)
+        end = _end_of_value(message, start, key & 7)
+        if key == way[0] << 3 | 2:
+            _, start = _varint(message, start)
+            part = _replace(message[start:end], way[1:], old, new)
+            parts.append(_encode(key) + _encode(len(part)) + part)
+        else:
+            parts.append(message[at:end])
+        at = end
+    return b"".join(parts)
+
+
+def _end_of_value(message: bytes, at: int, kind: int) -> int:
+    if kind == 0:
+        return _varint(message, at)[1]
+    if kind == 2:
+        length, at = _varint(message, at)
+        return at + length
+    return at + (8 if kind == 1 else 4)
+
+
+def _encode(number: int) -> bytes:
+    parts = bytearray()
+    while number >= 128:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pad_runtime import contract
 from pad_runtime.buffers import Buffer
 from pad_runtime.errors import DeviceError
+from pad_runtime.held_file import HeldFile, watching
 from pad_runtime.mapped_weights import MappedWeights
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class OrtGraph:
         *,
         capacity: int | None,
         weights: MappedWeights | None = None,
+        read_in_place: Sequence[HeldFile] = (),
     ) -> None:
         """A session as it was opened.
 
@@ -44,7 +46,9 @@ class OrtGraph:
             options: of a run, repeated or not, and the id of its capture.
             capacity: see the class.
             weights: those of its weights that are mapped here.
+            read_in_place: files that its runs read, for they lie mapped: no run counts that another content may be in.
         """
+        self._read_in_place = tuple(read_in_place)
         self._session, self._options, self._weights = session, options, weights
         self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
         self.capacity = capacity
@@ -65,7 +69,8 @@ class OrtGraph:
         for name, buffer in outputs.items():
             binding.bind_output(name, *_describe(buffer))
         options, graph_id = self._options(repeated)
-        run = functools.partial(self._session.run_with_iobinding, binding, options)
+        run_binding = watching(self._read_in_place, self._session.run_with_iobinding)
+        run = functools.partial(run_binding, binding, options)
         if self._weights and not repeated:
             return self._weights.letting_go(run)
         if graph_id is not None:  # or the session would keep the capture as long as it lives

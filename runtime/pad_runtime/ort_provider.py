@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -16,6 +17,8 @@ from pad_runtime import contract
 from pad_runtime.cuda import Cuda, find_cuda
 from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
+from pad_runtime.graph_file import GraphFile
+from pad_runtime.held_file import HeldFile
 from pad_runtime.kernel_cache import cache_folder
 from pad_runtime.manifest import Manifest
 from pad_runtime.mapped_weights import MappedWeights
@@ -45,6 +48,7 @@ class _Entry:
     cached: tuple[str, ...] = ()  # options that name the folder where it keeps what it compiled
     graph_option: str = ""  # switches the capture of runs on
     graph_id: str = ""  # the run's option that tells captures apart
+    reads_by_path: bool = False  # it opens the graph's weights itself, beside the file that the graph came from
 
 
 _ENTRIES = {
@@ -67,6 +71,7 @@ _ENTRIES = {
         loads="tensorrt",
         options={"device_id": "0", "trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
         cached=("trt_engine_cache_path", "trt_timing_cache_path"),
+        reads_by_path=True,
     ),
     "ort-tensorrt-rtx": _Entry(
         "NvTensorRTRTXExecutionProvider",
@@ -76,6 +81,7 @@ _ENTRIES = {
         plugin="onnxruntime_ep_nv_tensorrt_rtx",
         options={"has_user_compute_stream": "1"},
         cached=("nv_runtime_cache_path",),
+        reads_by_path=True,
         graph_option="enable_cuda_graph",
         graph_id="cuda_graph_annotation_id",
     ),
@@ -222,20 +228,23 @@ class OrtProvider:
 
     # -- graphs -------------------------------------------------------------------------------------------------------
 
-    def open(self, folder: Path, manifest: Manifest, graph: str) -> OrtGraph:
+    def open(self, graph: GraphFile, manifest: Manifest) -> OrtGraph:
         """Open a graph of a bundle.
 
         Raises:
-            BundleError: ONNX Runtime refuses the file.
+            BundleError: ONNX Runtime refuses the file, or the weights are not what they were when it was loaded.
             OutOfMemoryError: the weights do not fit.
         """
-        path = folder / manifest.graphs[graph].file
+        path = graph.path
         capacity = manifest.max_length if self._entry.cached else None
+        model, folder, by_name = self._place(graph)
         try:
-            weights = MappedWeights.of(path, self._ort) if self._packs else None
+            weights = MappedWeights.of(graph, self._ort) if self._packs else None
             values = weights.values if weights else _NOTHING
+            _check_paths(by_name)
             with weights.sweeping() if weights else nullcontext():
-                session = self._start(str(path), capacity=capacity, own=self._caches(manifest, graph), values=values)
+                session = self._start(model, folder=folder, capacity=capacity, own=self._caches(graph), values=values)
+            _check_paths(by_name)
         except MemoryError:
             raise OutOfMemoryError(f"no memory for {path}", hint=_FREE_MEMORY) from None
         except (BundleError, DeviceError):
@@ -245,10 +254,25 @@ class OrtProvider:
             if "alloc" in reason.lower():
                 raise OutOfMemoryError(f"no memory for {path}: {reason}", hint=_FREE_MEMORY) from None
             raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
-        opened = OrtGraph(session, self._run_options, capacity=capacity, weights=weights)
+        in_place = () if self._cuda else graph.weights  # on a device they are copies
+        opened = OrtGraph(session, self._run_options, capacity=capacity, weights=weights, read_in_place=in_place)
         if self._cuda:
             opened.check_placement()
         return opened
+
+    def _place(self, graph: GraphFile) -> tuple[str | bytes, Path, tuple[HeldFile, ...]]:
+        """The model, the folder of its weights, and the files that are opened by their names."""
+        if not self._entry.reads_by_path:
+            return *graph.placed(), graph.weights
+        by_name = (graph.file, *graph.weights)
+        for file in by_name:
+            if file.real != file.path:
+                raise BundleError(
+                    f"{file.path} is a link to {file.real}",
+                    expected=f"the file itself on device '{self.device}'",
+                    hint="copy it into the bundle",
+                )
+        return str(graph.path), graph.path.parent, by_name
 
     @property
     def _packs(self) -> bool:
@@ -259,6 +283,7 @@ class OrtProvider:
         self,
         graph: str | bytes,
         *,
+        folder: Path | None = None,
         capacity: int | None = None,
         own: Mapping[str, str] = _NOTHING,
         values: Mapping[str, Any] = _NOTHING,
@@ -267,6 +292,7 @@ class OrtProvider:
 
         Args:
             graph: a file's path, or a model.
+            folder: where a model's weights are.
             capacity: slots of its KV caches, where that is fixed.
             own: options of the execution provider for this graph.
             values: initializers, by name, that are not to be read from the graph's files.
@@ -275,6 +301,8 @@ class OrtProvider:
             DeviceError: the provider does not start.
         """
         entry, options = self._entry, self._session_options()
+        if folder is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if capacity is not None:  # TensorRT updates a cache in place only where its length is fixed
             options.add_free_dimension_override_by_name(contract.CAPACITY, capacity)
         for name, value in values.items():
@@ -310,11 +338,15 @@ class OrtProvider:
             options.intra_op_num_threads = self.num_threads
         return options
 
-    def _caches(self, manifest: Manifest, graph: str) -> dict[str, str]:
-        """Options that keep compiled engines for the next process, in a folder of this graph's own."""
+    def _caches(self, graph: GraphFile) -> dict[str, str]:
+        """Options that keep compiled engines for the next process, in a folder of this graph and these weights.
+
+        Models of one shape differ in nothing but their weights.
+        """
         if not self._entry.cached:
             return {}
-        path = cache_folder(self.device) / manifest.files[manifest.graphs[graph].file].sha256[:16]
+        hashes = "".join(file.info.sha256 for file in (graph.file, *graph.weights))
+        path = cache_folder(self.device) / hashlib.sha256(hashes.encode()).hexdigest()[:16]
         path.mkdir(parents=True, exist_ok=True)
         return dict.fromkeys(self._entry.cached, str(path))
 
@@ -327,6 +359,11 @@ class OrtProvider:
         if self._cuda:  # nobody waits for the run, only for the ids, which are copied on the same stream
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         return options, graph_id
+
+
+def _check_paths(files: Sequence[HeldFile]) -> None:
+    for file in files:
+        file.check_path()
 
 
 def _first_line(error: Exception) -> str:

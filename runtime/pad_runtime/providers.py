@@ -11,6 +11,7 @@ from pad_runtime import contract
 from pad_runtime.buffers import Buffer
 from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import DeviceError, EngineError
+from pad_runtime.graph_file import GraphFile
 from pad_runtime.manifest import Manifest
 from pad_runtime.ort_provider import ORT_DEVICES, OrtProvider
 from pad_runtime.tensorrt_provider import TensorRtProvider
@@ -58,7 +59,7 @@ class Provider(Protocol):
     def version(self) -> str:
         """The library and its version."""
 
-    def open(self, folder: Path, manifest: Manifest, graph: str) -> Graph:
+    def open(self, graph: GraphFile, manifest: Manifest) -> Graph:
         """Open one of a bundle's graphs."""
 
 

@@ -1,14 +1,15 @@
-"""The inputs a graph must have by its manifest, and what differs in the graph that is there."""
+"""The inputs and tables a graph must have by its manifest, and what differs in the graph that is there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 from pad_runtime import contract
 from pad_runtime.manifest import Manifest, TrunkInfo
+from pad_runtime.onnx_file import ExternalTensor
 
-Size: TypeAlias = int | None  # None: any
+Size: TypeAlias = int | str | None  # a number, the name of an axis, or any
 Shape: TypeAlias = tuple[Size, ...]
 
 _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
@@ -29,7 +30,7 @@ def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) 
     expected: dict[str, Shape] = {}
     for trunk in manifest.trunks if guided else manifest.trunks[:1]:
         at = contract.trunk_prefix(trunk.name)
-        shapes = _cache_shapes(trunk) | (_reward_shapes(trunk) if guided else {})
+        shapes = _cache_shapes(trunk, guided=guided) | (_reward_shapes(trunk) if guided else {})
         expected |= {at + name: shape for name, shape in shapes.items()}
     found = []
     float_type = _TYPES[manifest.float_type]
@@ -43,13 +44,42 @@ def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) 
     return found
 
 
-def _cache_shapes(trunk: TrunkInfo) -> dict[str, Shape]:
-    shape = (None, trunk.num_kv_heads, None, trunk.head_dim)
-    return {
-        name: shape
-        for layer in range(trunk.num_layers)
-        for name in (contract.past_key(layer), contract.past_value(layer))
-    }
+def find_table_mismatches(tensors: Iterable[ExternalTensor], manifest: Manifest, *, guided: bool) -> list[str]:
+    """Compare a graph's tables with the numbers of the manifest that are of them: vocabulary, hidden size, max_length.
+
+    Args:
+        tensors: of the graph's ONNX file.
+        manifest, guided: as above.
+
+    Returns:
+        One phrase for each difference.
+    """
+    shapes = {tensor.name: tensor.shape or (0,) for tensor in tensors}
+    found = []
+    for trunk in manifest.trunks if guided else manifest.trunks[:1]:
+        at, is_base = f"{trunk.name}/", trunk is manifest.trunks[0]
+        whole = at + contract.EMBEDDING
+        embedding = shapes.get(whole) or shapes.get(f"{whole}.rows") or (0,)
+        positions = min((shape[0] for name, shape in shapes.items() if name.startswith(at + contract.ROPE)), default=0)
+        for what, listed, real, may_have_more in (
+            ("vocab_size", manifest.vocab_size, embedding[0], not is_base),  # a reward's may have rows to spare
+            ("hidden_size", trunk.hidden_size, embedding[-1], False),
+            ("max_length", manifest.max_length, positions, True),
+        ):
+            if listed != real and not (may_have_more and listed < real):
+                found.append(f"{what} is {listed}, and {real} in the tables of trunk '{trunk.name}'")
+    return found
+
+
+def _cache_shapes(trunk: TrunkInfo, *, guided: bool) -> dict[str, Shape]:
+    """KV inputs: below the first adapter they are by prompt, above it by row; in the base's own graph all by prompt."""
+    at = contract.trunk_prefix(trunk.name)
+    shapes: dict[str, Shape] = {}
+    for layer in range(trunk.num_layers):
+        axis = contract.ROWS if guided and layer >= trunk.prompt_layers else contract.PROMPTS
+        for name in (contract.past_key(layer), contract.past_value(layer)):
+            shapes[name] = (at + axis, trunk.num_kv_heads, None, trunk.head_dim)
+    return shapes
 
 
 def _reward_shapes(trunk: TrunkInfo) -> dict[str, Shape]:
@@ -67,7 +97,7 @@ def _reward_shapes(trunk: TrunkInfo) -> dict[str, Shape]:
 
 
 def _fits(real: Sequence[int | str | None], expected: Shape) -> bool:
-    """Whether the sizes that are fixed on both sides agree."""
+    """Whether the sizes that are fixed on both sides agree, and the names that axes have on both."""
     return len(real) == len(expected) and all(
-        size is None or not isinstance(axis, int) or axis == size for axis, size in zip(real, expected, strict=True)
+        type(size) is not type(axis) or axis == size for axis, size in zip(real, expected, strict=True)
     )

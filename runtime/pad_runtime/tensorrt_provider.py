@@ -7,7 +7,6 @@ context of its own, so that a step sets no address and no shape: it starts a cap
 from __future__ import annotations
 
 import importlib
-import mmap
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from pad_runtime.cuda import find_cuda
 from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.engine import EngineHost, find_engine, this_platform
 from pad_runtime.errors import DeviceError, EngineError
+from pad_runtime.graph_file import GraphFile
 from pad_runtime.kernel_cache import cache_folder, load_cache, save_cache
 from pad_runtime.manifest import EngineInfo, Manifest
 
@@ -136,19 +136,21 @@ class TensorRtProvider:
         for graph in manifest.graphs:
             find_engine(folder, manifest, graph, self.host)
 
-    def open(self, folder: Path, manifest: Manifest, graph: str) -> TensorRtGraph:
+    def open(self, graph: GraphFile, manifest: Manifest) -> TensorRtGraph:
         """Load the engine of a graph.
 
         Raises:
             EngineError: the bundle has none for what is here, or the library refuses it.
+            BundleError: the engine is not what it was when the bundle was loaded.
         """
-        info = find_engine(folder, manifest, graph, self.host)
-        path = folder / info.file
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        info = find_engine(graph.files.folder, manifest, graph.name, self.host)
+        file = graph.files[info.file]
+        with file.map() as content:
             engine = self._runtime.deserialize_cuda_engine(memoryview(content))
+            file.check()
         if engine is None:
             raise EngineError(
-                f"{self.version} cannot load {path}: {self.log.take()}", hint="build it again: pad-export engines"
+                f"{self.version} cannot load {file.path}: {self.log.take()}", hint="build it again: pad-export engines"
             )
         cache = cache_folder(self.device) / f"{manifest.files[info.file].sha256[:16]}.kernels"
         return TensorRtGraph(self, engine, info, manifest.max_length, cache)

@@ -27,7 +27,7 @@ from pad_runtime import contract
 from pad_runtime.adapters import AdapterBank
 from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import DeviceError, VerificationError
-from pad_runtime.manifest import read_manifest
+from pad_runtime.manifest import open_bundle, read_manifest
 from pad_runtime.rows import Row
 
 BF16 = TensorProto.BFLOAT16
@@ -162,7 +162,7 @@ def test_adapters_and_heads_are_handed_over_in_bfloat16(tiny: tiny_models.TinyMo
     tiny_models.make_adapter(adapter, tiny.base, seed=2)
     tiny_models.make_head(adapter, 84, d=2, seed=6)
     bundle = tiny_bundles.export(tmp_path / "bundle", tiny.base, [adapter], precision="bf16")
-    bank = AdapterBank(bundle, read_manifest(bundle), HostMemory())  # type: ignore[arg-type]
+    bank = AdapterBank(open_bundle(bundle)[1], read_manifest(bundle), HostMemory())  # type: ignore[arg-type]
     sequences = [[[Row((1,), 0.0, None, ()), Row((1,), 1.0, 0, (0.5, 0.25))]]]
     factors = bank.factors((0,))
     values = {**bank.heads((0,), sequences), **bank.row_inputs((0,), sequences)}

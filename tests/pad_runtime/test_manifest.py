@@ -4,28 +4,40 @@ import copy
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from error_checks import check_line, refused
+from error_checks import check_line, refused, write_json
 from pad_runtime.errors import BundleError, DeviceError
+from pad_runtime.file_info import describe_file
 from pad_runtime.manifest import (
-    FileInfo,
     GraphInfo,
     Manifest,
     PersRMInfo,
     TokenizerInfo,
     TrunkInfo,
-    describe_file,
+    checksum,
     read_manifest,
     verify_files,
     write_manifest,
 )
 
+ANY_FILE = {"size": 1, "sha256": "0" * 64, "samples": "0" * 64}
+ENGINE = {
+    "file": "step.onnx",
+    "graph": "step",
+    "target": "tensorrt",
+    "version": "1",
+    "platform": "linux-x86_64",
+    "compute_capabilities": ["sm89"],
+    "profiles": {name: {"batch": [1, 1, 2], "s": [1, 1, 8]} for name in ("prefill", "decode")},
+}
 FILES = ("step.onnx", "base.onnx", "weights.bin", "tokenizer.json", "adapters/kind.safetensors")
 
 
@@ -43,7 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_manifest(folder: Path) -> Manifest:
     return Manifest(
         format="pad-rt-bundle",
-        format_version=4,
+        format_version=5,
         versions={"onnx": "1"},
         base="tiny",
         topology="pair",
@@ -75,7 +87,7 @@ def data(bundle: Path) -> Any:
 
 
 def read(bundle: Path, data: Any) -> Manifest:
-    (bundle / "pad.json").write_text(json.dumps(data))
+    write_json(bundle / "pad.json", data)
     return read_manifest(bundle)
 
 
@@ -126,8 +138,8 @@ def test_another_programs_json(bundle: Path, data: Any, content: Any) -> None:
 
 
 def test_another_version(bundle: Path, data: Any) -> None:
-    with refused(BundleError, given="format_version 3", expected="4", hint="install the version that wrote it"):
-        read(bundle, {**data, "format_version": 3})
+    with refused(BundleError, given="format_version 4", expected="5", hint="install the version that wrote it"):
+        read(bundle, {**data, "format_version": 4})
 
 
 def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
@@ -143,33 +155,67 @@ def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
     [
         (["max_length"], "64", 'pad.json.max_length is "64"', "a whole number"),
         (["max_length"], True, "pad.json.max_length is true", "a whole number"),
-        (["max_length"], 1, "max_length is 1", "at least 2"),
-        (["max_batch"], 0, "max_batch is 0", "at least 1"),
+        (["max_length"], 1, "pad.json.max_length is 1", "2 to 2147483647"),
+        (["max_length"], 2**31, "pad.json.max_length is 2147483648", "2 to 2147483647"),
+        (["max_batch"], 0, "pad.json.max_batch is 0", "1 to 1024"),
+        (["max_batch"], 2**40, "pad.json.max_batch is 1099511627776", "1 to 1024"),
+        (["max_top_k"], 301, "max_top_k is 301", "at most 300"),
+        (["vocab_size"], 0, "pad.json.vocab_size is 0", "1 to 2147483647"),
+        (["eos_token_ids"], [1, -1], "pad.json.eos_token_ids[1] is -1", "0 to 2147483647"),
+        (["eos_token_ids"], [1, 300], "the largest of eos_token_ids is 300", "at most 299"),
+        (["base"], "a\ud800", 'pad.json.base is "a\\ud800"', "text that UTF-8 can carry"),
+        (["versions"], {"\ud800": "1"}, 'a key of pad.json.versions is "\\ud800"', "text that UTF-8 can carry"),
+        (["topology"], "shared", "topology shared with 2 trunks", "1 if shared"),
+        (["reference"], "base", "PersRM 'kind' has the reference_trunk reward", "what goes with the reference 'base'"),
         (["precision"], "int3", 'pad.json.precision is "int3"', "'int8' or 'int4'"),
         (["base"], None, "pad.json.base is null", "text"),
         (["files"], [], "pad.json.files is []", "an object"),
         (["files", "step.onnx", "size"], 1.5, "pad.json.files.step.onnx.size is 1.5", "a whole number"),
         (["trunks"], {}, "pad.json.trunks is {}", "a list"),
-        (["trunks", 0, "name"], "first", "the first trunk is not 'base'", ""),
+        (["trunks", 0, "name"], "first", "the first trunk is 'first'", "'base'"),
+        (["trunks", 1, "name"], "", 'pad.json.trunks[1].name is ""', "a name"),
         (["trunks", 1, "name"], "base", "two trunks have one name", ""),
-        (["trunks", 1, "num_layers"], 0, "trunk 'reward' has a size of 0", "at least 1"),
-        (["trunks", 1, "prompt_layers"], 3, "trunk 'reward' has prompt_layers 3", "0 to 2"),
-        (["trunks", 1, "prompt_layers"], -1, "trunk 'reward' has prompt_layers -1", "0 to 2"),
-        (["trunks", 1, "lora_sites"], {"qkv": [84]}, "adapter site 'qkv' [84]", "[in, out]"),
-        (["trunks", 1, "lora_sites"], {"norm": [84, 84]}, "adapter site 'norm'", "qkv, o, gate_up, down"),
+        (["trunks", 1, "num_layers"], 0, "pad.json.trunks[1].num_layers is 0", "1 to 1024"),
+        (["trunks", 1, "num_layers"], 2**31, "pad.json.trunks[1].num_layers is 2147483648", "1 to 1024"),
+        (["trunks", 1, "num_heads"], 5, "trunk 'reward' has 5 heads over 2 KV heads", "a multiple"),
+        (["trunks", 1, "head_dim"], 2**40, "pad.json.trunks[1].head_dim is 1099511627776", "1 to 16777216"),
+        (["trunks", 1, "prompt_layers"], 3, "prompt_layers of trunk 'reward' is 3", "at most 2"),
+        (["trunks", 1, "prompt_layers"], -1, "pad.json.trunks[1].prompt_layers is -1", "0 to 1024"),
+        (["trunks", 1, "lora_sites"], {"qkv": [84]}, "pad.json.trunks[1].lora_sites.qkv is [84]", "[in, out]"),
+        (["trunks", 1, "lora_sites"], {"norm": [84, 84]}, 'lora_sites is "norm"', "qkv, o, gate_up, down"),
+        (["trunks", 1, "lora_sites"], {}, "PersRM 'kind' has adapter adapters/kind", "none on trunk 'reward'"),
+        (["trunks", 1, "has_features"], True, "trunk 'reward' has_features True", "False"),
         (["persrms"], [], "persrms is empty", "at least one reward"),
-        (["persrms", 0, "trunk"], "other", "'kind' runs on trunk 'other'", "one of base, reward"),
-        (["persrms", 0, "default_weights"], [], "as many default_weights as features", ""),
+        (["persrms", 0, "trunk"], "other", "the trunk of PersRM 'kind' is 'other'", "one of base, reward"),
+        (["persrms", 0, "trunk"], "", 'pad.json.persrms[0].trunk is ""', "a name"),
+        (["persrms", 0, "reference_trunk"], "", 'pad.json.persrms[0].reference_trunk is ""', "a name"),
+        (["persrms", 0, "reference_trunk"], "other", "the reference_trunk of PersRM 'kind' is 'other'", "one of base"),
+        (["persrms", 0, "adapter"], None, "PersRM 'kind' has no adapter", "one on trunk 'reward'"),
+        (["persrms", 0, "adapter"], "", 'pad.json.persrms[0].adapter is ""', "a path inside the bundle"),
+        (["persrms", 0, "head"], FILES[4], "trunk 'reward' has_features False", "True"),
+        (["persrms", 0, "features"], [""], 'pad.json.persrms[0].features[0] is ""', "a name"),
+        (["persrms", 0, "default_weights"], [], "PersRM 'kind' has 0 default_weights", "1"),
         (["persrms", 0, "default_weights"], [float("nan")], "default_weights[0] is NaN", "a finite number"),
         (["persrms", 0, "default_weights"], [10**400], "default_weights[0] is 1000", "a finite number"),
-        (["persrms", 0, "adapter"], "other.safetensors", "'other.safetensors' is used and not listed", ""),
-        (["graphs"], {}, "no graph 'step'", ""),
-        (["files", "../outside"], {"size": 1, "sha256": ""}, "'../outside' lies outside the bundle", ""),
-        (["files", "/etc/passwd"], {"size": 1, "sha256": ""}, "'/etc/passwd' lies outside the bundle", ""),
-        (["files", "absent"], {"size": 1, "sha256": ""}, "absent is missing", ""),
-        (["files", "x" * 300], {"size": 1, "sha256": ""}, "cannot be read: File name too long", ""),
+        (["persrms", 0, "adapter"], "other.safetensors", "the adapter of PersRM 'kind' is 'other.saf", "one of"),
+        (["graphs"], {}, "a graph that every bundle has is 'step'", "one of none"),
+        (["files", "../outside"], ANY_FILE, 'a key of pad.json.files is "../outside"', "a path inside the bundle"),
+        (["files", "/etc/passwd"], ANY_FILE, 'a key of pad.json.files is "/etc/passwd"', "a path inside the bundle"),
+        (["files", "a\0b"], ANY_FILE, 'a key of pad.json.files is "a\\u0000b"', "a path inside the bundle"),
+        (["files", "absent"], ANY_FILE, "absent is missing", ""),
+        (["files", "x" * 300], ANY_FILE, "cannot be read: File name too long", ""),
+        (["engines"], [ENGINE | {"compute_capabilities": ["89"]}], '.compute_capabilities[0] is "89"', '"sm89"'),
+        (["engines"], [ENGINE | {"profiles": {}}], "engine step.onnx has the profiles none", "prefill and decode"),
+        (["engines"], [ENGINE | {"profiles": {"decode": {"s": [2, 1, 3]}}}], "decode.s is [2, 1, 3]", "[least, tuned"),
+        (
+            ["engines"],
+            [ENGINE | {"profiles": {"prefill": {"s": [1, 1, 1]}, "decode": {}}}],
+            "profile prefill of step.onnx lacks an axis",
+            "batch and s",
+        ),
         (["files", "step.onnx", "size"], 8, "step.onnx has 9 bytes", "8"),
         (["files", "step.onnx", "sha256"], "0" * 64, "step.onnx was altered", ""),
+        (["files", "step.onnx", "sha256"], "0" * 63, "pad.json.files.step.onnx.sha256 is ", "a SHA-256"),
     ],
 )
 def test_wrong_values(bundle: Path, data: Any, path: list[Any], value: Any, words: str, expected: str) -> None:
@@ -182,9 +228,9 @@ def test_wrong_values(bundle: Path, data: Any, path: list[Any], value: Any, word
 
 
 def test_only_verify_files_hashes_large_files(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pad_runtime.manifest._SMALL_FILE", 10)
+    monkeypatch.setattr("pad_runtime.held_file._SMALL", 10)
     manifest = make_manifest(bundle)
-    altered = {**manifest.files, "weights.bin": FileInfo(manifest.files["weights.bin"].size, "0" * 64)}
+    altered = {**manifest.files, "weights.bin": replace(manifest.files["weights.bin"], sha256="0" * 64)}
     data = json.loads((bundle / "pad.json").read_text())
     data["files"]["weights.bin"]["sha256"] = "0" * 64
     try:
@@ -253,6 +299,39 @@ def test_any_change_gives_a_manifest_or_a_bundle_error(bundle: Path, choices: st
         check_line(error)
     assert time.process_time() - started < 1
     write_manifest(bundle, manifest)
+
+
+def test_single_bytes_are_noticed(bundle: Path) -> None:
+    """4,096 changes of one byte: each is refused, or leaves the manifest what it was."""
+    manifest = make_manifest(bundle)
+    write_manifest(bundle, manifest)
+    text, draw = (bundle / "pad.json").read_bytes(), np.random.default_rng(0)
+    refusals = 0
+    for place, change in zip(draw.integers(len(text), size=4096), draw.integers(1, 256, size=4096), strict=True):
+        changed = bytearray(text)
+        changed[place] ^= change
+        (bundle / "pad.json").write_bytes(changed)
+        try:
+            assert read_manifest(bundle) == manifest
+        except BundleError as error:
+            check_line(error)
+            refusals += 1
+    write_manifest(bundle, manifest)
+    assert 4000 < refusals < 4096, "and spaces may be other spaces"
+
+
+def test_a_change_with_the_old_checksum(bundle: Path, data: Any) -> None:
+    """The order of fields counts too: an engine holds its profiles in the order in which they are listed."""
+    for changed in ({**data, "max_batch": 3}, {**data, "checksum": "0" * 64}, dict(reversed(data.items()))):
+        (bundle / "pad.json").write_text(json.dumps(changed))
+        with refused(BundleError, given=f"{bundle / 'pad.json'} was altered", hint="copy it again"):
+            read_manifest(bundle)
+    del data["checksum"]
+    (bundle / "pad.json").write_text(json.dumps(data))
+    with refused(BundleError, given=f"{bundle / 'pad.json'} was altered", hint="copy it again"):
+        read_manifest(bundle)
+    (bundle / "pad.json").write_text(json.dumps({**data, "checksum": checksum(data)}, indent=7))
+    assert read_manifest(bundle) == make_manifest(bundle)
 
 
 @settings(max_examples=150)

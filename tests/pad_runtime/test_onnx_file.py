@@ -9,7 +9,7 @@ import pytest
 
 from error_checks import refused
 from pad_runtime.errors import BundleError
-from pad_runtime.onnx_file import ExternalTensor, Node, OnnxFile
+from pad_runtime.onnx_file import ExternalTensor, Node, OnnxFile, rename_file
 
 
 @pytest.mark.parametrize("name", ["step.onnx", "base.onnx"])
@@ -24,6 +24,17 @@ def test_a_graph_as_the_onnx_package_reads_it(tiny_bundle: Path, name: str) -> N
             expected[tensor.name] = ExternalTensor(tensor.name, tensor.data_type, tuple(tensor.dims), *place)
     assert {tensor.name: tensor for tensor in read.tensors} == expected
     assert expected
+
+
+@pytest.mark.parametrize("new", ["w", "weights.bin", "b" * 64, "ü" * 150])
+def test_the_same_model_over_another_file(tiny_bundle: Path, new: str) -> None:
+    content = (tiny_bundle / "step.onnx").read_bytes()
+    expected = onnx.load_model_from_string(content)
+    for tensor in expected.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = new if entry.key == "location" else entry.value
+    assert onnx.load_model_from_string(rename_file(content, "weights.bin", new)) == expected
+    assert onnx.load_model_from_string(rename_file(content, "other.bin", new)) == onnx.load_model_from_string(content)
 
 
 def tensor_message(dims: bytes) -> bytes:

@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pad_runtime.errors import PadError
+from pad_runtime.file_info import describe_file
+from pad_runtime.manifest import checksum
 
 
 @contextmanager
@@ -52,11 +55,16 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def edit_manifest(bundle: Path, *, rehash: bool = False, **fields: Any) -> None:
-    """Change fields of pad.json; `rehash` makes it describe the files as they are now."""
+    """Change fields of pad.json and its checksum; `rehash` makes it describe the files as they are now."""
     path = bundle / "pad.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) | fields
     if rehash:
-        for name, info in manifest["files"].items():
-            data = (bundle / name).read_bytes()
-            info.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        manifest["files"] = {name: asdict(describe_file(bundle / name)) for name in manifest["files"]}
+    write_json(path, manifest)
+
+
+def write_json(path: Path, manifest: Any) -> None:
+    """Write what is to be a manifest, with the checksum that goes with it."""
+    if isinstance(manifest, dict):
+        manifest = {**manifest, "checksum": checksum(manifest)}
     path.write_text(json.dumps(manifest), encoding="utf-8")

@@ -24,7 +24,8 @@ from fake_cuda import STREAM, FakeRuntime
 from pad_export.engine_profile import make_profiles
 from pad_runtime import contract
 from pad_runtime.engine import this_platform
-from pad_runtime.manifest import EngineInfo, describe_file, read_manifest, write_manifest
+from pad_runtime.file_info import describe_file
+from pad_runtime.manifest import EngineInfo, read_manifest, write_manifest
 
 VERSION = "10.13.3"
 GPU = "sm89"

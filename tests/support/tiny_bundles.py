@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from error_checks import edit_manifest
 from pad_export.export import export_bundle
 from pad_rt import Generator
 
@@ -21,9 +21,7 @@ def export(output: Path, base: Path, persrms: Sequence[Path], *, eos: Sequence[i
 
 def set_eos(bundle: Path, eos: Sequence[int]) -> Path:
     """Change which ids end a reply."""
-    manifest = bundle / "pad.json"
-    fields = json.loads(manifest.read_text(encoding="utf-8"))
-    manifest.write_text(json.dumps({**fields, "eos_token_ids": list(eos)}), encoding="utf-8")
+    edit_manifest(bundle, eos_token_ids=list(eos))
     return bundle
 
 

@@ -11,6 +11,7 @@ import pytest
 from error_checks import refused
 from fake_cuda import FakeRuntime
 from family_requests import CONFIG, PROMPTS
+from graph_files import open_graph
 from pad_rt import Generator
 from pad_runtime import contract
 from pad_runtime.errors import DeviceError
@@ -74,7 +75,6 @@ def test_a_provider_whose_libraries_are_missing_is_no_choice(
 
 def test_an_input_that_is_read_on_the_host_is_refused(half: Path) -> None:
     """A binding would copy it once. The CPU reads all of them there."""
-    manifest = read_manifest(half)
-    graph = OrtProvider("cpu").open(half, manifest, contract.STEP_GRAPH)
+    graph = open_graph(OrtProvider("cpu"), half, contract.STEP_GRAPH)
     with refused(DeviceError, given="ONNX Runtime reads input_ids on the host", hint="another --device"):
         graph.check_placement()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import types
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ import pytest
 
 import fake_cuda
 import tiny_bundles
+import tiny_models
 from error_checks import refused
 from fake_cuda import FakeRuntime
+from graph_files import open_graph
 from pad_runtime import buffers, contract
-from pad_runtime.errors import DeviceError
+from pad_runtime.errors import BundleError, DeviceError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.ort_graph import OrtGraph
 from pad_runtime.ort_provider import OrtProvider
@@ -71,7 +74,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime
 def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
     manifest = read_manifest(half)
     provider = OrtProvider("cuda", manifest=manifest)
-    graph = provider.open(half, manifest, contract.STEP_GRAPH)
+    graph = open_graph(provider, half, contract.STEP_GRAPH)
     assert asked.providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert asked.own["user_compute_stream"] == str(fake_cuda.STREAM)
     assert asked.own["enable_cuda_graph"] == "1"
@@ -79,7 +82,7 @@ def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
     assert not asked.overrides
     assert isinstance(provider.memory.zeros((2, 3), np.float16), buffers.CudaBuffer)
     plain = OrtProvider("cuda", manifest=manifest, capture=False)
-    plain.open(half, manifest, contract.STEP_GRAPH)
+    open_graph(plain, half, contract.STEP_GRAPH)
     assert "enable_cuda_graph" not in asked.own
     assert provider.captures > plain.captures
 
@@ -93,7 +96,7 @@ def test_plans_of_memory_are_for_devices(half: Path, asked: Asked) -> None:
 def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, asked: Asked, tmp_path: Path) -> None:
     manifest = read_manifest(standard)
     provider = OrtProvider("ort-tensorrt", manifest=manifest)
-    graph = provider.open(standard, manifest, contract.STEP_GRAPH)
+    graph = open_graph(provider, standard, contract.STEP_GRAPH)
     assert asked.providers == ["TensorrtExecutionProvider", "CPUExecutionProvider"]
     folder = Path(asked.own["trt_engine_cache_path"])
     assert folder.is_dir()
@@ -102,8 +105,36 @@ def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, a
     assert graph.capacity == 48
     assert asked.overrides == {"capacity": 48}
     assert not provider.captures, "it captures one run a session, and two take turns"
-    provider.open(standard, manifest, contract.BASE_GRAPH)
+    open_graph(provider, standard, contract.BASE_GRAPH)
     assert asked.own["trt_engine_cache_path"] != str(folder), "each graph has engines of its own"
+
+
+def test_engines_are_kept_by_the_weights_too(models: Path, standard: Path, asked: Asked) -> None:
+    """Models of one shape have one graph: an engine of one would give its tokens for the other."""
+    tiny_models.make_family(models / "again", seed=99)
+    options = {"precision": "fp16", "dialect": "standard", "max_length": 48}
+    other = tiny_bundles.export(models / "other", models / "again/base", [models / "again/one"], **options)
+    assert (other / "base.onnx").read_bytes() == (standard / "base.onnx").read_bytes()
+    folders = set()
+    for bundle in (standard, other, standard):
+        provider = OrtProvider("ort-tensorrt", manifest=read_manifest(bundle))
+        open_graph(provider, bundle, contract.BASE_GRAPH)
+        folders.add(asked.own["trt_engine_cache_path"])
+    assert len(folders) == 2
+
+
+def test_a_provider_that_opens_weights_itself_follows_no_link(standard: Path, asked: Asked, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(standard, tmp_path / "bundle"))
+    (bundle / "weights.bin").rename(tmp_path / "elsewhere.bin")
+    (bundle / "weights.bin").symlink_to(tmp_path / "elsewhere.bin")
+    provider = OrtProvider("ort-tensorrt", manifest=read_manifest(bundle))
+    with refused(
+        BundleError,
+        given=f"{bundle / 'weights.bin'} is a link to {tmp_path / 'elsewhere.bin'}",
+        expected="the file itself on device 'ort-tensorrt'",
+        hint="copy it into the bundle",
+    ):
+        open_graph(provider, bundle, contract.STEP_GRAPH)
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, *, devices: int = 1, fails: bool = False) -> list[str]:
@@ -132,7 +163,7 @@ def test_a_plugin_is_registered_once(standard: Path, asked: Asked, monkeypatch: 
     for _ in range(2):
         provider = OrtProvider("ort-tensorrt-rtx", manifest=manifest)
     assert registered == ["NvTensorRTRTXExecutionProvider"]
-    assert provider.open(standard, manifest, contract.STEP_GRAPH).capacity == 48
+    assert open_graph(provider, standard, contract.STEP_GRAPH).capacity == 48
     assert asked.providers == registered
     assert asked.own["enable_cuda_graph"] == "1"
     assert asked.own["has_user_compute_stream"] == "1"
@@ -158,4 +189,4 @@ def test_a_provider_that_onnx_runtime_drops_in_silence(
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
     manifest = read_manifest(half)
     with refused(DeviceError, given="could not start CUDAExecutionProvider", hint="pip install"):
-        OrtProvider("cuda", manifest=manifest).open(half, manifest, contract.STEP_GRAPH)
+        open_graph(OrtProvider("cuda", manifest=manifest), half, contract.STEP_GRAPH)

@@ -170,6 +170,9 @@ def test_a_step_only_runs_the_graph(generator: Generator, guided: bool) -> None:
     assert watched.held == []
     runs = {name: count for name, count in watched.calls.items() if name.startswith("onnxruntime.")}
     own = {"pad_runtime.step:step": NUM_STEPS, "pad_runtime.ids:take": NUM_STEPS}
+    # A look at the weights' file before the run and after: nothing of another content is given out.
+    own |= {"pad_runtime.held_file:watched": NUM_STEPS, "pad_runtime.held_file:check": 2 * NUM_STEPS}
+    own["posix:fstat"] = 2 * NUM_STEPS
     assert watched.calls == {**own, **runs}
     assert set(runs.values()) == {NUM_STEPS}
     assert "onnxruntime.capi.onnxruntime_inference_collection:run_with_iobinding" in runs
