@@ -68,6 +68,10 @@ class EngineError(PadError):
     """A TensorRT engine that cannot be built, or that was built for something else than what is here."""
 
 
+class CancelledError(PadError):
+    """A prompt whose reading was cancelled before it ended."""
+
+
 class OutOfMemoryError(PadError):
     """The weights or the KV cache do not fit in memory."""
 

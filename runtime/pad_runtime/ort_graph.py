@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pad_runtime import contract
 from pad_runtime.buffers import Buffer
+from pad_runtime.cancellation import Cancellation
 from pad_runtime.errors import DeviceError
 from pad_runtime.held_file import HeldFile, watching
 from pad_runtime.mapped_weights import MappedWeights
@@ -54,13 +55,19 @@ class OrtGraph:
         self.capacity = capacity
 
     def bind(
-        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], *, repeated: bool
+        self,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        repeated: bool,
+        cancellation: Cancellation | None = None,
     ) -> Callable[[], object]:
         """A run of the graph on these buffers, which must live as long as it does.
 
         Args:
             inputs, outputs: by name; outputs that are left out are thrown away.
             repeated: the run is used again and again, and may be captured.
+            cancellation: ends the run before its next operator.
         """
         binding = self._session.io_binding()
         binding.weights = self._weights  # a run may outlive its graph, and reads them
@@ -69,6 +76,8 @@ class OrtGraph:
         for name, buffer in outputs.items():
             binding.bind_output(name, *_describe(buffer))
         options, graph_id = self._options(repeated)
+        if cancellation:
+            cancellation.on_want(functools.partial(setattr, options, "terminate", True))
         run_binding = watching(self._read_in_place, self._session.run_with_iobinding)
         run = functools.partial(run_binding, binding, options)
         if self._weights and not repeated:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from pad_runtime import contract
 from pad_runtime.buffers import Buffer
+from pad_runtime.cancellation import Cancellation
 from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.errors import DeviceError, EngineError
 from pad_runtime.graph_file import GraphFile
@@ -36,9 +37,17 @@ class Graph(Protocol):
     capacity: int | None
 
     def bind(
-        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], *, repeated: bool
+        self,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        repeated: bool,
+        cancellation: Cancellation | None = None,
     ) -> Callable[[], object]:
-        """A run on these buffers, which must live as long as it does; a repeated one may be captured."""
+        """A run on these buffers, which must live as long as it does; a repeated one may be captured.
+
+        Where the end of a run is wanted that takes long, it raises whatever its library does.
+        """
 
 
 class Provider(Protocol):

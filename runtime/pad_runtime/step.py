@@ -17,7 +17,8 @@ import numpy.typing as npt
 from pad_runtime import contract
 from pad_runtime.adapters import AdapterBank
 from pad_runtime.buffers import Buffer
-from pad_runtime.errors import OutOfMemoryError
+from pad_runtime.cancellation import Cancellation, run_interruptibly
+from pad_runtime.errors import CancelledError, OutOfMemoryError
 from pad_runtime.ids import BYTES_PER_ID
 from pad_runtime.manifest import Manifest
 from pad_runtime.providers import Graph, Provider
@@ -85,8 +86,12 @@ class Step(Protocol):
     def ahead(self) -> bool:
         """Whether the device runs ahead."""
 
-    def prefill(self, request: StepRequest) -> Sequence[int]:
-        """Read the prompts, forget what came before, return the first ids (a view that the next step overwrites)."""
+    def prefill(self, request: StepRequest, cancellation: Cancellation | None = None) -> Sequence[int]:
+        """Read the prompts, forget what came before, return the first ids (a view that the next step overwrites).
+
+        Raises:
+            CancelledError: another thread wanted the end; Ctrl-C in the main thread raises KeyboardInterrupt.
+        """
 
     def step(self) -> Sequence[int]:
         """Take the ids just chosen as input and return the next ones."""
@@ -124,8 +129,12 @@ class GraphStep:
 
     # -- the three calls of the loop ----------------------------------------------------------------------------------
 
-    def prefill(self, request: StepRequest) -> Sequence[int]:
-        """Read right-padded prompts of any lengths into the cache and choose the first token of each sequence."""
+    def prefill(self, request: StepRequest, cancellation: Cancellation | None = None) -> Sequence[int]:
+        """Read right-padded prompts of any lengths into the cache and choose the first token of each sequence.
+
+        Ctrl-C and `cancellation` end it before the graph's next operator.
+        """
+        cancellation = cancellation or Cancellation()
         self._ids.forget()
         batch = len(request.sequences)
         read = [TrunkPrompts.of(request.sequences, index) for index, _, _ in self._trunks]
@@ -146,16 +155,23 @@ class GraphStep:
             turns = self._turns
             self._runs = [self._bind(turns[turn], turns[1 - turn], repeated=True) for turn in (0, 1)]
             self._stale = False
-        run = self._bind(prefill, self._turns[0], repeated=False)
+        run = self._bind(prefill, self._turns[0], repeated=False, cancellation=cancellation)
         self._prefill = (prefill, run)  # kept until the next one: to free them is to wait for the device
         try:
-            run()
+            if self._ids.ahead:  # the run is put on the device's stream and returns at once
+                run()
+            else:
+                run_interruptibly(run, cancellation)
         except Exception as error:  # ONNX Runtime's own exceptions have no base of their own
+            if cancellation.is_wanted:
+                raise _cancelled() from None
             if "alloc" in str(error).lower():
                 raise OutOfMemoryError(
                     f"no memory to read prompts of {longest} tokens", hint="use shorter prompts or a smaller batch"
                 ) from None
             raise
+        if cancellation.is_wanted:
+            raise _cancelled()
         self._turn = 0
         if not self._ids.ahead or request.trace:
             return self._take()
@@ -285,7 +301,14 @@ class GraphStep:
             self._stale |= not np.array_equal(buffer.read(), array)
         buffer.write(array)
 
-    def _bind(self, state: dict[str, Buffer], next_state: dict[str, Buffer], *, repeated: bool) -> Callable[[], object]:
+    def _bind(
+        self,
+        state: dict[str, Buffer],
+        next_state: dict[str, Buffer],
+        *,
+        repeated: bool,
+        cancellation: Cancellation | None = None,
+    ) -> Callable[[], object]:
         """A run that reads `state` and writes `next_state`, and whose ids can be taken."""
         inputs = {name: state[name] if name in state else self._values[name] for name in self._input_names}
         outputs: dict[str, Buffer] = {contract.NEXT_IDS: self._ids.buffer, **self._trace}
@@ -297,7 +320,11 @@ class GraphStep:
                 outputs[at + contract.present_key(layer)] = self._values[at + contract.past_key(layer)]
                 outputs[at + contract.present_value(layer)] = self._values[at + contract.past_value(layer)]
         bound = {name: outputs[name] for name in self._output_names if name in outputs}
-        return self._ids.bind(self._graph.bind(inputs, bound, repeated=repeated))
+        return self._ids.bind(self._graph.bind(inputs, bound, repeated=repeated, cancellation=cancellation))
+
+
+def _cancelled() -> CancelledError:
+    return CancelledError("the reading of a prompt was cancelled")
 
 
 def _pad(prompts: Sequence[tuple[int, ...]]) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pad_runtime.buffers import Buffer, CudaBuffer
+from pad_runtime.cancellation import Cancellation
 from pad_runtime.cuda import find_cuda
 from pad_runtime.device_memory import DeviceMemory
 from pad_runtime.engine import EngineHost, find_engine, this_platform
@@ -217,17 +218,24 @@ class TensorRtGraph:
         ]
 
     def bind(
-        self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer], *, repeated: bool
+        self,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        repeated: bool,
+        cancellation: Cancellation | None = None,
     ) -> Callable[[], object]:
         """A run of the engine on these buffers, which must live as long as it does.
 
         Args:
             inputs, outputs: by name; outputs that are left out are thrown away.
             repeated: the run is a single step that is used again and again, and may be captured.
+            cancellation: not needed: a run is put on the stream and returns at once.
 
         Raises:
             EngineError: a shape lies outside of what the engine was built for.
         """
+        del cancellation
         with self._cuda.lock:
             profile = "decode" if repeated else "prefill"
             self._num_prompts += not repeated

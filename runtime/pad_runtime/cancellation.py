@@ -1,0 +1,104 @@
+"""Ending a run that takes long: Ctrl-C and another thread's wish reach a prompt while it is read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+_LOOK_EVERY_S = 0.1  # a wait without an end cannot be interrupted on every system
+
+
+class Cancellation:
+    """A wish to end one run, which any thread may have at any time; it cannot be taken back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stops: list[Callable[[], object]] = []
+        self._is_wanted = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the run is to end."""
+        return self._is_wanted
+
+    def want(self) -> None:
+        """End the run as soon as it can be ended; returns at once, and may be called again."""
+        with self._lock:
+            self._is_wanted = True
+            while self._stops:
+                self._stops.pop()()
+
+    def on_want(self, stop: Callable[[], object]) -> None:
+        """Have `stop` called once, in whatever thread, when the end is wanted, or now where it was before."""
+        with self._lock:
+            if self._is_wanted:
+                stop()
+            else:
+                self._stops.append(stop)
+
+
+def run_interruptibly(run: Callable[[], object], cancellation: Cancellation) -> None:
+    """Run to the end, or until Ctrl-C: then `cancellation` is wanted, and KeyboardInterrupt raised once `run` is over.
+
+    Python hands a signal to the main thread between two instructions of its own, and native code has none: so what the
+    main thread would run, a thread beside it runs. Any other thread runs it by itself.
+
+    Raises:
+        Exception: what `run` raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        run()
+        return
+    worker = _Worker(run, cancellation)
+    try:
+        worker.start()
+        worker.wait()
+    except BaseException:
+        while not worker.has_ended:  # it writes to buffers that the caller is about to free
+            with suppress(KeyboardInterrupt):
+                worker.end()
+        raise
+    if worker.failure:
+        raise worker.failure
+
+
+class _Worker(threading.Thread):
+    """Runs once, unless the end is wanted before it begins.
+
+    Attributes:
+        failure: what the run raised.
+        has_ended: whether it was ended, and does nothing any more.
+    """
+
+    def __init__(self, run: Callable[[], object], cancellation: Cancellation) -> None:
+        super().__init__(name="pad-prompt", daemon=True)
+        self._run, self._cancellation = run, cancellation
+        self._turn, self._has_begun, self._done = threading.Lock(), False, threading.Event()
+        self.failure: BaseException | None = None
+        self.has_ended = False
+
+    def run(self) -> None:
+        with self._turn:
+            self._has_begun = not self._cancellation.is_wanted
+        try:
+            if self._has_begun:
+                self._run()
+        except BaseException as error:  # raised in the thread that waits
+            self.failure = error
+        finally:
+            self._done.set()
+
+    def wait(self) -> None:
+        """Until the run is over."""
+        while not self._done.wait(_LOOK_EVERY_S):
+            pass
+
+    def end(self) -> None:
+        """End the run, or let it never begin."""
+        self._cancellation.want()
+        with self._turn:
+            under_way = self._has_begun
+        if under_way:
+            self.wait()
+        self.has_ended = True

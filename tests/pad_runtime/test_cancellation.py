@@ -1,0 +1,153 @@
+"""Ctrl-C and another thread end a prompt while it is read, and what the run wrote to outlives it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import tiny_bundles
+import tiny_models
+from guided_steps import make_request, run
+from pad_rt import EncodedPrompt, Generator
+from pad_runtime.cancellation import Cancellation, run_interruptibly
+from pad_runtime.errors import CancelledError
+from pad_runtime.ort_graph import OrtGraph
+
+LONG = 2000  # tokens: read long enough for a signal to arrive
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    folder = tmp_path_factory.mktemp("cancellation")
+    tiny_models.make_base(folder / "base", "llama", seed=61, max_position_embeddings=4096)
+    tiny_models.make_adapter(folder / "kind", folder / "base", seed=62)
+    return tiny_bundles.load(tiny_bundles.export(folder / "bundle", folder / "base", [folder / "kind"]))
+
+
+def _interrupt() -> None:
+    """What Ctrl-C does: a signal to the process, which Python hands to the main thread."""
+    signal.raise_signal(signal.SIGINT)
+
+
+class NativeRun:
+    """Native code, as the interpreter sees it: no signal reaches it, and it ends when it is told to."""
+
+    def __init__(self, cancellation: Cancellation, while_running: Callable[[], object]) -> None:
+        self._told, self._while_running = threading.Event(), while_running
+        self.is_over = False
+        cancellation.on_want(self._told.set)
+
+    def __call__(self) -> None:
+        helper = threading.Thread(target=self._while_running)
+        helper.start()
+        assert self._told.wait(60)
+        helper.join()
+        self.is_over = True
+        raise RuntimeError("told to end")
+
+
+def test_ctrl_c_ends_a_run_and_is_raised_when_it_is_over() -> None:
+    cancellation = Cancellation()
+    native = NativeRun(cancellation, _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(native, cancellation)
+    assert native.is_over
+    assert cancellation.is_wanted
+
+
+def test_a_second_ctrl_c_waits_for_the_run_too() -> None:
+    cancellation = Cancellation()
+    native = NativeRun(cancellation, _interrupt)
+    cancellation.on_want(_interrupt)  # once more, while the first one is served
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(native, cancellation)
+    assert native.is_over
+
+
+def test_a_run_that_was_not_begun_does_not_begin() -> None:
+    cancellation, ran = Cancellation(), []
+    cancellation.want()
+    run_interruptibly(lambda: ran.append(True), cancellation)
+    assert ran == []
+
+
+def test_what_a_run_raises_is_raised_by_any_thread() -> None:
+    def fail() -> None:
+        raise ValueError("as it is")
+
+    def catch() -> None:
+        with pytest.raises(ValueError, match="as it is"):
+            run_interruptibly(fail, Cancellation())
+        caught.append(threading.current_thread())
+
+    caught: list[threading.Thread] = []
+    catch()
+    thread = threading.Thread(target=catch)
+    thread.start()
+    thread.join()
+    assert caught == [threading.main_thread(), thread]
+
+
+@pytest.fixture
+def prompt_runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Calls `at_start` as the graph begins to read a prompt, and notes whether it was read to its end."""
+    seen: dict[str, Any] = {"at_start": lambda: None, "whole": []}
+    bind = OrtGraph.bind
+
+    def watched(self: OrtGraph, *args: Any, repeated: bool, **options: Any) -> Callable[[], object]:
+        real = bind(self, *args, repeated=repeated, **options)
+        if repeated:
+            return real
+
+        def run() -> None:
+            seen["whole"].append(False)
+            threading.Thread(target=seen["at_start"]).start()
+            real()
+            seen["whole"][-1] = True
+
+        return run
+
+    monkeypatch.setattr(OrtGraph, "bind", watched)
+    return seen
+
+
+def test_ctrl_c_ends_the_reading_of_a_prompt(generator: Generator, prompt_runs: dict[str, Any]) -> None:
+    """Before its end, guided and plain; the generator goes on as if nothing had been."""
+    long = EncodedPrompt([5] * LONG, [6] * LONG)
+    for preference, prompt in (("be kind", long), (None, EncodedPrompt(long.base))):
+        expected = generator.generate("the cook", preference=preference).token_ids
+        prompt_runs["whole"].clear()
+        prompt_runs["at_start"] = _interrupt
+        with pytest.raises(KeyboardInterrupt):
+            generator.generate(prompt, preference=preference, config={"max_new_tokens": 1})
+        assert prompt_runs["whole"] == [False]
+        prompt_runs["at_start"] = lambda: None
+        assert generator.generate("the cook", preference=preference).token_ids == expected
+        generator.generate(prompt, preference=preference, config={"max_new_tokens": 1})
+        assert prompt_runs["whole"] == [False, True, True]  # it does end where nobody interrupts
+
+
+def test_another_thread_ends_the_reading_of_a_prompt(generator: Generator, prompt_runs: dict[str, Any]) -> None:
+    step, cancellation = generator._bundle.guided_step(), Cancellation()
+    long = make_request(generator, 0, prompts=[([5] * LONG, [6] * LONG)], max_new_tokens=8)
+    expected = run(step, long, 8)
+    prompt_runs["whole"].clear()
+    prompt_runs["at_start"] = cancellation.want
+    with pytest.raises(CancelledError):
+        step.prefill(long, cancellation)
+    assert prompt_runs["whole"] == [False]
+    prompt_runs["at_start"] = lambda: None
+    assert run(step, long, 8) == expected  # its buffers serve on
+
+
+def test_a_wish_before_the_first_operator_leaves_the_step_as_it_was(generator: Generator) -> None:
+    step, cancellation = generator._bundle.base_step(), Cancellation()
+    cancellation.want()
+    request = make_request(generator, 0, preference=None)
+    with pytest.raises(CancelledError):
+        step.prefill(request, cancellation)
+    assert run(step, request, 4) == run(generator._bundle.base_step(), request, 4)
