@@ -23,7 +23,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pad_export.engine import EngineBuilder
-from pad_export.engine_profile import PROFILES
 from pad_export.engine_report import EngineReport
 from pad_export.export import export_bundle
 from pad_runtime import contract
@@ -140,7 +139,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         **asdict(case),
         "dedicated": strict is not None,
         "noted": report.note is not None,
-        "attention_kernels": dict(zip(PROFILES, kernels, strict=True)),
+        "attention_kernels": dict(zip(contract.ENGINE_PROFILES, kernels, strict=True)),
         "same_without_leave": None
         if strict is None
         else asdict(replace(strict, seconds=report.seconds)) == asdict(report),

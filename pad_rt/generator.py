@@ -24,6 +24,7 @@ from pad_rt.stopping import StopStrings
 from pad_rt.stream import TextStream
 from pad_rt.tokenizer import Tokenizer
 from pad_runtime.bundle import Bundle
+from pad_runtime.cancellation import Cancellation
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
 from pad_runtime.held_file import HeldFile
 from pad_runtime.manifest import Manifest
@@ -153,7 +154,8 @@ class Generator:
 
         What `generate` returns is the stream's `result`, after the last piece.
         """
-        return TextStream(self._stream(self._prepare([prompt], [preference], config, trace=False)))
+        run = self._prepare([prompt], [preference], config, trace=False)
+        return TextStream(self._stream(run), run.cancellation)
 
     def room(
         self,
@@ -217,7 +219,7 @@ class Generator:
         clock = time.perf_counter
         with self._step(run.guided) as step:
             start = clock()
-            ids = step.prefill(run.request)
+            ids = step.prefill(run.request, run.cancellation)
             last = clock()
             run.prefilled(last, started=start, num_bytes=step.bytes_to_host)
             for _ in range(run.request.max_new_tokens - 1):
@@ -351,6 +353,7 @@ class _Run:
     guided: bool
     replies: list[Reply]
     started: float
+    cancellation: Cancellation = field(default_factory=Cancellation)
     prefill_s: float = 0.0
     first_token_s: float = 0.0
     num_bytes: int = 0

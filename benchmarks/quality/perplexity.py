@@ -30,10 +30,10 @@ class BasePerplexity:
     def __init__(self, base: Path, bundle: Path) -> None:
         self._model = load_model(open_checkpoint(base))
         info = read_manifest(bundle).tokenizer
-        special = {"bos_token": info.bos_token, "eos_token": info.eos_token}
+        bos, eos = info.bos_token, info.eos_token
         assert info.chat_template is not None
-        template = ChatTemplate((bundle / info.chat_template).read_text(encoding="utf-8"), **special)
-        self._encoder = PromptEncoder(Tokenizer(bundle / info.file, **special), template)
+        template = ChatTemplate((bundle / info.chat_template).read_text(encoding="utf-8"), bos_token=bos, eos_token=eos)
+        self._encoder = PromptEncoder(Tokenizer(bundle / info.file, bos_token=bos, eos_token=eos), template)
         self._read: dict[str, tuple[DynamicCache, torch.Tensor]] = {}  # prompts, as KV cache and last logits
 
     @torch.inference_mode()

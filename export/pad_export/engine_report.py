@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pad_export.engine_profile import PROFILES
+from pad_runtime import contract
 from pad_runtime.errors import EngineError
 
 _KERNEL = re.compile(
@@ -128,7 +128,7 @@ class EngineReport:
         most = [max(counts) for counts in zip(*written_out, strict=True)]
         return (
             f"no dedicated kernel for the attention of {len(written_out)} of {len(self.attention)} layers, which is "
-            f"written out: {' and '.join(map(str, most))} kernels a layer ({' and '.join(PROFILES)})"
+            f"written out: {' and '.join(map(str, most))} kernels a layer ({' and '.join(contract.ENGINE_PROFILES)})"
         )
 
     def check(self, caches: dict[str, str]) -> None:
@@ -156,7 +156,7 @@ class EngineReport:
 
 def _is_written_out(counts: Sequence[int]) -> bool:
     """Whether attention takes more kernels in one of the profiles than with a dedicated one."""
-    return any(count > _DEDICATED[profile] for profile, count in zip(PROFILES, counts, strict=True))
+    return any(count > _DEDICATED[profile] for profile, count in zip(contract.ENGINE_PROFILES, counts, strict=True))
 
 
 def _sizes(text: str) -> tuple[int, ...]:

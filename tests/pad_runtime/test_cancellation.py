@@ -144,6 +144,23 @@ def test_another_thread_ends_the_reading_of_a_prompt(generator: Generator, promp
     assert run(step, long, 8) == expected  # its buffers serve on
 
 
+def test_another_thread_closes_a_stream(generator: Generator, prompt_runs: dict[str, Any]) -> None:
+    """While its prompt is read, and between two pieces; the thread that reads sees the end of the stream."""
+    for closes_in_prompt in (True, False):
+        stream = generator.stream(EncodedPrompt([5] * LONG, [6] * LONG), preference="be kind")
+        prompt_runs["whole"].clear()
+        prompt_runs["at_start"] = stream.close if closes_in_prompt else lambda: None
+        pieces = []
+        for piece in stream:
+            pieces.append(piece)
+            other = threading.Thread(target=stream.close)
+            other.start()
+            other.join()
+        assert len(pieces) == (0 if closes_in_prompt else 1)
+        assert prompt_runs["whole"] == [not closes_in_prompt]
+        assert stream.result is None
+
+
 def test_a_wish_before_the_first_operator_leaves_the_step_as_it_was(generator: Generator) -> None:
     step, cancellation = generator._bundle.base_step(), Cancellation()
     cancellation.want()

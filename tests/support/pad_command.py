@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pad_rt import GenerationConfig, Generator, TextStream
+from pad_runtime.cancellation import Cancellation
 
 PAD = [sys.executable, "-c", "import sys; from pad_rt.cli import main; sys.exit(main())"]
 SHORT = GenerationConfig(max_new_tokens=6)
@@ -32,6 +33,8 @@ def interrupted_stream(*, pieces: tuple[str, ...] = ("some",), times: int = 1) -
 
     def stream(self: Generator, *args: Any, **kwargs: Any) -> TextStream:
         calls.append(0)
-        return real(self, *args, **kwargs) if len(calls) > times else TextStream(interrupted())  # type: ignore[arg-type]
+        if len(calls) > times:
+            return real(self, *args, **kwargs)
+        return TextStream(interrupted(), Cancellation())  # type: ignore[arg-type]
 
     return stream

@@ -15,6 +15,7 @@ from error_checks import edit_manifest, error_line
 from pad_command import CUT, PAD, SHORT, pipe_in
 from pad_rt import GenerationConfig, Generator, Preference, TextStream
 from pad_rt.cli import main
+from pad_runtime.cancellation import Cancellation
 
 
 def test_generate_streams_the_reply(
@@ -65,7 +66,7 @@ def test_every_piece_is_flushed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPat
             seen.append(terminal.getvalue())
 
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(terminal, encoding="utf-8"))
-    monkeypatch.setattr(Generator, "stream", lambda *args, **kwargs: TextStream(pieces()))  # type: ignore[arg-type]
+    monkeypatch.setattr(Generator, "stream", lambda *args, **kwargs: TextStream(pieces(), Cancellation()))  # type: ignore[arg-type]
     assert main(["generate", str(tiny_bundle), "hi"]) == 0
     assert seen == [b"one ", b"one two"]
     assert terminal.getvalue() == b"one two\n"
