@@ -24,7 +24,7 @@ from family_requests import BOTH, PROMPTS
 from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.cli import main
 from pad_runtime.bundle import Bundle
-from pad_runtime.errors import DeviceError, EngineError, OutOfMemoryError
+from pad_runtime.errors import BundleError, DeviceError, EngineError, OutOfMemoryError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.providers import find_provider, survey
 
@@ -226,6 +226,20 @@ def test_an_engine_that_does_not_load(copied: Path, trt: Any) -> None:
     edit_manifest(copied, rehash=True)
     with refused(EngineError, given="cannot load", hint="pad-export engines"):
         Generator.load(copied, device="tensorrt")
+
+
+def test_an_engine_is_the_one_that_was_loaded(copied: Path, trt: Any) -> None:
+    """The base's engine is opened at first use: one that took its place is not, and one that was written to neither."""
+    engine = copied / "base.tensorrt.engine"
+    expected = Generator.load(copied, device="tensorrt").generate("hi", config=CONFIG)
+    generator, other = (Generator.load(copied, device="tensorrt") for _ in range(2))
+    kept = copied / "kept"
+    engine.rename(kept)
+    engine.write_bytes(b"nonsense")
+    assert generator.generate("hi", config=CONFIG).token_ids == expected.token_ids
+    kept.write_bytes(b"nonsense")
+    with refused(BundleError, given=f"{engine} was changed after it was loaded", hint="load the bundle again"):
+        other.generate("hi", config=CONFIG)
 
 
 def test_an_engine_for_another_gpu(copied: Path, trt: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from error_checks import edit_manifest, refused
+from error_checks import edit_manifest, refused, write_json
 from pad_runtime.engine import EngineHost, find_engine
 from pad_runtime.errors import EngineError, PadError
 from pad_runtime.manifest import Manifest, read_manifest
@@ -30,7 +30,7 @@ def stamp(bundle: Path, **fields: object) -> Manifest:
         "version": "1.7",
         "platform": "linux-x86_64",
         "compute_capabilities": ["sm86", "sm89"],
-        "profiles": {"decode": {"s": [1, 1, 1]}},
+        "profiles": {name: {"batch": [1, 1, 1], "s": [1, 1, 1]} for name in ("prefill", "decode")},
     }
     edit_manifest(bundle, engines=[engine | fields])
     return read_manifest(bundle)
@@ -69,8 +69,8 @@ def test_a_bundle_of_the_other_dialect_is_to_be_exported_again(bundle: Path) -> 
 @pytest.mark.parametrize(
     ("fields", "given"),
     [
-        ({"file": "absent.engine"}, "'absent.engine' is used and not listed"),
-        ({"graph": "other"}, "no graph 'other'"),
+        ({"file": "absent.engine"}, "the file of an engine is 'absent.engine'"),
+        ({"graph": "other"}, "the graph of an engine is 'other'"),
         ({"target": "tensorflow"}, "target is"),
     ],
 )
@@ -84,5 +84,5 @@ def test_a_bundle_that_knows_of_no_engines_is_read(bundle: Path) -> None:
     path = bundle / "pad.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     del fields["engines"]
-    path.write_text(json.dumps(fields), encoding="utf-8")
+    write_json(path, fields)
     assert read_manifest(bundle).engines == []
