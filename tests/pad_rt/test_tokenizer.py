@@ -67,6 +67,16 @@ def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [*(decoder.push(token_id) for token_id in ids), decoder.flush()]
 
 
+def test_a_reply_that_goes_on_keeps_its_first_space(case: Case) -> None:
+    """SentencePiece decoders drop it at the start of a text, and only there."""
+    backend, tokenizer = case
+    ids = tokenizer.encode("the egg", add_special_tokens=False)
+    for cut in range(1, len(ids)):
+        decoder = tokenizer.stream_decoder(has_begun=True)
+        rest = "".join(map(decoder.push, ids[cut:])) + decoder.flush()
+        assert tokenizer.decode(ids[:cut]) + rest == backend.decode(ids) == "the egg"
+
+
 @settings(deadline=None)
 @given(text=texts)
 def test_pieces_of_an_encoded_text_are_its_decoding(case: Case, text: str) -> None:

@@ -200,3 +200,21 @@ def test_an_end_of_turn_may_complete_a_stop_string(hushed: tuple[Generator, Repl
     assert (result.text, result.finish_reason) == (reply.before, "stop")
     cut = replace(ends, stop=reply.before[-2:] + reply.special)
     assert generator.generate(PROMPTS[0], preference="be kind", config=cut).text == reply.before[:-2]
+
+
+@pytest.mark.parametrize("preference", [None, "be kind"])
+def test_a_reply_that_was_begun_goes_on(generator: Generator, preference: str | None) -> None:
+    """As the ids of the prompt with the first words behind it would; the reply is what comes behind them."""
+    messages = [{"role": "user", "content": "the cook"}, {"role": "assistant", "content": "the egg"}]
+    result = generator.generate(messages, preference=preference, config=config())
+    backend = generator._tokenizer._backend
+    base, reward = (
+        backend.encode(f"<s><|user|>{text}<|assistant|>the egg", add_special_tokens=False).ids
+        for text in ("the cook", "[Guidelines] Your task is to generate response by considering the following "
+                     "principle. [Principles] be kind [Instruction] the cook")
+    )  # fmt: skip
+    encoded = EncodedPrompt(base, reward if preference else None)
+    assert generator.generate(encoded, preference=preference, config=config()).token_ids == result.token_ids
+    assert result.usage.prompt_tokens == len(base)
+    anew = generator.generate(messages[:1], preference=preference, config=config())
+    assert anew.token_ids != result.token_ids
