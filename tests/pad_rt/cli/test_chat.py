@@ -149,6 +149,56 @@ def test_a_system_message_that_leaves_no_room(tiny_bundle: Path, capsys: pytest.
     assert "a system message that leaves no room for a chat; expected fewer than 256 tokens" in line
 
 
+def set_template(bundle: Path, source: str) -> None:
+    (bundle / "chat_template.jinja").write_text(source, encoding="utf-8")
+    edit_manifest(bundle, rehash=True)
+
+
+def test_a_system_message_that_the_template_refuses(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the first message is typed."""
+    set_template(
+        bundle, "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}{{ 1 }}"
+    )
+    assert main(["chat", str(bundle), "--system", "Be odd."]) == 2
+    line = error_line(capsys.readouterr().err, "pad")
+    assert "the chat template refuses these messages: No system role; change the messages accordingly" in line
+    set_template(bundle, "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+    assert main(["chat", str(bundle), "--system", "Be odd."]) == 2
+    assert "message 0 of the system; expected messages that the base's" in error_line(capsys.readouterr().err, "pad")
+
+
+def test_turns_go_whole_where_the_template_wants_them_to_alternate(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_template(
+        bundle,
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+        "{% endif %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>",
+    )
+    out, err = chat(monkeypatch, capsys, bundle, "\n".join([*(letter * 60 for letter in "abcdef"), ""]))
+    assert len(out.split("\n")) == 7
+    assert set(err.splitlines()) == {"the oldest turn no longer fits and is forgotten"}
+
+
+def test_what_the_template_leaves_out_of_replies_is_said_once(bundle: Path) -> None:
+    """In a process of its own: here warnings are errors."""
+    set_template(
+        bundle,
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content[2:] if m.role == 'assistant' else m.content }}"
+        "{% endfor %}<|assistant|>",
+    )
+    process = subprocess.run(
+        [*PAD, "chat", str(bundle), "--max-new-tokens", "6", "--threads", "1"],
+        input=b"hi\nand now?\nand then?\n",
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert process.returncode == 0
+    lines = [line for line in process.stderr.decode().splitlines(keepends=True) if line != CUT]
+    assert lines == ["pad: the base's chat template leaves out part of a message of the assistant, such as reasoning\n"]
+
+
 def test_a_message_that_begins_with_a_slash(
     tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
