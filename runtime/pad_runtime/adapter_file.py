@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from pad_runtime.held_file import HeldFile
 from pad_runtime.manifest import TrunkInfo
 
 HEADS, BIASES = "heads", "biases"  # tensors of a head's file
-_FLOATS = ("float32", "float16", "bfloat16")
+_FLOATS = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # of the format -> as they lie in memory
 _HINT = "export it again"
 Array = npt.NDArray[Any]
 _Shape: TypeAlias = tuple[int | str, ...]  # a name stands for one size, whatever it is
@@ -45,14 +45,13 @@ def read_head(file: HeldFile, trunk: TrunkInfo, num_features: int, dtype: np.dty
 
 
 def _read(file: HeldFile, shapes: Mapping[str, _Shape], dtype: np.dtype[Any]) -> dict[str, Array]:
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, deserialize
 
+    parse: Callable[[bytes], list[tuple[str, Any]]] = deserialize
     try:
-        tensors: dict[str, Array] = load(file.read())
-    except BundleError:
-        raise
-    except Exception as error:  # a header can say anything
-        raise BundleError(f"{file.path} cannot be read: {type(error).__name__} {error}", hint=_HINT) from None
+        tensors = dict(parse(file.read()))
+    except SafetensorError as error:
+        raise BundleError(f"{file.path} cannot be read: {error}", hint=_HINT) from None
     odd = sorted(tensors.keys() ^ shapes.keys())
     if odd:
         has = "has" if odd[0] in tensors else "lacks"
@@ -60,21 +59,20 @@ def _read(file: HeldFile, shapes: Mapping[str, _Shape], dtype: np.dtype[Any]) ->
     named: dict[str, int] = {}
     read = {}
     for name, shape in shapes.items():
-        array = tensors[name]
-        if array.dtype.name not in _FLOATS or not _fits(array.shape, shape, named):
-            raise BundleError(
-                f"{name} in {file.path} is {array.dtype.name} {list(array.shape)}",
-                expected=f"floats {list(shape)}",
-                hint=_HINT,
-            )
+        kind, sizes = tensors[name]["dtype"], tensors[name]["shape"]
+        if kind not in _FLOATS or not _fits(sizes, shape, named):
+            raise BundleError(f"{name} in {file.path} is {kind} {sizes}", expected=f"floats {list(shape)}", hint=_HINT)
+        array = np.frombuffer(tensors[name]["data"], _FLOATS[kind]).reshape(sizes)
+        if kind == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
         with np.errstate(over="ignore"):
-            read[name] = array.astype(dtype, copy=False)
+            read[name] = array.astype(dtype)
         if not np.isfinite(read[name]).all():
             raise BundleError(f"{name} in {file.path} holds what is no finite {dtype.name}", hint=_HINT)
     return read
 
 
-def _fits(real: tuple[int, ...], expected: _Shape, named: dict[str, int]) -> bool:
+def _fits(real: Sequence[int], expected: _Shape, named: dict[str, int]) -> bool:
     return len(real) == len(expected) and all(
         size > 0 and size == (named.setdefault(axis, size) if isinstance(axis, str) else axis)
         for size, axis in zip(real, expected, strict=True)
