@@ -42,9 +42,11 @@ class _Model:
         config = LlamaConfig(**SHAPES[group.shape])
         before = torch.get_default_dtype()
         torch.set_default_dtype(_DTYPES[group.precision])
-        with torch.device(group.device):
-            self._model: Any = LlamaForCausalLM(config).eval()
-        torch.set_default_dtype(before)
+        try:
+            with torch.device(group.device):
+                self._model: Any = LlamaForCausalLM(config).eval()
+        finally:  # a model that does not fit leaves the next row's as it should be
+            torch.set_default_dtype(before)
         length = row.prompt + max(task.settings.new_tokens, _WARMUP) + 1
         self._cache = StaticCache(config=config, max_cache_len=length)
         self._read_from = cache_argument(self._cache)

@@ -312,6 +312,7 @@ def test_the_peer_is_compiled_on_a_gpu(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_peer_without_a_device_says_so(tmp_path: Path) -> None:
     (row,) = peer_static_cache.measure_peer(task(tmp_path, system=TRANSFORMERS, topology="pair", batches=(1,)))
     assert row["failed"] == "AssertionError: Torch not compiled with CUDA enabled"
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_peer_that_does_not_fit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
