@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pad_export.checkpoint import Checkpoint, canonical_name
+from pad_export.checkpoint import Checkpoint, canonical_name, is_bare_name
 from pad_export.json_file import read_object
+from pad_export.model_class import check_task, foreign_hint, is_language_module
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
 
@@ -20,7 +21,10 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
-_MERGE = "merge it with PEFT's merge_and_unload(), save the model, and give that folder as the PersRM"
+_MERGE = (
+    "merge it with PEFT's merge_and_unload() into the very weights that it was trained on, save the model, "
+    "and give that folder as the PersRM"
+)
 _CONVERT = "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
 
 # What each key of a LoraConfig would add to W + scale * B A. Empty or false, it adds nothing.
@@ -110,11 +114,13 @@ class LoraAdapter:
         path: its folder.
         base_name: the base it was trained on, as its author named it; "" if unnamed.
         delta: the change of each module, by Hugging Face name (`model.layers.0.self_attn.q_proj`).
+        is_bare: whether it was on a decoder alone (AutoModel), whose modules are named without `model.`.
     """
 
     path: Path
     base_name: str
     delta: dict[str, LowRank]
+    is_bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,13 +152,14 @@ def read_adapter(folder: Path) -> LoraAdapter:
     base_name = config.get("base_model_name_or_path") or ""
     if not isinstance(base_name, str):
         raise AdapterError(f"{folder}: base_model_name_or_path is {base_name!r}", expected="a name or path")
+    check_task(folder, config)
     _refuse_unsupported(folder, config)
     scaling = _read_scaling(folder, config)
-    delta = {
-        canonical_name(module): _scale(folder, module, factors, scaling)
-        for module, factors in _pair(folder, _read_tensors(folder)).items()
-    }
-    return LoraAdapter(folder, base_name, delta)
+    pairs = _pair(folder, _read_tensors(folder))
+    delta = {canonical_name(module): _scale(folder, module, factors, scaling) for module, factors in pairs.items()}
+    if len(delta) < len(pairs):
+        raise AdapterError(f"{folder} adapts a module under two names", expected="one", hint="save it again")
+    return LoraAdapter(folder, base_name, delta, is_bare=any(map(is_bare_name, pairs)))
 
 
 def check_fits(adapter: LoraAdapter, checkpoint: Checkpoint) -> None:
@@ -192,7 +199,8 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
         )
     for key, meaning in _UNSUPPORTED.items():
         if config.get(key):
-            raise AdapterError(f"{folder} uses {meaning} ({key})", expected="plain LoRA", hint=_MERGE)
+            hint = _saved_hint(config[key]) if key == "modules_to_save" else _MERGE
+            raise AdapterError(f"{folder} uses {meaning} ({key})", expected="plain LoRA", hint=hint)
     if config.get("bias") not in (None, "none"):
         raise AdapterError(f"{folder} trained biases (bias = {config['bias']!r})", expected="'none'", hint=_MERGE)
     init = str(config.get("init_lora_weights", True)).lower()
@@ -211,6 +219,13 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key not in _READ | _IRRELEVANT | _UNSUPPORTED.keys() and value:
             raise AdapterError(f"{folder} has the unknown option {key}", expected="plain LoRA", hint=_MERGE)
+
+
+def _saved_hint(saved: Any) -> str:
+    """What to do about modules that were trained whole: a merge keeps those of a language model and loses any other."""
+    names = saved if isinstance(saved, list) else [saved]
+    foreign = [str(name) for name in names if not is_language_module(str(name))]
+    return foreign_hint(foreign[0]) if foreign else _MERGE
 
 
 def _read_scaling(folder: Path, config: dict[str, Any]) -> _Scaling:
@@ -276,11 +291,21 @@ def _pair(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str,
         match = _KEY.fullmatch(key)
         if match is None:
             kind = next((kind for part, kind in _FOREIGN_TENSORS.items() if part in key), "a tensor that is not LoRA's")
-            raise AdapterError(f"{folder} holds {kind}, {key}", expected="plain LoRA", hint=_MERGE)
+            hint = _MERGE if any(map(is_language_module, key.split("."))) else foreign_hint(key)
+            raise AdapterError(f"{folder} holds {kind}, {key}", expected="plain LoRA", hint=hint)
         module = match["module"]
+        if not is_language_module(module):
+            raise AdapterError(
+                f"{folder} adapts {module}", expected="LoRA on the decoder's layers", hint=foreign_hint(module)
+            )
         if module.endswith(("lm_head", "embed_tokens")):
             raise AdapterError(f"{folder} adapts {module}", expected="LoRA on the decoder's layers", hint=_MERGE)
-        modules.setdefault(module, {})[match["factor"]] = tensor
+        factors = modules.setdefault(module, {})
+        if match["factor"] in factors:
+            raise AdapterError(
+                f"{folder} holds {key} twice", expected="one tensor for each factor", hint="save it again"
+            )
+        factors[match["factor"]] = tensor
     if not modules:
         raise AdapterError(f"{folder} adapts no module", expected="at least one LoRA pair", hint="save it again")
     return modules

@@ -14,6 +14,7 @@ import torch
 
 from pad_export.blocks import BLOCK, Blocks
 from pad_export.gguf_vocabulary import GgufVocabulary, read_vocabulary
+from pad_export.model_class import foreign_hint
 from pad_runtime.errors import CheckpointError
 
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
@@ -117,6 +118,13 @@ def open_gguf(path: Path) -> GgufWeights:
     """
     reader = _open(path)
     metadata = {name: _scalar(field) for name, field in reader.fields.items()}
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise CheckpointError(
+            f"{path} has the general.type {kind!r}",
+            expected="'model'",
+            hint="give the model's own file; of a LoRA, PEFT's",
+        )
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -176,6 +184,8 @@ def _harmless(architecture: str, metadata: dict[str, Any]) -> dict[str, tuple[An
         f"{architecture}.rope.scale_linear": (None, 1.0),
         f"{architecture}.attention.sliding_window": (None, 0, metadata.get(f"{architecture}.context_length")),
         f"{architecture}.expert_count": (None, 0),
+        f"{architecture}.attention.causal": (None, True),
+        f"{architecture}.pooling_type": (None, 0),  # others: embedding models and rankers
     }
 
 
@@ -189,7 +199,9 @@ def _find_blocks(path: Path, reader: Any, architecture: str, metadata: dict[str,
         stem, _, suffix = tensor.name.rpartition(".")
         if tensor.name != _ROPE_FACTORS and (stem not in names or suffix not in {"weight", "bias"}):
             raise CheckpointError(
-                f"{path} has the tensor {tensor.name}", expected=f"those of a plain {architecture} model", hint=_UNCLEAR
+                f"{path} has the tensor {tensor.name}",
+                expected=f"those of a plain {architecture} model",
+                hint=foreign_hint(stem) if stem.startswith("cls") else _UNCLEAR,
             )
         module = names.get(stem, "")
         heads = 0

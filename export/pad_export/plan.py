@@ -10,8 +10,8 @@ from typing import Literal
 from pad_export.adapter import LoraAdapter, check_fits
 from pad_export.checkpoint import Checkpoint, open_checkpoint
 from pad_export.persrm.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
-from pad_export.spec import DecoderSpec, read_spec
-from pad_export.trunk import SITE_MODULES, Trunk
+from pad_export.spec import SITE_MODULES, DecoderSpec, read_spec
+from pad_export.trunk import Trunk
 from pad_runtime import contract
 from pad_runtime.errors import AdapterError, CheckpointError, OptionError, TokenizerMismatchError
 from pad_runtime.manifest import PersRMInfo, Reference, Topology

@@ -15,10 +15,10 @@ from transformers import Gemma3TextConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import tiny_models
-from pad_export import step_graph, trunk
+from pad_export import step_graph
 from pad_export.checkpoint import Checkpoint
 from pad_export.export import export_bundle
-from pad_export.spec import read_spec
+from pad_export.spec import SITE_MODULES, read_spec
 from pad_runtime.errors import VerificationError
 
 
@@ -53,7 +53,7 @@ def test_a_tensor_read_wrongly_is_caught(
 def test_swapped_packing_is_caught(
     tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(trunk.SITE_MODULES, "gate_up", ("mlp.up_proj", "mlp.gate_proj"))
+    monkeypatch.setitem(SITE_MODULES, "gate_up", ("mlp.up_proj", "mlp.gate_proj"))
     with pytest.raises(VerificationError, match="row logits differ"):
         export(tiny, tmp_path / "b")
 

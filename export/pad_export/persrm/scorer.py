@@ -76,16 +76,28 @@ def _load_reward_model(folder: Path) -> Scorer:
     if not folder.is_dir():  # transformers would look for a model of that name
         raise OptionError(f"scorer hf:{folder} does not exist", expected="a reward model folder")
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a checkpoint can fail in any way
         raise OptionError(f"scorer hf:{folder} cannot be loaded ({error})", expected="a reward model folder") from error
+    if loading["missing_keys"] or loading["unexpected_keys"]:  # a missing score head would be a random one
+        missing = [f"no {name}" for name in sorted(loading["missing_keys"])]
+        unread = [f"{name}, which its model has not" for name in sorted(loading["unexpected_keys"])]
+        raise OptionError(
+            f"scorer hf:{folder} has {(missing + unread)[0]}", expected="a reward model folder, its score head included"
+        )
     if model.config.num_labels != 1:
         raise OptionError(
             f"scorer hf:{folder} has {model.config.num_labels} labels", expected="a reward model, with one"
         )
+    model.eval()
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise OptionError(f"scorer hf:{folder} has a tokenizer without pad and eos token", expected="either")
         tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:  # where a padded reply ends, and its score is read
         model.config.pad_token_id = tokenizer.pad_token_id
 
     def score(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
