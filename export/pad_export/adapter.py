@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from pad_export.checkpoint import Checkpoint, canonical_name, is_bare_name
-from pad_export.json_file import read_object
+from pad_export.json_file import is_text, read_object
 from pad_export.model_class import check_task, foreign_hint, is_language_module
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
@@ -150,7 +150,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
     """
     config = _read_config(folder)
     base_name = config.get("base_model_name_or_path") or ""
-    if not isinstance(base_name, str):
+    if not is_text(base_name):
         raise AdapterError(f"{folder}: base_model_name_or_path is {base_name!r}", expected="a name or path")
     check_task(folder, config)
     _refuse_unsupported(folder, config)

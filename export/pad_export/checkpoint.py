@@ -66,10 +66,20 @@ class Checkpoint:
         model_type: its `model_type`, such as "llama".
         names: Hugging Face names of the tensors; each begins with `model.` or is `lm_head.weight`.
         nbytes: size of the weights on disk, in bytes.
+        called: what it calls itself: GGUF metadata, or config.json's `_name_or_path`; its path aside.
     """
 
-    def __init__(self, path: Path, config: PretrainedConfig, weights: Weights, *, stored_eos: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: PretrainedConfig,
+        weights: Weights,
+        *,
+        stored_eos: tuple[int, ...],
+        called: tuple[str, ...] = (),
+    ) -> None:
         self.path = path
+        self.called = called
         self.config = config
         self.model_type: str = config.model_type
         self.nbytes = weights.nbytes
@@ -268,7 +278,14 @@ def _open_folder(folder: Path) -> Checkpoint:
         *_token_ids(raw.get("eos_token_id", nested.get("eos_token_id"))),
         *_token_ids(generation.get("eos_token_id")),
     ]
-    return Checkpoint(folder, config, weights, stored_eos=tuple(eos))
+    called = raw.get("_name_or_path")
+    return Checkpoint(
+        folder,
+        config,
+        weights,
+        stored_eos=tuple(eos),
+        called=(called,) if isinstance(called, str) and called else (),
+    )
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -279,7 +296,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"the metadata of {path} is not that of a {weights.architecture} model ({error})", hint="download it again"
         ) from error
-    return Checkpoint(path, config, weights, stored_eos=weights.eos_token_ids)
+    return Checkpoint(path, config, weights, stored_eos=weights.eos_token_ids, called=weights.names)
 
 
 def _load_config(folder: Path) -> Any:

@@ -79,6 +79,7 @@ class GgufWeights:
         config: the model's configuration, as keywords of the architecture's transformers class.
         vocabulary: the tokenizer's data.
         eos_token_ids: end-of-sequence, end-of-turn and end-of-message ids, as far as given.
+        names: what the file calls its model.
     """
 
     path: Path
@@ -88,6 +89,7 @@ class GgufWeights:
     config: dict[str, Any]
     vocabulary: GgufVocabulary
     eos_token_ids: tuple[int, ...]
+    names: tuple[str, ...]
     _blocks: dict[str, _Block]
 
     def read(self, name: str) -> torch.Tensor:
@@ -150,8 +152,16 @@ def open_gguf(path: Path) -> GgufWeights:
             for key in (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
             if isinstance(metadata.get(key), int)
         ),
+        names=_names(metadata),
         _blocks=blocks,
     )
+
+
+def _names(metadata: dict[str, Any]) -> tuple[str, ...]:
+    """general.name, and what llama.cpp's naming convention makes of the parts: base name, size, fine-tune, version."""
+    parts = [metadata.get(f"general.{key}") for key in ("basename", "size_label", "finetune", "version")]
+    joined = "-".join(part for part in parts if isinstance(part, str) and part)
+    return tuple(name for name in (metadata.get("general.name"), joined) if isinstance(name, str) and name)
 
 
 def _open(path: Path) -> Any:

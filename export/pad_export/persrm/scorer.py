@@ -82,11 +82,10 @@ def _load_reward_model(folder: Path) -> Scorer:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a checkpoint can fail in any way
         raise OptionError(f"scorer hf:{folder} cannot be loaded ({error})", expected="a reward model folder") from error
-    if loading["missing_keys"] or loading["unexpected_keys"]:  # a missing score head would be a random one
-        missing = [f"no {name}" for name in sorted(loading["missing_keys"])]
-        unread = [f"{name}, which its model has not" for name in sorted(loading["unexpected_keys"])]
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers fills them with random numbers
         raise OptionError(
-            f"scorer hf:{folder} has {(missing + unread)[0]}", expected="a reward model folder, its score head included"
+            f"scorer hf:{folder} has no {missing[0]}", expected="a reward model folder, its score head included"
         )
     if model.config.num_labels != 1:
         raise OptionError(
@@ -95,10 +94,9 @@ def _load_reward_model(folder: Path) -> Scorer:
     model.eval()
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise OptionError(f"scorer hf:{folder} has a tokenizer without pad and eos token", expected="either")
+            raise OptionError(f"scorer hf:{folder} has a tokenizer without pad and eos token", expected="one of them")
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:  # where a padded reply ends, and its score is read
-        model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id  # decoders score at the last token that is not padding
 
     def score(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
         if tokenizer.chat_template:
