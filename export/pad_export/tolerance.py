@@ -11,16 +11,13 @@ import torch
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-4}  # by what is not in blocks
 INT8_ARITHMETIC = 5e-2
-OWN_ERRORS = 4  # times torch's own error: two computations in float32 round differently, and one sample shows little
-_LARGEST = 5e-2  # beyond which a wrong graph might pass
+OWN_ERRORS = 4  # a graph's float32 rounds elsewhere than torch's, and one sample of an error is not its largest
+LARGEST = 5e-2  # beyond which a wrong graph might pass
 
 
 def allowance(tolerance: float, own_error: float) -> float:
-    """How far a graph may be from torch in float64, whose own float32 is `own_error` from it.
-
-    The tolerance, where torch keeps within it; beyond, a few of its errors more, as long as that still tells something.
-    """
-    return tolerance if own_error <= tolerance else max(tolerance, min(_LARGEST, tolerance + OWN_ERRORS * own_error))
+    """How far a graph may be from torch in float64, which torch in float32 misses by `own_error`."""
+    return max(tolerance, min(LARGEST, tolerance + OWN_ERRORS * own_error))
 
 
 def difference(value: torch.Tensor, reference: torch.Tensor) -> float:

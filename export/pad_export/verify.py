@@ -23,7 +23,7 @@ from pad_export.graph import element_type, torch_type
 from pad_export.plan import Plan
 from pad_export.reference import RowInput, RowModel, RowOutput, TrunkModel
 from pad_export.stored_weights import StoredWeights
-from pad_export.tolerance import OWN_ERRORS, TOLERANCE, allowance, difference
+from pad_export.tolerance import LARGEST, OWN_ERRORS, TOLERANCE, allowance, difference
 from pad_export.torch_model import unread_tensors
 from pad_export.trunk import Trunk
 from pad_runtime import contract
@@ -247,25 +247,21 @@ def _compare_in_float64(
     outputs: list[_Outputs],
     findings: Findings,
 ) -> tuple[Findings, str]:
-    """Judge again what torch in float32 may have got wrong itself, as it does under a very strong adapter.
+    """Judge again, by torch in float64, what torch in float32 may have got wrong itself under a very strong adapter.
 
     Returns:
-        What a comparison with float64 finds, and the words that say so; the findings as they are, where torch's float32
-        is within the tolerance of its float64.
+        What is found, and the words that say by what tolerance.
     """
     with Float64Arithmetic():
         exact = _forward(plan, runs, stored, dtype)
     own = _own_errors(runs, outputs, exact)
-    large = {key: value for key, value in own.items() if value > findings.tolerance[key]}
-    if not large:
-        return findings, ""
-    again = Findings({key: allowance(limit, own[key]) for key, limit in findings.tolerance.items()})
-    _compare(plan, runs, exact, again)
-    where = ", ".join(
-        f"{value:.1e} ({kind} of {'reward' if of_reward else 'base'} rows)"
-        for (kind, of_reward), value in large.items()
+    again = Findings(
+        {key: allowance(limit, own[key]) for key, limit in findings.tolerance.items()}, own_error=max(own.values())
     )
-    return again, f", and {OWN_ERRORS} times by what torch's own float32 differs from its float64, {where}"
+    _compare(plan, runs, exact, again)
+    of_rows = {key: f"{own[key]:.1e} ({key[0]} of {'reward' if key[1] else 'base'} rows)" for key in _COMPARED}
+    where = ", ".join(text for key, text in of_rows.items() if own[key] > findings.tolerance[key] / OWN_ERRORS)
+    return again, f" beside {OWN_ERRORS} times the error of torch's own float32, {where}, {LARGEST:.0e} at most"
 
 
 def _own_errors(runs: list[_Run], outputs: list[_Outputs], exact: list[_Outputs]) -> dict[tuple[Number, bool], float]:
@@ -346,6 +342,6 @@ def _compare_caches(run: _Run, output: _Outputs, trunks: Sequence[Trunk], label:
                 at = read.rows[row] if layer < trunks[trunk].prompt_layers else row
                 kept_ours = ours[at, :, first : first + theirs.shape[1]]
                 place = Place(trunks[trunk].name, layer, name, of_reward=rows[index].persrm is not None)
-                findings.compare(
-                    "KV", kept_ours, theirs, f"{label}, trunk {trunk}, layer {layer}: cached {name}", place
+                findings.compare_cached(
+                    kept_ours, theirs, f"{label}, trunk {trunk}, layer {layer}: cached {name}", place
                 )
