@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from pad_export.checkpoint import Checkpoint, canonical_name, is_bare_name
+from pad_export.file_patterns import SECONDS, match_all
 from pad_export.json_file import is_text, read_object
 from pad_export.model_class import check_task, foreign_hint, is_language_module
 from pad_export.safetensors_file import read_safetensors
@@ -125,19 +126,23 @@ class LoraAdapter:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """How PEFT derives each module's rank and scale from a LoraConfig."""
+    """How PEFT derives each module's rank and scale from a LoraConfig.
+
+    Attributes:
+        rank, alpha: of the modules that no pattern matches.
+        ranks, alphas: of the others, named as PEFT saw them.
+        stabilised: whether alpha is over the rank's square root.
+    """
 
     rank: int
     alpha: float
-    ranks: dict[re.Pattern[str], int]
-    alphas: dict[re.Pattern[str], float]
+    ranks: dict[str, int]
+    alphas: dict[str, float]
     stabilised: bool
 
     def of(self, module: str) -> tuple[int, float]:
         """Return rank and scale of a module, named as PEFT saw it."""
-        # As in PEFT, the first pattern that matches whole trailing components of the name decides.
-        rank = next((value for pattern, value in self.ranks.items() if pattern.match(module)), self.rank)
-        alpha = next((value for pattern, value in self.alphas.items() if pattern.match(module)), self.alpha)
+        rank, alpha = self.ranks.get(module, self.rank), self.alphas.get(module, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.stabilised else rank)
 
 
@@ -154,8 +159,9 @@ def read_adapter(folder: Path) -> LoraAdapter:
         raise AdapterError(f"{folder}: base_model_name_or_path is {base_name!r}", expected="a name or path")
     check_task(folder, config)
     _refuse_unsupported(folder, config)
-    scaling = _read_scaling(folder, config)
     pairs = _pair(folder, _read_tensors(folder))
+    _try_targets(folder, config, list(pairs))
+    scaling = _read_scaling(folder, config, list(pairs))
     delta = {canonical_name(module): _scale(folder, module, factors, scaling) for module, factors in pairs.items()}
     if len(delta) < len(pairs):
         raise AdapterError(f"{folder} adapts a module under two names", expected="one", hint="save it again")
@@ -228,29 +234,55 @@ def _saved_hint(saved: Any) -> str:
     return foreign_hint(foreign[0]) if foreign else _MERGE
 
 
-def _read_scaling(folder: Path, config: dict[str, Any]) -> _Scaling:
+def _read_scaling(folder: Path, config: dict[str, Any], modules: list[str]) -> _Scaling:
     stabilised = config.get("use_rslora") or False
     if not isinstance(stabilised, bool):
         raise AdapterError(f"{folder}: use_rslora is {stabilised!r}", expected="true or false")
-    ranks = _read_patterns(folder, config, "rank_pattern")
-    alphas = _read_patterns(folder, config, "alpha_pattern")
+    ranks = _read_patterns(folder, config, "rank_pattern", modules)
+    alphas = _read_patterns(folder, config, "alpha_pattern", modules)
     return _Scaling(
         rank=_rank(folder, "r", config.get("r", 8)),
         alpha=_alpha(folder, "lora_alpha", config.get("lora_alpha", 8)),
-        ranks={pattern: _rank(folder, "rank_pattern", value) for pattern, value in ranks.items()},
-        alphas={pattern: _alpha(folder, "alpha_pattern", value) for pattern, value in alphas.items()},
+        ranks={module: _rank(folder, "rank_pattern", value) for module, value in ranks.items()},
+        alphas={module: _alpha(folder, "alpha_pattern", value) for module, value in alphas.items()},
         stabilised=stabilised,
     )
 
 
-def _read_patterns(folder: Path, config: dict[str, Any], key: str) -> dict[re.Pattern[str], Any]:
+def _read_patterns(folder: Path, config: dict[str, Any], key: str, modules: list[str]) -> dict[str, Any]:
+    """What a pattern gives each module that one matches."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
         raise AdapterError(f"{folder}: {key} is {patterns!r}", expected="an object from module patterns to numbers")
+    # As in PEFT, the first pattern that matches whole trailing components of the name decides.
+    matches = _match(folder, key, [rf"(.*\.)?({pattern})$" for pattern in patterns], modules)
+    found: dict[str, Any] = {}
+    for value, row in zip(patterns.values(), matches, strict=True):
+        for module, is_match in zip(modules, row, strict=True):
+            if is_match:
+                found.setdefault(module, value)
+    return found
+
+
+def _try_targets(folder: Path, config: dict[str, Any], modules: list[str]) -> None:
+    """Try the patterns that say where LoRA went: the tensors tell it too, but PEFT matches them when it verifies."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = config.get(key)
+        several = value if key == "layers_pattern" and isinstance(value, list) else [value]
+        _match(folder, key, [rf"(.*?\.)?({pattern})$" for pattern in several if isinstance(pattern, str)], modules)
+
+
+def _match(folder: Path, key: str, patterns: list[str], modules: list[str]) -> list[list[bool]]:
     try:
-        return {re.compile(rf"(.*\.)?({pattern})$"): value for pattern, value in patterns.items()}
+        return match_all(patterns, modules)
     except (re.error, OverflowError, RecursionError) as error:
         raise AdapterError(f"{folder}: {key} has a pattern that is no regular expression ({error})") from error
+    except TimeoutError:
+        raise AdapterError(
+            f"{folder}: {key} has a pattern that cannot be matched within {SECONDS:g} s",
+            expected="a regular expression without repeats of repeats",
+            hint="write the modules' names instead",
+        ) from None
 
 
 def _rank(folder: Path, key: str, value: Any) -> int:
