@@ -33,6 +33,7 @@ def match_all(patterns: Sequence[str], names: Sequence[str]) -> list[list[bool]]
             capture_output=True,
             text=True,
             timeout=SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise TimeoutError from None
