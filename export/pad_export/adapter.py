@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pad_runtime.errors import AdapterError
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
+_LONGEST_NAME = 1000
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 _MERGE = (
     "merge it with PEFT's merge_and_unload() into the very weights that it was trained on, save the model, "
@@ -155,8 +157,8 @@ def read_adapter(folder: Path) -> LoraAdapter:
     """
     config = _read_config(folder)
     base_name = config.get("base_model_name_or_path") or ""
-    if not is_text(base_name):
-        raise AdapterError(f"{folder}: base_model_name_or_path is {base_name!r}", expected="a name or path")
+    if not is_text(base_name) or len(base_name) > _LONGEST_NAME:
+        raise AdapterError(f"{folder}: base_model_name_or_path is {reprlib.repr(base_name)}", expected="a name or path")
     check_task(folder, config)
     _refuse_unsupported(folder, config)
     pairs = _pair(folder, _read_tensors(folder))
