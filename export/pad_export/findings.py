@@ -118,14 +118,16 @@ class Findings:
         )
 
     def _first_layer(self) -> str:
-        places = {failure.place: failure for failure in self.failures if failure.place is not None}
-        first = min(places, key=lambda place: (place.trunk, place.layer))
-        here = [place for place in places if (place.trunk, place.layer) == (first.trunk, first.layer)]
-        of_layer = {place.what for place in here}
-        what = "keys and values" if len(of_layer) > 1 else f"{of_layer.pop()} alone"
-        rows = "in reward rows alone" if all(place.of_reward for place in here) else "in the base's rows too"
-        order = ", the same numbers in another order" if all(places[place].permuted for place in here) else ""
+        cached = [(failure.place, failure.permuted) for failure in self.failures if failure.place is not None]
+        trunk, layer = min((place.trunk, place.layer) for place, _ in cached)
+        here = [(place, permuted) for place, permuted in cached if (place.trunk, place.layer) == (trunk, layer)]
+        # Rows of the base first: an adapter adds its own to what would be torch's numbers in another order.
+        shown = [(place, permuted) for place, permuted in here if not place.of_reward] or here
+        kinds = {place.what for place, _ in shown}
+        what = "keys and values" if len(kinds) > 1 else f"{kinds.pop()} alone"
+        rows = "in reward rows alone" if all(place.of_reward for place, _ in here) else "in the base's rows too"
+        order = ", the same numbers in another order" if all(permuted for _, permuted in shown) else ""
         return (
-            f"other weights, or another layout of them: trunk {first.trunk} differs from layer {first.layer} on, "
+            f"other weights, or another layout of them: trunk {trunk} differs from layer {layer} on, "
             f"first in {what}, {rows}{order}"
         )
