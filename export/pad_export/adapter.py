@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pad_export.checkpoint import Checkpoint, canonical_name
-from pad_export.json_file import read_object
+from pad_export.checkpoint import Checkpoint, canonical_name, is_bare_name
+from pad_export.file_patterns import SECONDS, match_all
+from pad_export.json_file import is_text, read_object
+from pad_export.model_class import check_task, foreign_hint, is_language_module
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
+_LONGEST_NAME = 1000
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
-_MERGE = "merge it with PEFT's merge_and_unload(), save the model, and give that folder as the PersRM"
+_MERGE = (
+    "merge it with PEFT's merge_and_unload() into the very weights that it was trained on, save the model, "
+    "and give that folder as the PersRM"
+)
 _CONVERT = "convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)"
 
 # What each key of a LoraConfig would add to W + scale * B A. Empty or false, it adds nothing.
@@ -110,28 +117,34 @@ class LoraAdapter:
         path: its folder.
         base_name: the base it was trained on, as its author named it; "" if unnamed.
         delta: the change of each module, by Hugging Face name (`model.layers.0.self_attn.q_proj`).
+        is_bare: whether it was on a decoder alone (AutoModel), whose modules are named without `model.`.
     """
 
     path: Path
     base_name: str
     delta: dict[str, LowRank]
+    is_bare: bool = False
 
 
 @dataclass(frozen=True)
 class _Scaling:
-    """How PEFT derives each module's rank and scale from a LoraConfig."""
+    """How PEFT derives each module's rank and scale from a LoraConfig.
+
+    Attributes:
+        rank, alpha: of the modules that no pattern matches.
+        ranks, alphas: of the others, named as PEFT saw them.
+        stabilised: whether alpha is over the rank's square root.
+    """
 
     rank: int
     alpha: float
-    ranks: dict[re.Pattern[str], int]
-    alphas: dict[re.Pattern[str], float]
+    ranks: dict[str, int]
+    alphas: dict[str, float]
     stabilised: bool
 
     def of(self, module: str) -> tuple[int, float]:
         """Return rank and scale of a module, named as PEFT saw it."""
-        # As in PEFT, the first pattern that matches whole trailing components of the name decides.
-        rank = next((value for pattern, value in self.ranks.items() if pattern.match(module)), self.rank)
-        alpha = next((value for pattern, value in self.alphas.items() if pattern.match(module)), self.alpha)
+        rank, alpha = self.ranks.get(module, self.rank), self.alphas.get(module, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.stabilised else rank)
 
 
@@ -144,15 +157,17 @@ def read_adapter(folder: Path) -> LoraAdapter:
     """
     config = _read_config(folder)
     base_name = config.get("base_model_name_or_path") or ""
-    if not isinstance(base_name, str):
-        raise AdapterError(f"{folder}: base_model_name_or_path is {base_name!r}", expected="a name or path")
+    if not is_text(base_name) or len(base_name) > _LONGEST_NAME:
+        raise AdapterError(f"{folder}: base_model_name_or_path is {reprlib.repr(base_name)}", expected="a name or path")
+    check_task(folder, config)
     _refuse_unsupported(folder, config)
-    scaling = _read_scaling(folder, config)
-    delta = {
-        canonical_name(module): _scale(folder, module, factors, scaling)
-        for module, factors in _pair(folder, _read_tensors(folder)).items()
-    }
-    return LoraAdapter(folder, base_name, delta)
+    pairs = _pair(folder, _read_tensors(folder))
+    _try_targets(folder, config, list(pairs))
+    scaling = _read_scaling(folder, config, list(pairs))
+    delta = {canonical_name(module): _scale(folder, module, factors, scaling) for module, factors in pairs.items()}
+    if len(delta) < len(pairs):
+        raise AdapterError(f"{folder} adapts a module under two names", expected="one", hint="save it again")
+    return LoraAdapter(folder, base_name, delta, is_bare=any(map(is_bare_name, pairs)))
 
 
 def check_fits(adapter: LoraAdapter, checkpoint: Checkpoint) -> None:
@@ -192,7 +207,8 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
         )
     for key, meaning in _UNSUPPORTED.items():
         if config.get(key):
-            raise AdapterError(f"{folder} uses {meaning} ({key})", expected="plain LoRA", hint=_MERGE)
+            hint = _saved_hint(config[key]) if key == "modules_to_save" else _MERGE
+            raise AdapterError(f"{folder} uses {meaning} ({key})", expected="plain LoRA", hint=hint)
     if config.get("bias") not in (None, "none"):
         raise AdapterError(f"{folder} trained biases (bias = {config['bias']!r})", expected="'none'", hint=_MERGE)
     init = str(config.get("init_lora_weights", True)).lower()
@@ -213,29 +229,62 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
             raise AdapterError(f"{folder} has the unknown option {key}", expected="plain LoRA", hint=_MERGE)
 
 
-def _read_scaling(folder: Path, config: dict[str, Any]) -> _Scaling:
+def _saved_hint(saved: Any) -> str:
+    """What to do about modules that were trained whole: a merge keeps those of a language model and loses any other."""
+    names = saved if isinstance(saved, list) else [saved]
+    foreign = [str(name) for name in names if not is_language_module(str(name))]
+    return foreign_hint(foreign[0]) if foreign else _MERGE
+
+
+def _read_scaling(folder: Path, config: dict[str, Any], modules: list[str]) -> _Scaling:
     stabilised = config.get("use_rslora") or False
     if not isinstance(stabilised, bool):
         raise AdapterError(f"{folder}: use_rslora is {stabilised!r}", expected="true or false")
-    ranks = _read_patterns(folder, config, "rank_pattern")
-    alphas = _read_patterns(folder, config, "alpha_pattern")
+    ranks = _read_patterns(folder, config, "rank_pattern", modules)
+    alphas = _read_patterns(folder, config, "alpha_pattern", modules)
     return _Scaling(
         rank=_rank(folder, "r", config.get("r", 8)),
         alpha=_alpha(folder, "lora_alpha", config.get("lora_alpha", 8)),
-        ranks={pattern: _rank(folder, "rank_pattern", value) for pattern, value in ranks.items()},
-        alphas={pattern: _alpha(folder, "alpha_pattern", value) for pattern, value in alphas.items()},
+        ranks={module: _rank(folder, "rank_pattern", value) for module, value in ranks.items()},
+        alphas={module: _alpha(folder, "alpha_pattern", value) for module, value in alphas.items()},
         stabilised=stabilised,
     )
 
 
-def _read_patterns(folder: Path, config: dict[str, Any], key: str) -> dict[re.Pattern[str], Any]:
+def _read_patterns(folder: Path, config: dict[str, Any], key: str, modules: list[str]) -> dict[str, Any]:
+    """What a pattern gives each module that one matches."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
         raise AdapterError(f"{folder}: {key} is {patterns!r}", expected="an object from module patterns to numbers")
+    # As in PEFT, the first pattern that matches whole trailing components of the name decides.
+    matches = _match(folder, key, [rf"(.*\.)?({pattern})$" for pattern in patterns], modules)
+    found: dict[str, Any] = {}
+    for value, row in zip(patterns.values(), matches, strict=True):
+        for module, is_match in zip(modules, row, strict=True):
+            if is_match:
+                found.setdefault(module, value)
+    return found
+
+
+def _try_targets(folder: Path, config: dict[str, Any], modules: list[str]) -> None:
+    """Try the patterns that say where LoRA went: the tensors tell it too, but PEFT matches them when it verifies."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        value = config.get(key)
+        several = value if key == "layers_pattern" and isinstance(value, list) else [value]
+        _match(folder, key, [rf"(.*?\.)?({pattern})$" for pattern in several if isinstance(pattern, str)], modules)
+
+
+def _match(folder: Path, key: str, patterns: list[str], modules: list[str]) -> list[list[bool]]:
     try:
-        return {re.compile(rf"(.*\.)?({pattern})$"): value for pattern, value in patterns.items()}
+        return match_all(patterns, modules)
     except (re.error, OverflowError, RecursionError) as error:
         raise AdapterError(f"{folder}: {key} has a pattern that is no regular expression ({error})") from error
+    except TimeoutError:
+        raise AdapterError(
+            f"{folder}: {key} has a pattern that cannot be matched within {SECONDS:g} s",
+            expected="a regular expression without repeats of repeats",
+            hint="write the modules' names instead",
+        ) from None
 
 
 def _rank(folder: Path, key: str, value: Any) -> int:
@@ -276,11 +325,21 @@ def _pair(folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str,
         match = _KEY.fullmatch(key)
         if match is None:
             kind = next((kind for part, kind in _FOREIGN_TENSORS.items() if part in key), "a tensor that is not LoRA's")
-            raise AdapterError(f"{folder} holds {kind}, {key}", expected="plain LoRA", hint=_MERGE)
+            hint = _MERGE if any(map(is_language_module, key.split("."))) else foreign_hint(key)
+            raise AdapterError(f"{folder} holds {kind}, {key}", expected="plain LoRA", hint=hint)
         module = match["module"]
+        if not is_language_module(module):
+            raise AdapterError(
+                f"{folder} adapts {module}", expected="LoRA on the decoder's layers", hint=foreign_hint(module)
+            )
         if module.endswith(("lm_head", "embed_tokens")):
             raise AdapterError(f"{folder} adapts {module}", expected="LoRA on the decoder's layers", hint=_MERGE)
-        modules.setdefault(module, {})[match["factor"]] = tensor
+        factors = modules.setdefault(module, {})
+        if match["factor"] in factors:
+            raise AdapterError(
+                f"{folder} holds {key} twice", expected="one tensor for each factor", hint="save it again"
+            )
+        factors[match["factor"]] = tensor
     if not modules:
         raise AdapterError(f"{folder} adapts no module", expected="at least one LoRA pair", hint="save it again")
     return modules

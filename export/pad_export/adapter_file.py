@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from pad_export.adapter import LoraAdapter
 from pad_export.graph import torch_type
 from pad_export.persrm.persrm import FeatureHead
-from pad_export.trunk import SITE_MODULES, Trunk
+from pad_export.spec import SITE_MODULES
+from pad_export.trunk import Trunk
 from pad_runtime import contract
 
 

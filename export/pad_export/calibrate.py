@@ -19,8 +19,9 @@ import torch
 from pad_export.blocks import Blocks, quantise_for
 from pad_export.checkpoint import Checkpoint
 from pad_export.matrix import Storage
+from pad_export.spec import SITE_MODULES
 from pad_export.torch_model import load_model
-from pad_export.trunk import LM_HEAD, SITE_MODULES, Trunk, head_bits, head_parameter, linear_weight, stored_blocks
+from pad_export.trunk import LM_HEAD, Trunk, head_bits, head_parameter, linear_weight, stored_blocks
 
 _SEQUENCE = 256  # tokens read at once
 _MAX_TOKENS = 16384

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +20,21 @@ from pad_export.checkpoint_tokenizer import (
 )
 from pad_export.gguf_file import GgufWeights, open_gguf
 from pad_export.json_file import read_object
+from pad_export.model_class import check_architectures, foreign_hint, is_language_module
 from pad_export.safetensors_file import open_safetensors
+from pad_export.spec import FAMILIES, is_used
 from pad_runtime.errors import CheckpointError
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
 _BARE_MODULES = ("embed_tokens.", "layers.", "norm.")
+# Stored tensors that nothing needs to read, by their names in the text model.
+_LEFTOVERS = (
+    # Rotary frequencies, which follow from the configuration: Llama 1 and 2 and their descendants store them by layer.
+    re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
+)
+# In a multimodal checkpoint, what reads images or sound: prompts here are text.
+_TOWERS = (re.compile(r"(model\.)?(vision_tower|audio_tower|multi_modal_projector|image_newline)(\..+)?"),)
 _TEXT_PREFIXES = (
     ("model.language_model.", "model."),
     ("language_model.model.", "model."),
@@ -56,22 +66,32 @@ class Checkpoint:
         model_type: its `model_type`, such as "llama".
         names: Hugging Face names of the tensors; each begins with `model.` or is `lm_head.weight`.
         nbytes: size of the weights on disk, in bytes.
+        called: what it calls itself: GGUF metadata, or config.json's `_name_or_path`; its path aside.
     """
 
-    def __init__(self, path: Path, config: PretrainedConfig, weights: Weights, *, stored_eos: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: PretrainedConfig,
+        weights: Weights,
+        *,
+        stored_eos: tuple[int, ...],
+        called: tuple[str, ...] = (),
+    ) -> None:
         self.path = path
+        self.called = called
         self.config = config
         self.model_type: str = config.model_type
         self.nbytes = weights.nbytes
         self._weights = weights
         self._stored_eos = stored_eos
-        self._stored_names = _canonical_names(path, weights)
+        self._stored_names = _account(path, config, weights)
         self.names = frozenset(self._stored_names)
         if _LM_HEAD not in self.names and not config.tie_word_embeddings:
             raise CheckpointError(
                 f"{path} has no {_LM_HEAD}, and its embeddings are not tied",
-                expected="a causal language model",
-                hint="save it from AutoModelForCausalLM",
+                expected="a causal language model, with the lm_head it was trained with",
+                hint="give the causal language model that it was taken from: loaded as one, it has a random lm_head",
             )
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -162,34 +182,66 @@ def canonical_name(name: str) -> str:
     for prefix, plain in _TEXT_PREFIXES:
         if name.startswith(prefix):
             return plain + name.removeprefix(prefix)
-    return f"model.{name}" if name.startswith(_BARE_MODULES) else name
+    return f"model.{name}" if is_bare_name(name) else name
 
 
-def _canonical_names(path: Path, weights: Weights) -> dict[str, str]:
-    """Return the stored name of each tensor of the text model; those of other towers are left out."""
-    multimodal = any("language_model." in name for name in weights.shapes)
-    stored: dict[str, str] = {}
-    for name in weights.shapes:
-        canonical = canonical_name(name)
-        if canonical == "lm_head.bias":
-            raise CheckpointError(f"{path} has lm_head.bias", expected="an output projection without bias")
-        if canonical.startswith("v_head."):
-            raise CheckpointError(
-                f"{path} keeps the value head tensor {name} among its model weights",
-                expected="the head in a file of its own",
-                hint="save the v_head.* tensors as value_head.safetensors and the others as model.safetensors",
-            )
-        other_tower = multimodal and canonical == name and name != _LM_HEAD
-        # Old Llama checkpoints store the rotary frequencies, which follow from the configuration.
-        if other_tower or canonical.endswith("rotary_emb.inv_freq"):
-            continue
-        if canonical == _LM_HEAD or canonical.startswith("model."):
-            stored[canonical] = name
+def is_bare_name(name: str) -> bool:
+    """Whether a tensor or module is named as in a decoder without lm_head (transformers' AutoModel)."""
+    return name.startswith(_BARE_MODULES)
+
+
+def _account(path: Path, config: PretrainedConfig, weights: Weights) -> dict[str, str]:
+    """Return the stored name of each tensor of the text model; every other must be a known leftover.
+
+    Raises:
+        CheckpointError: names a tensor that is neither, or says that there is no decoder here.
+    """
+    if any(map(is_bare_name, weights.shapes)):
+        raise CheckpointError(
+            f"{path} holds a decoder alone, as AutoModel saves it",
+            expected="a causal language model",
+            hint="give the causal language model that it was taken from",
+        )
+    stored = {canonical_name(name): name for name in weights.shapes}
+    twice = sorted(weights.shapes.keys() - set(stored.values()))
+    if twice:
+        raise CheckpointError(
+            f"{path} holds {twice[0]} and {stored[canonical_name(twice[0])]}",
+            expected="one of them: to a text model they are the same",
+            hint="download the checkpoint again",
+        )
     if _EMBEDDINGS not in stored:
         raise CheckpointError(
             f"{path} has no {_EMBEDDINGS}", expected="a decoder of the Llama family", hint="choose another checkpoint"
         )
+    if config.model_type in FAMILIES:  # another is refused once its spec is read
+        leftovers = _LEFTOVERS + (_TOWERS if any("language_model." in name for name in stored.values()) else ())
+        used = {canonical: name for canonical, name in stored.items() if is_used(canonical, config)}
+        unknown = [
+            name
+            for canonical, name in stored.items()
+            if canonical not in used and not any(leftover.fullmatch(canonical) for leftover in leftovers)
+        ]
+        if unknown:
+            raise _unused(path, config, unknown, weights)
+        return used
     return stored
+
+
+def _unused(path: Path, config: PretrainedConfig, names: list[str], weights: Weights) -> CheckpointError:
+    name, module = names[0], names[0].rpartition(".")[0]
+    hint = foreign_hint(module)
+    if is_language_module(module):
+        hint = "download the checkpoint again, with the configuration it was published with"
+    elif name.startswith("v_head.") and weights.shapes[name][:1] != (1,):
+        hint = "save the v_head.* tensors as value_head.safetensors and the others as model.safetensors"
+    return CheckpointError(
+        f"{path} holds {name}"
+        + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
+        + " that nothing reads",
+        expected=f"the tensors of a {config.model_type} model of {config.num_hidden_layers} layers with its lm_head",
+        hint=hint,
+    )
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -202,6 +254,7 @@ def _open_folder(folder: Path) -> Checkpoint:
             hint = "give the folder that the model was saved to"
         raise CheckpointError(f"{folder} has no config.json", expected="a Hugging Face model folder", hint=hint)
     raw = read_object(folder / "config.json", CheckpointError, hint="download it again")
+    check_architectures(folder, raw)
     text = raw.get("text_config")
     nested = text if isinstance(text, dict) else {}
     if raw.get("quantization_config") or nested.get("quantization_config"):
@@ -225,7 +278,14 @@ def _open_folder(folder: Path) -> Checkpoint:
         *_token_ids(raw.get("eos_token_id", nested.get("eos_token_id"))),
         *_token_ids(generation.get("eos_token_id")),
     ]
-    return Checkpoint(folder, config, weights, stored_eos=tuple(eos))
+    called = raw.get("_name_or_path")
+    return Checkpoint(
+        folder,
+        config,
+        weights,
+        stored_eos=tuple(eos),
+        called=(called,) if isinstance(called, str) and called else (),
+    )
 
 
 def _open_gguf(path: Path) -> Checkpoint:
@@ -236,7 +296,7 @@ def _open_gguf(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"the metadata of {path} is not that of a {weights.architecture} model ({error})", hint="download it again"
         ) from error
-    return Checkpoint(path, config, weights, stored_eos=weights.eos_token_ids)
+    return Checkpoint(path, config, weights, stored_eos=weights.eos_token_ids, called=weights.names)
 
 
 def _load_config(folder: Path) -> Any:

@@ -18,9 +18,10 @@ from pad_export.engines import add_engines
 from pad_export.graph import Graph
 from pad_export.matrix import Storage, choose_storage
 from pad_export.plan import Plan, make_plan
+from pad_export.spec import SITE_MODULES
 from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
-from pad_export.trunk import SITE_MODULES, Trunk, write_weights
+from pad_export.trunk import Trunk, write_weights
 from pad_export.verify import verify_bundle
 from pad_export.weights import WeightsFile
 from pad_runtime import contract

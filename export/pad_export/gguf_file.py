@@ -14,6 +14,7 @@ import torch
 
 from pad_export.blocks import BLOCK, Blocks
 from pad_export.gguf_vocabulary import GgufVocabulary, read_vocabulary
+from pad_export.model_class import foreign_hint
 from pad_runtime.errors import CheckpointError
 
 ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
@@ -78,6 +79,7 @@ class GgufWeights:
         config: the model's configuration, as keywords of the architecture's transformers class.
         vocabulary: the tokenizer's data.
         eos_token_ids: end-of-sequence, end-of-turn and end-of-message ids, as far as given.
+        names: what the file calls its model.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class GgufWeights:
     config: dict[str, Any]
     vocabulary: GgufVocabulary
     eos_token_ids: tuple[int, ...]
+    names: tuple[str, ...]
     _blocks: dict[str, _Block]
 
     def read(self, name: str) -> torch.Tensor:
@@ -117,6 +120,13 @@ def open_gguf(path: Path) -> GgufWeights:
     """
     reader = _open(path)
     metadata = {name: _scalar(field) for name, field in reader.fields.items()}
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        raise CheckpointError(
+            f"{path} has the general.type {kind!r}",
+            expected="'model'",
+            hint="give the model's own file; of a LoRA, PEFT's",
+        )
     architecture = metadata.get("general.architecture")
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
@@ -142,8 +152,16 @@ def open_gguf(path: Path) -> GgufWeights:
             for key in (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
             if isinstance(metadata.get(key), int)
         ),
+        names=_names(metadata),
         _blocks=blocks,
     )
+
+
+def _names(metadata: dict[str, Any]) -> tuple[str, ...]:
+    """general.name, and what llama.cpp's naming convention makes of the parts: base name, size, fine-tune, version."""
+    parts = [metadata.get(f"general.{key}") for key in ("basename", "size_label", "finetune", "version")]
+    joined = "-".join(part for part in parts if isinstance(part, str) and part)
+    return tuple(name for name in (metadata.get("general.name"), joined) if isinstance(name, str) and name)
 
 
 def _open(path: Path) -> Any:
@@ -176,6 +194,8 @@ def _harmless(architecture: str, metadata: dict[str, Any]) -> dict[str, tuple[An
         f"{architecture}.rope.scale_linear": (None, 1.0),
         f"{architecture}.attention.sliding_window": (None, 0, metadata.get(f"{architecture}.context_length")),
         f"{architecture}.expert_count": (None, 0),
+        f"{architecture}.attention.causal": (None, True),
+        f"{architecture}.pooling_type": (None, 0),  # others: embedding models and rankers
     }
 
 
@@ -189,7 +209,9 @@ def _find_blocks(path: Path, reader: Any, architecture: str, metadata: dict[str,
         stem, _, suffix = tensor.name.rpartition(".")
         if tensor.name != _ROPE_FACTORS and (stem not in names or suffix not in {"weight", "bias"}):
             raise CheckpointError(
-                f"{path} has the tensor {tensor.name}", expected=f"those of a plain {architecture} model", hint=_UNCLEAR
+                f"{path} has the tensor {tensor.name}",
+                expected=f"those of a plain {architecture} model",
+                hint=foreign_hint(stem) if stem.startswith("cls") else _UNCLEAR,
             )
         module = names.get(stem, "")
         heads = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pad_runtime.errors import PadError
 
@@ -22,3 +22,8 @@ def read_object(path: Path, error: type[PadError], *, hint: str) -> dict[str, An
     if not isinstance(value, dict):
         raise error(f"{path} holds no JSON object", hint=hint)
     return value
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is text that can be written again; JSON can hold half a character (a lone surrogate)."""
+    return isinstance(value, str) and value.encode("utf-8", "ignore") == value.encode("utf-8", "surrogatepass")

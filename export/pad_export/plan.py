@@ -9,9 +9,11 @@ from typing import Literal
 
 from pad_export.adapter import LoraAdapter, check_fits
 from pad_export.checkpoint import Checkpoint, open_checkpoint
+from pad_export.checkpoint_tokenizer import has_tokenizer, load_folder_tokenizer
+from pad_export.model_name import is_model_name, path_names, same_name
 from pad_export.persrm.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
-from pad_export.spec import DecoderSpec, read_spec
-from pad_export.trunk import SITE_MODULES, Trunk
+from pad_export.spec import SITE_MODULES, DecoderSpec, read_spec
+from pad_export.trunk import Trunk
 from pad_runtime import contract
 from pad_runtime.errors import AdapterError, CheckpointError, OptionError, TokenizerMismatchError
 from pad_runtime.manifest import PersRMInfo, Reference, Topology
@@ -78,7 +80,8 @@ def make_plan(
     if topology == "shared":
         raise OptionError(f"topology shared with --backbone {backbone}", expected="the base itself as the backbone")
     checkpoint = open_checkpoint(backbone_path or base)
-    notes = _template_notes(base_checkpoint, checkpoint)
+    notes = _same_base_notes(checkpoint, sources) if backbone_path is None else ()
+    notes += _template_notes(base_checkpoint, checkpoint)
     return replace(_adapter_pair(base_trunk, sources, reference, checkpoint), notes=notes)
 
 
@@ -228,18 +231,21 @@ def _check_vocabulary(base: Trunk, other: Checkpoint) -> None:
             hint="candidates are compared by token id, so train the PersRM on a model with that tokenizer",
         )
     if other.config.vocab_size < base.spec.vocab_size:
+        named = max(ours.values(), default=-1) >= other.config.vocab_size  # new rows would be random ones
         raise CheckpointError(
             f"{other.path} has {other.config.vocab_size} rows in its head",
             expected=f"at least the base's {base.spec.vocab_size}",
-            hint="resize its embeddings with resize_token_embeddings",
+            hint="give one that has a row for every token"
+            if named
+            else "resize its embeddings with resize_token_embeddings: the rows that it lacks are of no token",
         )
 
 
 def _find_backbone(base: Checkpoint, sources: tuple[PersRM, ...], topology: str, backbone: Path | None) -> Path | None:
     """Where the adapters' backbone is: None for the base itself.
 
-    An adapter names its base and does not hold it. A name that is a folder here is that folder; a hub name is the given
-    base when its last part is the base's folder name; anything else is for the user to say.
+    An adapter names its base and does not hold it. A name that is a folder here is that folder; any other is the given
+    base where that is called so (`_is_called`); an adapter that names nothing is of the given base, if it fits it.
     """
     if backbone is not None:
         return None if _same_file(backbone, base.path) else backbone
@@ -252,29 +258,58 @@ def _find_backbone(base: Checkpoint, sources: tuple[PersRM, ...], topology: str,
 
 
 def _resolve(source: PersRM, base: Checkpoint) -> Path | None:
-    name = _adapter(source).base_name
-    if name and Path(name).exists():
-        return None if _same_file(Path(name), base.path) else Path(name)
-    own_names = {
-        base.path.name,
-        base.path.stem,
-        base.path.resolve().name,
-        str(getattr(base.config, "_name_or_path", "")),
-    }
-    if name and name.rstrip("/").split("/")[-1].lower() in {own.split("/")[-1].lower() for own in own_names}:
+    adapter = _adapter(source)
+    if not adapter.base_name:
+        _check_own_tokenizer(adapter, base)
+        return None
+    if _exists(adapter.base_name):
+        return None if _same_file(Path(adapter.base_name), base.path) else Path(adapter.base_name)
+    if _is_called(base, adapter.base_name):
         return None
     raise AdapterError(
-        f"{_adapter(source).path} " + (f"was trained on '{name}'" if name else "does not say what it was trained on"),
+        f"{adapter.path} was trained on '{adapter.base_name}', and {base.path} is not called so{_called(base)}",
         expected=f"the base {base.path}",
         hint="pass --topology shared if that is the same model, or --backbone DIR with the one it was trained on",
     )
 
 
+def _is_called(base: Checkpoint, name: str) -> bool:
+    """Whether a checkpoint goes by a name: its path's or, where the path names no model, what it calls itself."""
+    own = path_names(base.path)
+    return same_name(name, own) or (not any(map(is_model_name, own)) and same_name(name, base.called))
+
+
+def _called(base: Checkpoint) -> str:
+    return f" (it calls itself '{base.called[0]}')" if base.called else ""
+
+
+def _check_own_tokenizer(adapter: LoraAdapter, base: Checkpoint) -> None:
+    """An adapter that does not name its base often brings a tokenizer: the base's, which may have got more tokens."""
+    if not has_tokenizer(adapter.path):
+        return
+    theirs = load_folder_tokenizer(adapter.path).vocabulary()
+    different = sum(theirs.get(token) != index for token, index in base.vocabulary().items())
+    if different:
+        raise AdapterError(
+            f"{adapter.path} does not say what it was trained on, and its tokenizer differs from that of {base.path} "
+            f"in {different} tokens",
+            expected=f"an adapter of {base.path}",
+            hint="give the base it was trained on",
+        )
+
+
 def _same_base_notes(base: Checkpoint, sources: tuple[PersRM, ...]) -> tuple[str, ...]:
     """An adapter holds no weights of its base: that the given base is the one it names is taken on trust."""
-    names = {_adapter(source).base_name or "an unnamed model" for source in sources}
-    elsewhere = sorted(name for name in names if not _same_file(Path(name), base.path))
-    return tuple(f"taking {base.path} for '{name}', which a PersRM was trained on" for name in elsewhere)
+    notes = []
+    for adapter in map(_adapter, sources):
+        name = adapter.base_name
+        if not name:
+            notes.append(f"{adapter.path} does not say what it was trained on; its modules and shapes fit {base.path}")
+        elif not _exists(name) or not _same_file(Path(name), base.path):
+            notes.append(f"taking {base.path}{_called(base)} for '{name}', which {adapter.path} was trained on")
+        if adapter.is_bare:
+            notes.append(f"{adapter.path} was on a decoder without lm_head; taking it for a LoRA of {base.path}")
+    return tuple(dict.fromkeys(notes))
 
 
 def _template_notes(base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
@@ -286,3 +321,11 @@ def _template_notes(base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
 
 def _same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.resolve() == other.resolve()
+
+
+def _exists(name: str) -> bool:
+    """Whether a name out of a file is a path here; one that no path can be (too long, a null character) is not."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False

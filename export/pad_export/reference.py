@@ -24,6 +24,7 @@ from pad_export.persrm.persrm import FeatureHead
 from pad_export.plan import Plan
 from pad_export.torch_model import load_model
 from pad_export.trunk import Trunk
+from pad_runtime.errors import AdapterError
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,14 @@ class TrunkModel:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers: nothing a user could mend
-            wrapped = PeftModel.from_pretrained(self._model, source.adapter.path)
+            try:
+                wrapped = PeftModel.from_pretrained(self._model, source.adapter.path)
+            except Exception as error:  # a configuration can hold anything that we need not read
+                raise AdapterError(
+                    f"PEFT cannot load {source.adapter.path} ({error})",
+                    expected="an adapter that PEFT can load",
+                    hint="save it again with PEFT",
+                ) from error
         with self._rounding.adapter(wrapped):
             yield RowModel(wrapped.get_base_model(), head)
         self._model = wrapped.unload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,18 @@ FAMILIES = {
 }
 _ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _GEMMAS = ("gemma", "gemma2", "gemma3_text")
+_QK_NORMED = ("qwen3", "gemma3_text")
+_POST_NORMED = ("gemma2", "gemma3_text")
+
+_LAYER = re.compile(r"model\.layers\.(?P<index>0|[1-9][0-9]{0,5})\.(?P<module>.+)")
+
+# site -> the checkpoint's linears that are packed into it, side by side
+SITE_MODULES = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
 
 
 @dataclass(frozen=True)
@@ -121,8 +134,8 @@ def read_spec(config: Any, *, tied: bool) -> DecoderSpec:
         activation=_ACTIVATIONS[activation],
         attention_scale=scalar**-0.5,
         embedding_scale=config.hidden_size**0.5 if gemma else 1.0,
-        qk_norm=family in ("qwen3", "gemma3_text"),
-        post_norms=family in ("gemma2", "gemma3_text"),
+        qk_norm=family in _QK_NORMED,
+        post_norms=family in _POST_NORMED,
         attention_softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
         logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         tied=tied,
@@ -130,6 +143,39 @@ def read_spec(config: Any, *, tied: bool) -> DecoderSpec:
         layers=layers,
         ropes=ropes,
     )
+
+
+def norm_modules(family: str) -> dict[str, str]:
+    """Norms of a layer: name in the graph -> name in the checkpoint."""
+    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    if family in _POST_NORMED:
+        norms = {
+            "attention_norm": "input_layernorm",
+            "attention_post_norm": "post_attention_layernorm",
+            "mlp_norm": "pre_feedforward_layernorm",
+            "mlp_post_norm": "post_feedforward_layernorm",
+        }
+    if family in _QK_NORMED:
+        norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
+    return norms
+
+
+def is_used(name: str, config: Any) -> bool:
+    """Whether a graph of this config can be built from a tensor of that name: its weight, or a linear's bias.
+
+    Args:
+        name: as a causal language model has it.
+        config: the text model's config.
+    """
+    module, _, kind = name.rpartition(".")
+    if module in ("model.embed_tokens", "model.norm", "lm_head"):
+        return kind == "weight"
+    layer = _LAYER.fullmatch(module)
+    if layer is None or int(layer["index"]) >= config.num_hidden_layers:
+        return False
+    if any(layer["module"] in modules for modules in SITE_MODULES.values()):
+        return kind in ("weight", "bias")
+    return layer["module"] in norm_modules(config.model_type).values() and kind == "weight"
 
 
 def _layers(config: Any, head_dim: int) -> tuple[tuple[LayerSpec, ...], tuple[Rope, ...]]:

@@ -10,7 +10,8 @@ import torch
 from onnx import external_data_helper, numpy_helper
 
 from pad_export.blocks import BLOCK
-from pad_export.trunk import SITE_MODULES, Trunk, head_weight
+from pad_export.spec import SITE_MODULES
+from pad_export.trunk import Trunk, head_weight
 
 
 class StoredWeights:

@@ -11,6 +11,13 @@ import torch
 
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-4}  # by what is not in blocks
 INT8_ARITHMETIC = 5e-2
+OWN_ERRORS = 4  # a graph's float32 rounds elsewhere than torch's, and one sample of an error is not its largest
+LARGEST = 5e-2  # beyond which a wrong graph might pass
+
+
+def allowance(tolerance: float, own_error: float) -> float:
+    """How far a graph may be from torch in float64, which torch in float32 misses by `own_error`."""
+    return max(tolerance, min(LARGEST, tolerance + OWN_ERRORS * own_error))
 
 
 def difference(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -8,14 +8,16 @@ scaling).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 from transformers.initialization import no_init_weights
+from transformers.utils import logging
 
 from pad_export.checkpoint import Checkpoint
 from pad_runtime.errors import CheckpointError
@@ -53,6 +55,36 @@ def load_model(
         if names:
             _stream(module, names, source)
     return model.eval()
+
+
+def unread_tensors(checkpoint: Checkpoint) -> list[str]:
+    """Stored tensors that transformers' own loading of a folder finds no place for; none of a GGUF file.
+
+    Nothing is read but names and shapes.
+    """
+    if checkpoint.path.is_file():
+        return []
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+    # A multimodal model whole, so that all of its towers have a place.
+    kind = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMultimodalLM
+    with _silent():  # transformers reports at length what is returned here
+        _, loading = kind.from_pretrained(
+            checkpoint.path, local_files_only=True, device_map="meta", output_loading_info=True
+        )
+    return sorted(loading["unexpected_keys"])
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 class _FolderSource:

@@ -15,18 +15,11 @@ from pad_export.checkpoint import Checkpoint
 from pad_export.dialect import Dialect, LayerCache, TrunkInputs
 from pad_export.graph import Graph, element_type, torch_type
 from pad_export.matrix import Storage, gather_rows, multiply, write_blocks
-from pad_export.spec import DecoderSpec
+from pad_export.spec import SITE_MODULES, DecoderSpec, norm_modules
 from pad_export.weights import WeightsFile
 from pad_runtime import contract
 
-# site -> the checkpoint's linears that are packed into it, side by side
 LM_HEAD = "lm_head"  # what a fitted lm_head is called beside fitted linears
-SITE_MODULES = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ def _tensors(
         yield f"{contract.ROPE}{i}.sin", sin
     for layer in range(spec.num_layers):
         at = f"model.layers.{layer}."
-        for graph_name, norm in _norms(spec).items():
+        for graph_name, norm in norm_modules(spec.model_type).items():
             yield f"layers.{layer}.{graph_name}", source.tensor(f"{at}{norm}.weight").float() + spec.norm_offset
         for site, modules in SITE_MODULES.items():
             bits = storage.bits(site, layer, spec.num_layers)
@@ -132,21 +125,6 @@ def _tensors(
     bits = head_bits(trunk, storage)
     if not spec.tied or bits != storage.embedding_bits:
         yield "lm_head", calibrated.get(LM_HEAD) or _rows(source, head_parameter(trunk), bits)
-
-
-def _norms(spec: DecoderSpec) -> dict[str, str]:
-    """Norm weights of a layer: name in the graph -> name in the checkpoint."""
-    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    if spec.post_norms:
-        norms = {
-            "attention_norm": "input_layernorm",
-            "attention_post_norm": "post_attention_layernorm",
-            "mlp_norm": "pre_feedforward_layernorm",
-            "mlp_post_norm": "post_feedforward_layernorm",
-        }
-    if spec.qk_norm:
-        norms |= {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-    return norms
 
 
 def linear_weight(trunk: Trunk, module: str) -> torch.Tensor:

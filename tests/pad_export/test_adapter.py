@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
+from error_checks import refused
+from pad_export import file_patterns
 from pad_export.adapter import LoraAdapter, check_fits, read_adapter
 from pad_export.checkpoint import open_checkpoint
 from pad_runtime.errors import AdapterError
@@ -194,6 +197,9 @@ def test_other_methods_are_refused_by_name(tmp_path: Path) -> None:
         ({"rank_pattern": [1]}, "rank_pattern"),
         ({"use_rslora": "yes"}, "use_rslora"),
         ({"base_model_name_or_path": 3}, "base_model_name_or_path"),
+        ({"base_model_name_or_path": "half a character \ud800"}, "base_model_name_or_path"),
+        ({"base_model_name_or_path": "x" * 5000}, "base_model_name_or_path"),
+        ({"target_modules": "("}, "target_modules has a pattern that is no regular expression"),
         ({"peft_type": None}, "LORA"),
     ],
 )
@@ -201,6 +207,56 @@ def test_settings_that_cannot_be_are_refused(folder: Path, changes: dict[str, An
     edit_json(folder / "adapter_config.json", **changes)
     with pytest.raises(AdapterError, match=message):
         read_adapter(folder)
+
+
+# Each takes longer than the age of the universe on the name of a module.
+ENDLESS = (r"(\w+\.?)+!", r"(a|[a-z_.0-9]*)*!", r"(.*)*(.*)*!", r"(([a-z]+)*[._0-9]*)*!")
+
+
+@pytest.mark.parametrize("pattern", ENDLESS)
+@pytest.mark.parametrize(
+    "key", ["rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_pattern"]
+)
+def test_a_pattern_that_never_ends_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, pattern: str
+) -> None:
+    """PEFT matches all of these, so that verification would hang too."""
+    monkeypatch.setattr(file_patterns, "SECONDS", 0.3)
+    value: Any = {pattern: 4} if key.endswith("_pattern") and key != "layers_pattern" else pattern
+    edit_json(folder / "adapter_config.json", **{key: [value] if key == "layers_pattern" else value})
+    with refused(
+        AdapterError,
+        given=f"{key} has a pattern that cannot be matched",
+        expected="without repeats of repeats",
+        hint="write the modules' names instead",
+    ):
+        read_adapter(folder)
+
+
+# As a widely used trainer writes it for models that read images too.
+REAL_TARGETS = (
+    r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?(?:k_proj|v_proj|q_proj).*?)"
+    r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\."
+    r"(?:(?:k_proj|v_proj|q_proj|up_proj|down_proj)))"
+)
+
+
+def test_patterns_match_as_re_does(folder: Path) -> None:
+    names = [f"model.layers.{i}.self_attn.{module}" for i in (0, 1, 10) for module in ("q_proj", "v_proj")] + ["", "a"]
+    patterns = [
+        r"(.*\.)?(q_proj)$",
+        r"(.*\.)?(layers\.1.*)$",
+        r"(.*\.)?(^model.*(q|k)_proj)$",
+        REAL_TARGETS,
+        "",
+        r"\bmodel",
+    ]
+    expected = [[bool(re.match(pattern, name)) for name in names] for pattern in patterns]
+    assert file_patterns.match_all(patterns, names) == expected
+    for pattern, row in zip(patterns, expected, strict=True):  # some of them without a process of their own
+        assert file_patterns.match_all([pattern], names) == [row]
+    edit_json(folder / "adapter_config.json", target_modules=REAL_TARGETS)
+    assert len(read_adapter(folder).delta) == 6
 
 
 def test_unknown_options_that_are_off_are_accepted(folder: Path) -> None:

@@ -353,3 +353,44 @@ def test_blocks_that_would_be_rounded_are_not_carried_over(kind: str, bits: int,
     path = write_gguf(tmp_path / "m.gguf", tiny_model("llama"), "llama", quantise=True, kind=stored)
     checkpoint = open_checkpoint(path)
     assert checkpoint.blocks("model.layers.0.mlp.down_proj.weight", bits) is None
+
+
+CLASSIFIERS: dict[str, tuple[Extend, str, str]] = {
+    "a ranker's head": (
+        lambda writer: writer.add_tensor("cls.output.weight", np.ones((2, 64), np.float32)),
+        "cls.output.weight",
+        "a score head cannot weigh tokens, but it can rank replies",
+    ),
+    "a ranker": (lambda writer: writer.add_uint32("llama.pooling_type", 4), "llama.pooling_type = 4", "safetensors"),
+    "an embedding model": (
+        lambda writer: writer.add_uint32("llama.pooling_type", 3),
+        "pooling_type = 3",
+        "safetensors",
+    ),
+    "attention both ways": (
+        lambda writer: writer.add_causal_attention(False),
+        "attention.causal = False",
+        "safetensors",
+    ),
+    "an adapter": (lambda writer: writer.add_type("adapter"), "the general.type 'adapter'", "the model's own file"),
+}
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_what_is_no_language_model_is_refused(case: str, tmp_path: Path) -> None:
+    extend, given, hint = CLASSIFIERS[case]
+    path = write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"), "llama", extend=extend)
+    with pytest.raises(CheckpointError) as caught:
+        open_gguf(path)
+    assert given in caught.value.given
+    assert hint in caught.value.hint
+
+
+def test_a_file_says_what_it_is_called(tmp_path: Path) -> None:
+    def extend(writer: gguf.GGUFWriter) -> None:
+        writer.add_type("model")
+        writer.add_basename("smollm2")
+        writer.add_size_label("135M")
+
+    opened = open_checkpoint(write_gguf(tmp_path / "m.gguf", tiny_model("llama"), "llama", extend=extend))
+    assert opened.called == ("tiny", "smollm2-135M")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import safetensors.torch
 import torch
 from transformers import Gemma3TextConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import tiny_models
-from pad_export import step_graph, trunk
+from pad_export import adapter_file, step_graph
 from pad_export.checkpoint import Checkpoint
 from pad_export.export import export_bundle
-from pad_export.spec import read_spec
+from pad_export.float64 import Float64Arithmetic
+from pad_export.spec import SITE_MODULES, read_spec
+from pad_export.tolerance import allowance
 from pad_runtime.errors import VerificationError
 
 
@@ -32,28 +36,158 @@ def test_a_right_bundle_is_reported_with_its_worst_differences(tiny: tiny_models
     assert "verified against torch: 2 batches x 9 tokens, worst difference" in export(tiny, tmp_path / "b")[-1]
 
 
+HEADS = "model.layers.0.self_attn.v_proj.weight"
+LAYOUT = "other weights, or another layout of them"
+
+
+def swap_heads(weight: torch.Tensor) -> torch.Tensor:
+    """The two KV heads in the other order."""
+    return weight.reshape(2, 16, -1).flip(0).reshape(weight.shape)
+
+
 @pytest.mark.parametrize(
-    "name", ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight", "model.layers.1.mlp.down_proj.weight"]
+    ("name", "change", "kind"),
+    [
+        (
+            "model.layers.0.self_attn.q_proj.weight",
+            1.5,
+            f"{LAYOUT}: trunk base differs from layer 1 on, first in keys and",
+        ),
+        (
+            "model.layers.0.self_attn.k_proj.weight",
+            1.5,
+            f"{LAYOUT}: trunk base differs from layer 0 on, first in keys alone,",
+        ),
+        (HEADS, 1.5, f"{LAYOUT}: trunk base differs from layer 0 on, first in values alone, in the base's rows too: "),
+        (
+            HEADS,
+            swap_heads,
+            f"{LAYOUT}: trunk base differs from layer 0 on, first in values alone, in the base's rows too, "
+            "the same numbers in another order: ",
+        ),
+        (
+            "model.embed_tokens.weight",
+            1.5,
+            f"{LAYOUT}: trunk base differs from layer 1 on, first in keys and values, in",
+        ),
+        ("model.norm.weight", 1.5, f"{LAYOUT}, after the last layer's KV: all KV tensors agree: "),
+        ("model.layers.1.mlp.down_proj.weight", 1.5, f"{LAYOUT}, after the last layer's KV: all KV tensors agree: "),
+        ("lm_head.weight", 1.0003, "rounding, by its size (at most "),
+    ],
 )
-def test_a_tensor_read_wrongly_is_caught(
-    tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_tensor_read_wrongly_is_caught_and_told_by_its_kind(
+    tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, change: Any, kind: str
 ) -> None:
-    """Torch must not read through the reader that it verifies."""
+    """Torch must not read through the reader that it verifies. (The first norm takes a scale off the embedding.)"""
     read = Checkpoint.tensor
 
     def wrong(self: Checkpoint, wanted: str) -> torch.Tensor:
-        return read(self, wanted) * (1.5 if wanted == name else 1.0)
+        tensor = read(self, wanted)
+        if wanted != name:
+            return tensor
+        return change(tensor) if callable(change) else tensor * change
 
     monkeypatch.setattr(Checkpoint, "tensor", wrong)
-    with pytest.raises(VerificationError, match="differences from torch"):
+    with pytest.raises(VerificationError) as caught:
         export(tiny, tmp_path / "b")
+    assert str(caught.value).startswith(kind)
+    assert "differences from torch: run 0 (guided, batch 1)" in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_adapter_is_told_from_a_wrong_base(
+    tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_file, "torch_type", lambda _: torch.float8_e4m3fn)
+    monkeypatch.setattr(adapter_file, "save_file", save_float32)
+    with pytest.raises(VerificationError) as caught:
+        export(tiny, tmp_path / "b")
+    expected = f"{LAYOUT}: trunk base differs from layer 0 on, first in keys and values, in reward rows alone: "
+    assert str(caught.value).startswith(expected)
+
+
+def save_float32(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """What float8 leaves of the tensors."""
+    safetensors.torch.save_file({name: tensor.float() for name, tensor in tensors.items()}, path)
+
+
+# -- a very strong adapter ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strong(tmp_path_factory: pytest.TempPathFactory) -> tiny_models.TinyModels:
+    """Twelve layers under an adapter that makes attention so sharp that float32 misses the logits by far."""
+    root = tmp_path_factory.mktemp("strong")
+    models = tiny_models.TinyModels(root / "base", root / "lora", root / "bundle")
+    tiny_models.make_base(models.base, "llama", seed=1, num_hidden_layers=12)
+    tiny_models.make_adapter(models.adapter, models.base, seed=2)
+    file = models.adapter / "adapter_model.safetensors"
+    scales = {"q_proj.lora_B": 20.0, "k_proj.lora_B": 20.0}
+    tensors = {
+        name: tensor * next((scale for part, scale in scales.items() if part in name), 1.0)
+        for name, tensor in safetensors.torch.load_file(file).items()
+    }
+    safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
+    return models
+
+
+def test_what_float32_itself_misses_is_no_failure(strong: tiny_models.TinyModels, tmp_path: Path) -> None:
+    line = export(strong, tmp_path / "b")[-1]
+    found = re.search(
+        r"tolerance 1e-04 beside 4 times the error of torch's own float32 \((\S+) in base rows, (\S+) in", line
+    )
+    assert found, line
+    base, reward = map(float, found.groups())
+    assert base < 1e-4 < reward < 5e-2
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.self_attn.v_proj.weight", "model.norm.weight"])
+def test_a_wrong_graph_fails_under_a_strong_adapter_too(
+    strong: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    read = Checkpoint.tensor
+    monkeypatch.setattr(
+        Checkpoint, "tensor", lambda self, wanted: read(self, wanted) * (1.5 if wanted == name else 1.0)
+    )
+    with pytest.raises(VerificationError, match=r"^other weights, or another layout of them"):
+        export(strong, tmp_path / "b")
+
+
+def test_the_base_is_held_to_its_own_tolerance_under_a_strong_adapter(
+    strong: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base that is off by less than the adapter's rows may be."""
+    read = Checkpoint.tensor
+    monkeypatch.setattr(
+        Checkpoint, "tensor", lambda self, wanted: read(self, wanted) * (1.001 if wanted == "lm_head.weight" else 1.0)
+    )
+    with pytest.raises(VerificationError, match="row logits differ by"):
+        export(strong, tmp_path / "b")
+
+
+@torch.no_grad()
+def test_float64_is_float64_throughout() -> None:
+    """transformers' norm casts to float32 whatever its input is in."""
+    norm, x = LlamaRMSNorm(64).double(), torch.randn(5, 64, dtype=torch.float64, generator=torch.manual_seed(0))
+    expected = x / (x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    assert float((norm(x) - expected).abs().max()) > 1e-9
+    with Float64Arithmetic():
+        assert float((norm(x) - expected).abs().max()) < 1e-14
+        assert torch.softmax(x, -1, dtype=torch.float32).dtype == x.float().dtype == torch.float64
+    assert x.float().dtype == torch.float32
+
+
+def test_how_far_a_graph_may_be_from_float64() -> None:
+    assert allowance(1e-4, 0.0) == 1e-4
+    assert allowance(1e-4, 1e-3) == pytest.approx(4.1e-3)
+    assert allowance(1e-4, 1.0) == 5e-2  # however wrong torch itself is
+    assert allowance(1e-1, 1.0) == 1e-1
 
 
 def test_swapped_packing_is_caught(
     tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(trunk.SITE_MODULES, "gate_up", ("mlp.up_proj", "mlp.gate_proj"))
+    monkeypatch.setitem(SITE_MODULES, "gate_up", ("mlp.up_proj", "mlp.gate_proj"))
     with pytest.raises(VerificationError, match="row logits differ"):
         export(tiny, tmp_path / "b")
 
@@ -66,7 +200,7 @@ def test_a_wrong_mix_is_caught(tiny: tiny_models.TinyModels, tmp_path: Path, mon
         return self.graph.op("Neg", scores, name="wrong")
 
     monkeypatch.setattr(step_graph._StepBuilder, "_mix", reversed_mix)
-    with pytest.raises(VerificationError, match="chose"):
+    with pytest.raises(VerificationError, match=r"^another choice: KV tensors and row logits agree, .*chose"):
         export(tiny, tmp_path / "b")
 
 

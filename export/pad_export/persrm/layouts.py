@@ -26,7 +26,7 @@ FILM_PROMPT = "Write a sentence about a film."
 _ROLES = ("system", "user", "assistant")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 _HH_MARK = re.compile(r"\n\n(Human|Assistant):")
-_HELPSTEER_MARK = re.compile(r"\n*<extra_id_\d+>(System|User|Assistant)[ \t]*\n?")
+_HELPSTEER_MARK = re.compile(r"(?:(?<!\n)\n+)?<extra_id_\d+>(System|User|Assistant)[ \t]*\n?")
 
 _PROMPT_KEYS = ("prompt", "query")  # the first that is there; RiC's query is the whole text, the reply included
 _REPLY_KEYS = ("response", "completion", "reply", "answer", "output", "text")

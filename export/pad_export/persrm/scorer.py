@@ -76,17 +76,27 @@ def _load_reward_model(folder: Path) -> Scorer:
     if not folder.is_dir():  # transformers would look for a model of that name
         raise OptionError(f"scorer hf:{folder} does not exist", expected="a reward model folder")
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True).eval()
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a checkpoint can fail in any way
         raise OptionError(f"scorer hf:{folder} cannot be loaded ({error})", expected="a reward model folder") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise OptionError(
+            f"scorer hf:{folder} has no {missing[0]}", expected="a reward model folder, its score head included"
+        )
     if model.config.num_labels != 1:
         raise OptionError(
             f"scorer hf:{folder} has {model.config.num_labels} labels", expected="a reward model, with one"
         )
+    model.eval()
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise OptionError(f"scorer hf:{folder} has a tokenizer without pad and eos token", expected="one of them")
         tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id  # decoders score at the last token that is not padding
 
     def score(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
         if tokenizer.chat_template:

@@ -9,7 +9,7 @@ import pytest
 import tiny_bundles
 import tiny_models
 from engine_models import LIMITS, SIZES
-from pad_export.trunk import SITE_MODULES
+from pad_export.spec import SITE_MODULES
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,18 @@ def test_adapter_for_a_base_of_another_name(tiny: TinyModels, target: Path, tmp_
         run(tiny.base, target, adapter)
 
 
+@pytest.mark.parametrize(
+    "config", [{"target_modules": 5}, {"target_modules": ["no_such_module"]}, {"lora_dropout": "x"}]
+)
+def test_an_adapter_that_peft_cannot_load(
+    tiny: TinyModels, target: Path, tmp_path: Path, config: dict[str, Any]
+) -> None:
+    """Of settings that the export itself does not need."""
+    adapter = copy(tiny.adapter, tmp_path / "lora", **config)
+    with refused(AdapterError, given=f"PEFT cannot load {adapter} (", expected="an adapter that PEFT can load"):
+        run(tiny.base, target, adapter)
+
+
 def test_vocabulary_of_another_tokenizer(tiny: TinyModels, target: Path, tmp_path: Path) -> None:
     merged = copy(tiny.base, tmp_path / "merged")
     text = (merged / "tokenizer.json").read_text()

@@ -1,0 +1,49 @@
+"""Whether two names mean the same model: of an adapter's base, and of a checkpoint by its path and by what it holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+# How weights are packed, not which: what quantisers and converters append to a model's name.
+_PACKING = re.compile(
+    r"unsloth|bnb|gguf|ggml|awq|gptq|exl[23]|mlx|hf|dynamic|ud|i1|imatrix|quantized|"
+    r"\d{1,2}bits?|(bf|fp|f|int|nf)\d{1,2}|i?q\d\w*|w\d+a\d+"
+)
+_SEPARATOR = re.compile(r"[-\s]+|(?<!\d)\.|\.(?!\d)")
+_SIZE = re.compile(r"(\d+x)?\d+(\.\d+)?[bm]")
+_VENDORS = ("meta",)  # Meta-Llama-3.1-8B and Llama-3.1-8B are one model
+_HUB_CACHE = "models--"
+
+
+def words(name: str) -> tuple[str, ...]:
+    """The words of a model's name, without its owner and how it is packed.
+
+    "unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit", "Qwen2.5-0.5B-Instruct.Q4_K_M" and "Qwen2.5 0.5B Instruct" are all
+    ("qwen2.5", "0.5b", "instruct").
+    """
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    found = [word for word in _SEPARATOR.split(last.lower()) if word]
+    while len(found) > 1 and _PACKING.fullmatch(found[-1]):
+        found.pop()
+    if len(found) > 1 and found[0] in _VENDORS:
+        del found[0]
+    return tuple(found)
+
+
+def path_names(path: Path) -> list[str]:
+    """What a path calls its model: its own name, where it leads to, and the repository in a hub's cache."""
+    places = [path, path.resolve()]
+    names = [place.stem if place.suffix == ".gguf" else place.name for place in places]
+    return names + [part.rpartition("--")[2] for place in places for part in place.parts if part.startswith(_HUB_CACHE)]
+
+
+def same_name(wanted: str, names: Iterable[str]) -> bool:
+    """Whether one of the names means the wanted model."""
+    return words(wanted) in {words(name) for name in names}
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a name tells one model from others, by a size such as 0.5B ("model" and "checkpoint-500" do not)."""
+    return any(_SIZE.fullmatch(word) for word in words(name))
