@@ -117,7 +117,7 @@ class Checkpoint:
         """The tokenizer, loaded at first use; CheckpointError if it cannot be read."""
         if isinstance(self._weights, GgufWeights):
             return load_gguf_tokenizer(self.path, self._weights.vocabulary)
-        return load_folder_tokenizer(self.path)
+        return load_folder_tokenizer(self.path, self.config.vocab_size)
 
     def vocabulary(self) -> dict[str, int]:
         """Return the id of every token, added tokens included."""

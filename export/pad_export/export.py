@@ -20,6 +20,7 @@ from pad_export.matrix import Storage, choose_storage
 from pad_export.plan import Plan, make_plan
 from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
+from pad_export.tokenizer_check import check_tokenizer
 from pad_export.trunk import SITE_MODULES, Trunk, write_weights
 from pad_export.verify import verify_bundle
 from pad_export.weights import WeightsFile
@@ -105,6 +106,10 @@ def export_bundle(
         report(_summary(plan, storage))
         for note in plan.notes:
             report(f"note: {note}")
+        if verify:
+            checkpoint = plan.base.checkpoint
+            for line in check_tokenizer(checkpoint.tokenizer, checkpoint.path, plan.base.spec.vocab_size):
+                report(line)
         graphs = _write_graphs(folder, plan, storage, max_length, quiet)
         for info, source in zip(plan.persrms, plan.sources, strict=False):
             if info.adapter and source.adapter:

@@ -1,16 +1,15 @@
-"""Tokenizers in plain Python, as slow as they are simple: what a vocabulary defines, for the fast ones to be held against."""
+"""Tokenizers in plain Python, slow and simple: what a vocabulary defines, for fast tokenizers to be held against."""
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import regex
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from pad_export.sentencepiece_vocabulary import SPACE, SentencePieceVocabulary
+from pad_export.sentencepiece_vocabulary import SPACE, SentencePieceVocabulary, TokenType
 
 
 class PlainSentencePiece:
@@ -18,17 +17,22 @@ class PlainSentencePiece:
 
     Tokens matched whole cut the text; in each piece between them, characters are joined two by two: always the pair
     whose token has the best score, the leftmost of several. What is no token in the end becomes its UTF-8 bytes.
+
+    Attributes:
+        whole: ids of the tokens that are matched whole.
     """
 
-    def __init__(self, vocabulary: SentencePieceVocabulary) -> None:
+    def __init__(self, vocabulary: SentencePieceVocabulary, added: Mapping[str, int] | None = None) -> None:
+        self.whole = {**vocabulary.whole_tokens(), **(added or {})}
         self._vocabulary = vocabulary
         self._ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-        self._whole = WholeTokens(vocabulary.whole_tokens())
+        self._cutter = _Cutter(self.whole)
+        self._whole_texts = {index: token for token, index in self.whole.items()}
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without those that are put first."""
         ids = []
-        for piece, token in self._whole.cut(text):
+        for piece, token in self._cutter.cut(text):
             if token is not None:
                 ids.append(token)
             elif piece:
@@ -40,8 +44,8 @@ class PlainSentencePiece:
         """Return the text of ids, all tokens shown."""
         data = b""
         for index in ids:
-            token = self._vocabulary.tokens[index]
-            is_byte = self._vocabulary.types[index] == 6
+            token = self._whole_texts.get(index) or self._vocabulary.tokens[index]
+            is_byte = token not in self.whole and self._vocabulary.types[index] == TokenType.BYTE
             data += bytes.fromhex(token[3:5]) if is_byte else token.replace(SPACE, " ").encode()
         text = data.decode(errors="replace")
         return text.removeprefix(" ") if self._vocabulary.add_space_prefix else text
@@ -95,10 +99,11 @@ class PlainByteLevel:
         whole: Mapping[str, int],
         splits: Sequence[str],
     ) -> None:
+        self.whole = whole
         self._tokens = tokens
         self._ids = {token: index for index, token in enumerate(tokens)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self._whole = WholeTokens(whole)
+        self._cutter = _Cutter(whole)
         self._whole_ids = frozenset(whole.values())
         self._splits = [regex.compile(split) for split in splits]
         self._alphabet: dict[int, str] = bytes_to_unicode()
@@ -107,7 +112,7 @@ class PlainByteLevel:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without those that are put first."""
         ids = []
-        for piece, token in self._whole.cut(text):
+        for piece, token in self._cutter.cut(text):
             if token is not None:
                 ids.append(token)
                 continue
@@ -129,7 +134,7 @@ class PlainByteLevel:
     def _encode_part(self, symbols: list[str]) -> list[int]:
         worst = len(self._ranks)
         while len(symbols) > 1:
-            ranks = [self._ranks.get(pair, worst) for pair in zip(symbols, symbols[1:], strict=False)]
+            ranks = [self._ranks.get(pair, worst) for pair in itertools.pairwise(symbols)]
             best = min(ranks)
             if best == worst:
                 break
@@ -138,34 +143,29 @@ class PlainByteLevel:
         return [self._ids[symbol] for symbol in symbols]
 
 
-@dataclass(frozen=True)
-class WholeTokens:
-    """Tokens that are found in a text before anything else: the leftmost first, the longest of several there."""
+class _Cutter:
+    """Finds the tokens that are matched whole: the leftmost first, the longest of several there."""
 
-    ids: Mapping[str, int]
+    def __init__(self, ids: Mapping[str, int]) -> None:
+        self._ids = ids
+        lengths: dict[str, set[int]] = {}
+        for token in ids:
+            lengths.setdefault(token[:1], set()).add(len(token))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
 
     def cut(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Yield the text between tokens as (text, None), and each token as (its text, its id)."""
         start = at = 0
         while at < len(text):
-            token = next((text[at : at + n] for n in self._lengths(text[at]) if text[at : at + n] in self.ids), None)
+            found = (text[at : at + length] for length in self._lengths.get(text[at], ()))
+            token = next((token for token in found if token in self._ids), None)
             if token is None:
                 at += 1
                 continue
             yield text[start:at], None
-            yield token, self.ids[token]
+            yield token, self._ids[token]
             start = at = at + len(token)
         yield text[start:], None
-
-    @cached_property
-    def _by_first(self) -> dict[str, list[int]]:
-        lengths: dict[str, set[int]] = {}
-        for token in self.ids:
-            lengths.setdefault(token[:1], set()).add(len(token))
-        return {first: sorted(found, reverse=True) for first, found in lengths.items()}
-
-    def _lengths(self, first: str) -> list[int]:
-        return self._by_first.get(first, [])
 
 
 def _isolate(split: regex.Pattern[str], text: str) -> Iterator[str]:
