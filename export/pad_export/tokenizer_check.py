@@ -12,7 +12,7 @@ from pad_export.checkpoint_tokenizer import CheckpointTokenizer
 from pad_export.tokenizer_peers import Peer
 from pad_runtime.errors import CheckpointError
 
-_CONTEXTS = ("{}", "{}{}", "a{}b", "a {} b", " {} ", "\n{}\n")
+_CONTEXTS = ("{}", " {}{} a{}b a {} b\n{}\n")  # alone, and in all kinds of company
 _SHORT = reprlib.Repr()
 _SHORT.maxlist, _SHORT.maxstring = 24, 80
 
