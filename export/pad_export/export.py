@@ -106,8 +106,14 @@ def export_bundle(
         report(_summary(plan, storage))
         for note in plan.notes:
             report(f"note: {note}")
+        checkpoint = plan.base.checkpoint
+        if checkpoint.unnamed_eos is not None:
+            token = checkpoint.tokenizer.backend.id_to_token(checkpoint.unnamed_eos)
+            report(
+                f"note: the chat template closes a reply with {token!r} ({checkpoint.unnamed_eos}), which no "
+                "configuration names as an end: added to the tokens that end a reply"
+            )
         if verify:
-            checkpoint = plan.base.checkpoint
             for line in check_tokenizer(checkpoint.tokenizer, checkpoint.path, plan.base.spec.vocab_size):
                 report(line)
         graphs = _write_graphs(folder, plan, storage, max_length, quiet)
