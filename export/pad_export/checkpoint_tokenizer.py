@@ -253,8 +253,12 @@ def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """Return the default chat template, from its own file or from tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        # Bytes, because reading as text would turn a template's \r\n into \n.
-        return path.read_bytes().decode("utf-8")
+        try:  # bytes, because reading as text would turn a template's \r\n into \n
+            return path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{path} is not UTF-8 ({error.reason} at byte {error.start})", hint="save it as UTF-8"
+            ) from error
     template = settings.get("chat_template") or _read_object(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # several named templates
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

@@ -53,15 +53,16 @@ class DeclaredTokens:
             CheckpointError: a token that would get another id than its file says.
         """
         known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-        wanted = {}
+        places, wanted = {}, []
         for index, token, file in self._with_ids():
             text = token.content
-            beyond = index >= num_rows and backend.token_to_id(text) is None
-            if not beyond and not (text in known and (file == _ADDED or _same(known[text], token))):
-                wanted[text] = (index, token, file)
-        tokens = [token for _, token, _ in wanted.values()]
-        backend.add_tokens([_on_raw_text(token) for token in tokens] if on_raw_text else tokens)
-        for text, (index, _, file) in wanted.items():
+            if index >= num_rows and backend.token_to_id(text) is None:
+                continue
+            places[text] = (index, file)
+            if text not in known or (file == _CONFIG and not _same(known[text], token)):
+                wanted.append(_on_raw_text(token) if on_raw_text else token)
+        backend.add_tokens(wanted)
+        for text, (index, file) in places.items():
             if (found := backend.token_to_id(text)) != index:
                 raise CheckpointError(
                     f"{self._folder / file} gives {text!r} the id {index}, and beside tokenizer.json it gets {found}",
@@ -70,7 +71,9 @@ class DeclaredTokens:
                 )
         for token in self._specials():
             is_new = backend.token_to_id(token.content) is None
-            if token.content not in known | wanted and not (is_new and backend.get_vocab_size() >= num_rows):
+            if token.content not in known.keys() | places.keys() and not (
+                is_new and backend.get_vocab_size() >= num_rows
+            ):
                 backend.add_special_tokens([token])
 
     def _with_ids(self) -> Iterator[tuple[int, AddedToken, str]]:
