@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 from pad_runtime.errors import BundleError, PromptError
-
-if TYPE_CHECKING:
-    import jinja2
-    from jinja2.parser import Parser
+from pad_runtime.template_sandbox import SandboxedTemplate, TemplateLimitError, TemplateRefusalError
 
 Message: TypeAlias = Mapping[str, Any]
 """One turn of a chat: {"role": "system" | "user" | "assistant" | ..., "content": text}, and further keys."""
@@ -20,7 +15,7 @@ _GIVEN = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 
 
 class ChatTemplate:
-    """A Jinja chat template, compiled once in a sandbox.
+    """A Jinja chat template, compiled once in a sandbox, that ends or is stopped.
 
     It sees what `transformers` gives it for a text chat: `messages`, `add_generation_prompt`, `tools` and `documents`
     (both None), the special tokens that exist, and the functions `raise_exception` and `strftime_now`.
@@ -35,17 +30,17 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos_token: str | None, eos_token: str | None) -> None:
-        import jinja2
-
         special_tokens = {"bos_token": bos_token, "eos_token": eos_token}
         # Jinja would write a None as the text "None".
         self._special_tokens = {name: token for name, token in special_tokens.items() if token is not None}
-        self._source, environment = source, _make_environment()
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
+            self._template = SandboxedTemplate(source)
+        except Exception as error:  # Jinja's own, and those of nesting too deep for Python
+            # Python's own errors count the lines of what the template was compiled to.
+            is_jinja = type(error).__module__.startswith("jinja2")
+            where = f" in line {getattr(error, 'lineno', '?')}" if is_jinja else ""
             raise BundleError(
-                f"the chat template has an error in line {error.lineno}: {error.message}",
+                f"the chat template has an error{where}: {getattr(error, 'message', error)}",
                 expected="a valid Jinja template",
                 hint="correct the model's chat_template and export the bundle again",
             ) from error
@@ -55,7 +50,7 @@ class ChatTemplate:
         """Strings and attributes' names in the template: roles and keys of messages that it knows are among them."""
         from jinja2 import nodes
 
-        tree = self._template.environment.parse(self._source)
+        tree = self._template.parse()
         strings = (node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str))
         return frozenset((*strings, *(node.attr for node in tree.find_all(nodes.Getattr))))
 
@@ -64,7 +59,7 @@ class ChatTemplate:
         """Names that the template reads beside those that `render` gives it."""
         from jinja2 import meta
 
-        tree = self._template.environment.parse(self._source)
+        tree = self._template.parse()
         return frozenset(meta.find_undeclared_variables(tree)).difference(_GIVEN)
 
     def render(
@@ -92,51 +87,19 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
-        except PromptError:
-            raise
+        except TemplateRefusalError as error:
+            raise PromptError(
+                f"the chat template refuses these messages: {error}", hint="change the messages accordingly"
+            ) from error
+        except TemplateLimitError as error:
+            raise BundleError(
+                f"the chat template was stopped: {error}",
+                expected="a template that ends",
+                hint="correct the model's chat_template and export the bundle again",
+            ) from error
         except Exception as error:  # a template can fail in any way that an expression can
             raise BundleError(
                 f"the chat template failed with {type(error).__name__}: {error}",
                 expected="a template for role and content messages",
                 hint="correct the model's chat_template and export the bundle again",
             ) from error
-
-
-def _make_environment() -> jinja2.Environment:
-    from jinja2 import ext, nodes, sandbox
-
-    class Generation(ext.Extension):
-        """`{% generation %}`: marks the assistant's words for training, and only passes them through here."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, Generation]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise PromptError(f"the chat template refuses these messages: {message}", hint="change the messages accordingly")
-
-
-def _strftime_now(time_format: str) -> str:
-    return datetime.now().strftime(time_format)

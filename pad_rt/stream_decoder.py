@@ -19,7 +19,8 @@ class TokenBytes:
     """The UTF-8 bytes each token adds: text(ids) = utf8(first(ids[0]) + following(ids[1]) + following(ids[2]) + ...).
 
     Bytes rather than text, because one character may be spread over several tokens, and one token of a
-    byte-level vocabulary may end one character and begin the next.
+    byte-level vocabulary may end one character and begin the next. An added token of such a vocabulary is text, and not
+    spelled in the alphabet of the others: "café" stands for itself, where `tokenizers` takes its letters for bytes.
 
     Args:
         backend: the tokenizer whose vocabulary and decoder are described.
@@ -29,8 +30,11 @@ class TokenBytes:
     def __init__(self, backend: tokenizers.Tokenizer, *, skip_special_tokens: bool) -> None:
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
-        added = backend.get_added_tokens_decoder() if skip_special_tokens else {}
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        added = backend.get_added_tokens_decoder()
+        self._added_ids = frozenset(added)
+        self._special_ids = frozenset(
+            token_id for token_id, token in added.items() if token.special and skip_special_tokens
+        )
         decoder_types = _decoder_types(backend)
         self._alphabet = _byte_level_alphabet() if "ByteLevel" in decoder_types else {}
         self._has_byte_tokens = "ByteFallback" in decoder_types
@@ -39,8 +43,8 @@ class TokenBytes:
     def first(self, token_id: int) -> bytes | None:
         """The token's bytes at the start of a text, where SentencePiece decoders drop a leading space."""
         following = self.following(token_id)
-        if following is None:
-            return None
+        if following is None or self._alphabet:
+            return following
         text = self._decode([token_id])
         return following if _REPLACEMENT in text else text.encode()
 
@@ -57,8 +61,7 @@ class TokenBytes:
         if token is None or token_id in self._special_ids:  # not in the vocabulary, or not shown
             return None
         if self._alphabet:
-            # An added token such as "<tool call>" is not spelled in the alphabet: it stands for itself.
-            if all(character in self._alphabet for character in token):
+            if token_id not in self._added_ids and all(character in self._alphabet for character in token):
                 return bytes(self._alphabet[character] for character in token)
             return token.encode()
         byte_token = _BYTE_TOKEN.fullmatch(token)

@@ -23,6 +23,7 @@ from pad_export.json_file import read_object
 from pad_export.model_class import check_architectures, foreign_hint, is_language_module
 from pad_export.safetensors_file import open_safetensors
 from pad_export.spec import FAMILIES, is_used
+from pad_export.turn_end import find_turn_end
 from pad_runtime.errors import CheckpointError
 
 _EMBEDDINGS = "model.embed_tokens.weight"
@@ -122,9 +123,34 @@ class Checkpoint:
             return True
         return bool(self.config.tie_word_embeddings) and torch.equal(self.tensor(_LM_HEAD), self.tensor(_EMBEDDINGS))
 
-    @cached_property
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a generation and has logits: of the configurations first, then the tokenizer's own."""
+        """Every id that ends a generation and has logits: of the configurations, the tokenizer and the chat template.
+
+        Raises:
+            CheckpointError: a chat template that is no Jinja, or does not end.
+        """
+        closing = self.turn_end
+        return self._named_eos if closing is None else tuple(dict.fromkeys([*self._named_eos, closing]))
+
+    @property
+    def unnamed_eos(self) -> int | None:
+        """The token that the chat template closes the assistant's turn with, if nothing else says that it ends one."""
+        return None if self.turn_end in self._named_eos else self.turn_end
+
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token that the chat template closes the assistant's turn with; None if there is none with logits."""
+        info = self.tokenizer.info
+        if info.chat_template is None:
+            return None
+        named = {"bos_token": info.bos_token, "eos_token": info.eos_token}
+        special_tokens = {name: token for name, token in named.items() if token is not None}
+        found = find_turn_end(info.chat_template, self.tokenizer.backend, special_tokens)
+        return found if found is not None and found < self.config.vocab_size else None
+
+    @cached_property
+    def _named_eos(self) -> tuple[int, ...]:
         ids = list(self._stored_eos)
         if self.tokenizer.info.eos_id is not None:
             ids.append(self.tokenizer.info.eos_id)
@@ -137,7 +163,7 @@ class Checkpoint:
         """The tokenizer, loaded at first use; CheckpointError if it cannot be read."""
         if isinstance(self._weights, GgufWeights):
             return load_gguf_tokenizer(self.path, self._weights.vocabulary)
-        return load_folder_tokenizer(self.path)
+        return load_folder_tokenizer(self.path, self.config.vocab_size)
 
     def vocabulary(self) -> dict[str, int]:
         """Return the id of every token, added tokens included."""

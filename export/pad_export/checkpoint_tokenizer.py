@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
-from tokenizers.processors import TemplateProcessing
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 
+from pad_export.declared_tokens import DeclaredTokens
 from pad_export.gguf_vocabulary import GgufVocabulary
 from pad_export.json_file import read_object
+from pad_export.plain_tokenizer import PlainByteLevel, PlainSentencePiece
+from pad_export.sentencepiece_file import read_model_file
+from pad_export.sentencepiece_vocabulary import SentencePieceVocabulary, TokenType, add_whole_tokens, put_first
+from pad_export.tokenizer_peers import Peer, PlainPeer, auto_tokenizer, tokenizer_of_files
 from pad_runtime.errors import CheckpointError
 
-_SLOW_FILES = ("tokenizer.model", "vocab.json")
-
 _LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
+_GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+# How text is split before byte-level BPE, by `tokenizer.ggml.pre`: one regular expression after the other.
+_SPLITS = {
+    "default": (_GPT2_SPLIT,),
+    "gpt-2": (_GPT2_SPLIT,),
+    "smollm": (r"\p{N}", _GPT2_SPLIT),
+    **dict.fromkeys(_LLAMA3_NAMES, (_LLAMA3_SPLIT,)),
+    "qwen2": (_QWEN2_SPLIT,),
+    "deepseek-r1-qwen": (_QWEN2_SPLIT,),
+}
 
 
 @dataclass(frozen=True)
@@ -45,10 +59,17 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class CheckpointTokenizer:
-    """A tokenizer and what is known about it."""
+    """A tokenizer and what is known about it.
+
+    Attributes:
+        backend: what the bundle gets as tokenizer.json.
+        info: what stands beside it.
+        peers: load independent readings of the same files, the one that counts most first; empty if there is none.
+    """
 
     backend: Tokenizer
     info: TokenizerInfo
+    peers: tuple[Callable[[], Peer], ...] = ()
 
     def vocabulary(self) -> dict[str, int]:
         """Return the id of every token, added tokens included."""
@@ -64,53 +85,68 @@ class CheckpointTokenizer:
 
 def has_tokenizer(folder: Path) -> bool:
     """Say whether a Hugging Face folder holds a tokenizer."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", *_SLOW_FILES))
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
-def load_folder_tokenizer(folder: Path) -> CheckpointTokenizer:
+def load_folder_tokenizer(folder: Path, num_rows: int) -> CheckpointTokenizer:
     """Load the tokenizer of a Hugging Face folder.
 
-    tokenizer.json is taken as it is. Only without one does transformers convert the slow tokenizer's files.
+    tokenizer.json is taken as it is, and without one the sentencepiece model in tokenizer.model. Only vocab.json and
+    merges.txt are left to transformers to convert. Tokens that stand beside those files are added.
+
+    Args:
+        folder: holds the files.
+        num_rows: rows of the model's embeddings.
 
     Raises:
         CheckpointError: damaged files, or slow ones that cannot be converted.
     """
     path = folder / "tokenizer.json"
+    declared = DeclaredTokens(folder)
+    peers: tuple[Callable[[], Peer], ...] = ()
     if path.is_file():
         try:
             backend = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{path} is not a tokenizer ({error})", hint="download it again") from error
+        declared.add_to(backend, num_rows)
+        peers = (partial(auto_tokenizer, folder), partial(tokenizer_of_files, folder))
+    elif (folder / "tokenizer.model").is_file():
+        add_bos = declared.settings.get("add_bos_token", True) is True
+        vocabulary = read_model_file(folder / "tokenizer.model", add_bos=add_bos)
+        backend = vocabulary.build()
+        declared.add_to(backend, num_rows, on_raw_text=True)
+        peers = (partial(_plain_sentencepiece, "plain Python from tokenizer.model", vocabulary, backend),)
     else:
         backend = _load_transformers_tokenizer(folder).backend_tokenizer
     # A length limit or padding left over from training would silently cut or fill prompts.
     backend.no_truncation()
     backend.no_padding()
-    settings = _read_object(folder / "tokenizer_config.json")
-    special = _read_object(folder / "special_tokens_map.json")
-    bos = _token_text(settings.get("bos_token", special.get("bos_token")))
-    eos = _token_text(settings.get("eos_token", special.get("eos_token")))
-    return CheckpointTokenizer(backend, _info(backend, bos, eos, _folder_template(folder, settings)))
+    template = _folder_template(folder, declared.settings)
+    info = _info(backend, declared.named("bos_token"), declared.named("eos_token"), template)
+    return CheckpointTokenizer(backend, info, peers)
 
 
 def load_gguf_tokenizer(path: Path, vocabulary: GgufVocabulary) -> CheckpointTokenizer:
-    """Rebuild the tokenizer that a GGUF file describes.
+    """Rebuild the tokenizer that a GGUF file describes, as llama.cpp reads it.
 
-    Byte-level BPE is built here: transformers' GGUF loading splits like GPT-2 where it does not know
-    `tokenizer.ggml.pre`, and adds GPT-2's <|endoftext|> to vocabularies without it. Sentencepiece is left to it.
+    Not left to transformers' GGUF loading, which splits like GPT-2 where it does not know `tokenizer.ggml.pre`, adds
+    GPT-2's <|endoftext|> to vocabularies without it, and gives other ids to leading spaces of sentencepiece ones.
 
     Raises:
         CheckpointError: a kind of tokenizer that cannot be rebuilt faithfully.
     """
-    splits = _pre_tokenizers()
-    if vocabulary.kind == "gpt2" and vocabulary.pre in splits:
-        backend = _byte_level_bpe(path, vocabulary, splits[vocabulary.pre])
+    if vocabulary.kind == "gpt2" and vocabulary.pre in _SPLITS:
+        backend = _byte_level_bpe(path, vocabulary)
+        peer = partial(_plain_byte_level, vocabulary)
     elif vocabulary.kind == "llama":
-        backend = _load_transformers_tokenizer(path.parent, gguf_file=path.name).backend_tokenizer
+        pieces = _sentencepiece(path, vocabulary)
+        backend = _built(path, pieces.build)
+        peer = partial(_plain_sentencepiece, "plain Python from the GGUF vocabulary", pieces, backend)
     else:
         raise CheckpointError(
             f"{path} has the tokenizer {vocabulary.kind!r} with pre-tokenizer {vocabulary.pre!r}",
-            expected=f"llama, or gpt2 with one of {', '.join(sorted(splits))}",
+            expected=f"llama, or gpt2 with one of {', '.join(sorted(_SPLITS))}",
             hint="export from the model's safetensors folder",
         )
     if backend.get_vocab_size(with_added_tokens=True) != len(vocabulary.tokens):
@@ -120,52 +156,73 @@ def load_gguf_tokenizer(path: Path, vocabulary: GgufVocabulary) -> CheckpointTok
             hint="export from the model's safetensors folder",
         )
     bos, eos = (_token_at(vocabulary, index) for index in (vocabulary.bos_id, vocabulary.eos_id))
-    return CheckpointTokenizer(backend, _info(backend, bos, eos, vocabulary.chat_template or None))
+    return CheckpointTokenizer(backend, _info(backend, bos, eos, vocabulary.chat_template or None), (peer,))
 
 
-def _byte_level_bpe(path: Path, vocabulary: GgufVocabulary, split: PreTokenizer) -> Tokenizer:
+def _byte_level_bpe(path: Path, vocabulary: GgufVocabulary) -> Tokenizer:
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
-    try:
-        backend = Tokenizer(BPE(vocab=ids, merges=merges))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path} has a damaged vocabulary ({error})", hint="download it again") from error
-    backend.pre_tokenizer = split
+    backend = _built(path, lambda: Tokenizer(BPE(vocab=ids, merges=_merges(vocabulary))))
+    backend.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     backend.decoder = ByteLevelDecoder()
-    # Control tokens (3) and user-defined ones (4) are matched whole; only the former are left out of decoded text.
-    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=False):
-        if kind == 3:
-            backend.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-        elif kind == 4:
-            backend.add_tokens([AddedToken(token, normalized=False)])
+    add_whole_tokens(backend, vocabulary.tokens, vocabulary.types)
     bos = _token_at(vocabulary, vocabulary.bos_id)
     # Llama 3 files often leave the flag out, and llama.cpp then puts the first token for this splitting only.
     add_bos = vocabulary.pre in _LLAMA3_NAMES if vocabulary.add_bos is None else vocabulary.add_bos
-    if add_bos and bos is not None:
-        backend.post_processor = TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, vocabulary.bos_id)])
+    if add_bos and bos is not None and vocabulary.bos_id is not None:
+        put_first(backend, bos, vocabulary.bos_id)
     return backend
+
+
+def _sentencepiece(path: Path, vocabulary: GgufVocabulary) -> SentencePieceVocabulary:
+    if not len(vocabulary.tokens) == len(vocabulary.scores) == len(vocabulary.types):
+        raise CheckpointError(
+            f"{path} has {len(vocabulary.tokens)} tokens, {len(vocabulary.scores)} scores and "
+            f"{len(vocabulary.types)} types",
+            expected="one of each for every token",
+            hint="download it again",
+        )
+    # What is not said is as llama.cpp takes it.
+    add_bos = vocabulary.add_bos is not False and _token_at(vocabulary, vocabulary.bos_id) is not None
+    return SentencePieceVocabulary(
+        vocabulary.tokens,
+        vocabulary.scores,
+        vocabulary.types,
+        add_space_prefix=vocabulary.add_space_prefix is not False,
+        bos_id=vocabulary.bos_id if add_bos else None,
+    )
+
+
+def _built(path: Path, build: Callable[[], Tokenizer]) -> Tokenizer:
+    try:
+        return build()
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{path} has a damaged vocabulary ({error})", hint="download it again") from error
+
+
+def _merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
+    return [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
+
+
+def _pre_tokenizer(name: str) -> PreTokenizer:
+    splits = [Split(Regex(regex), behavior="isolated") for regex in _SPLITS[name]]
+    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _plain_sentencepiece(name: str, vocabulary: SentencePieceVocabulary, backend: Tokenizer) -> Peer:
+    declared = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
+    return PlainPeer(name, PlainSentencePiece(vocabulary, declared))
+
+
+def _plain_byte_level(vocabulary: GgufVocabulary) -> Peer:
+    kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+    types = enumerate(zip(vocabulary.tokens, vocabulary.types, strict=False))
+    whole = {token: index for index, (token, kind) in types if kind in kinds}
+    plain = PlainByteLevel(vocabulary.tokens, _merges(vocabulary), whole, _SPLITS[vocabulary.pre])
+    return PlainPeer("plain Python from the GGUF vocabulary", plain)
 
 
 def _token_at(vocabulary: GgufVocabulary, index: int | None) -> str | None:
     return vocabulary.tokens[index] if index is not None and 0 <= index < len(vocabulary.tokens) else None
-
-
-def _pre_tokenizers() -> dict[str, PreTokenizer]:
-    """Return the splitting that each known `tokenizer.ggml.pre` stands for."""
-
-    def split(regex: str) -> PreTokenizer:
-        return Sequence([Split(Regex(regex), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
-
-    gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
-    llama3, qwen2 = split(_LLAMA3_SPLIT), split(_QWEN2_SPLIT)
-    return {
-        "default": gpt2,
-        "gpt-2": gpt2,
-        "smollm": Sequence([Digits(individual_digits=True), gpt2]),
-        **dict.fromkeys(_LLAMA3_NAMES, llama3),
-        "qwen2": qwen2,
-        "deepseek-r1-qwen": qwen2,
-    }
 
 
 def _load_transformers_tokenizer(folder: Path, **options: str) -> Any:
@@ -196,20 +253,17 @@ def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:
     """Return the default chat template, from its own file or from tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        # Bytes, because reading as text would turn a template's \r\n into \n.
-        return path.read_bytes().decode("utf-8")
+        try:  # bytes, because reading as text would turn a template's \r\n into \n
+            return path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{path} is not UTF-8 ({error.reason} at byte {error.start})", hint="save it as UTF-8"
+            ) from error
     template = settings.get("chat_template") or _read_object(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # several named templates
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
-
-
-def _token_text(value: Any) -> str | None:
-    """Return a special token's text, which is stored bare or inside an AddedToken object."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pad_export.plan import Plan, make_plan
 from pad_export.spec import SITE_MODULES
 from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
+from pad_export.tokenizer_check import check_tokenizer
 from pad_export.trunk import Trunk, write_weights
 from pad_export.verify import verify_bundle
 from pad_export.weights import WeightsFile
@@ -106,6 +107,16 @@ def export_bundle(
         report(_summary(plan, storage))
         for note in plan.notes:
             report(f"note: {note}")
+        checkpoint = plan.base.checkpoint
+        if checkpoint.unnamed_eos is not None:
+            token = checkpoint.tokenizer.backend.id_to_token(checkpoint.unnamed_eos)
+            report(
+                f"note: the chat template closes a reply with {token!r} ({checkpoint.unnamed_eos}), which no "
+                "configuration names as an end: added to the tokens that end a reply"
+            )
+        if verify:
+            for line in check_tokenizer(checkpoint.tokenizer, checkpoint.path, plan.base.spec.vocab_size):
+                report(line)
         graphs = _write_graphs(folder, plan, storage, max_length, quiet)
         for info, source in zip(plan.persrms, plan.sources, strict=False):
             if info.adapter and source.adapter:

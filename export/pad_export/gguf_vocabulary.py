@@ -17,10 +17,12 @@ class GgufVocabulary:
         kind: `ggml.model`, "gpt2" for byte-level BPE or "llama" for sentencepiece.
         pre: `ggml.pre`, which names how text is split before byte-level BPE.
         tokens: text of each token, in the order of their ids.
-        types: type of each token (1 normal, 3 control, 4 user-defined), empty if not given.
+        types: type of each token (see pad_export.sentencepiece_vocabulary.TokenType), empty if not given.
+        scores: score of each token of a sentencepiece vocabulary, empty if not given.
         merges: "left right" for each merge, best first, empty if not given.
         bos_id, eos_id: None if not given.
         add_bos: whether encoding puts the first token, None if not given.
+        add_space_prefix: whether a sentencepiece vocabulary puts a space before text, None if not given.
         chat_template: None if not given.
     """
 
@@ -28,10 +30,12 @@ class GgufVocabulary:
     pre: str
     tokens: tuple[str, ...]
     types: tuple[int, ...]
+    scores: tuple[float, ...]
     merges: tuple[str, ...]
     bos_id: int | None
     eos_id: int | None
     add_bos: bool | None
+    add_space_prefix: bool | None
     chat_template: str | None
 
 
@@ -65,9 +69,11 @@ def read_vocabulary(path: Path, reader: Any, metadata: dict[str, Any]) -> GgufVo
         pre=metadata.get("tokenizer.ggml.pre") or "default",
         tokens=tokens,
         types=array("token_type"),
+        scores=array("scores"),
         merges=array("merges"),
         bos_id=integer("bos_token_id"),
         eos_id=integer("eos_token_id"),
         add_bos=metadata.get("tokenizer.ggml.add_bos_token"),
+        add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix"),
         chat_template=metadata.get("tokenizer.chat_template"),
     )

@@ -16,7 +16,10 @@ def read_object(path: Path, error: type[PadError], *, hint: str) -> dict[str, An
         error: the file cannot be read, is not JSON, or holds something else; `hint` says what to do.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # an escaped half of a character, which no text that is written again can carry
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, OSError, RecursionError) as reason:
         raise error(f"{path} is not JSON ({reason})", hint=hint) from reason
     if not isinstance(value, dict):

@@ -222,7 +222,8 @@ def _check_names(sources: tuple[PersRM, ...]) -> None:
 
 def _check_vocabulary(base: Trunk, other: Checkpoint) -> None:
     """A candidate id must mean the same token to both models, and have a row in both heads."""
-    ours, theirs = base.checkpoint.vocabulary(), other.vocabulary()
+    ours = {token: i for token, i in base.checkpoint.vocabulary().items() if i < base.spec.vocab_size}
+    theirs = other.vocabulary()
     different = sum(theirs.get(token) != index for token, index in ours.items())
     if different:
         raise TokenizerMismatchError(

@@ -216,7 +216,12 @@ def test_chat_template_places(folder: Path, place: str) -> None:
 def test_special_tokens_as_objects_and_outside_the_vocabulary(folder: Path) -> None:
     edit_json(folder / "tokenizer_config.json", bos_token={"content": "<s>", "lstrip": False}, eos_token="<absent>")
     info = open_checkpoint(folder).tokenizer.info
-    assert (info.bos_token, info.bos_id, info.eos_token, info.eos_id) == ("<s>", 1, "<absent>", None)
+    assert (info.bos_token, info.bos_id, info.eos_token) == ("<s>", 1, "<absent>")
+    assert info.eos_id == AutoTokenizer.from_pretrained(folder).eos_token_id == 278
+    edit_json(folder / "config.json", vocab_size=278)  # now the model has no row for it
+    save_file({"model.embed_tokens.weight": torch.ones(278, 24)}, folder / "model.safetensors")
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    assert open_checkpoint(folder).tokenizer.info.eos_id is None
 
 
 def truncate(path: Path) -> None:

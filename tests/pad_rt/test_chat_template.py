@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jinja2
 import pytest
 
 import tiny_tokenizers
+from error_checks import refused
 from pad_rt.chat_template import ChatTemplate, Message
 from pad_rt.tokenizer import Tokenizer
 from pad_runtime.errors import BundleError, PromptError
@@ -163,6 +165,74 @@ def test_failing_and_escaping_templates_are_bundle_errors(source: str) -> None:
     template = ChatTemplate(source, bos_token=None, eos_token=None)
     with pytest.raises(BundleError, match="the chat template failed with"):
         template.render(CHAT)
+
+
+LOOP = "{% for i in range(100000) %}"
+GROW = "{% set ns = namespace(s='x', l=['x']) %}{% for i in range(99) %}"
+STOPPED = {
+    "nested loops": (LOOP * 2 + "{% endfor %}{% endfor %}", "more than 1,000,000 steps"),
+    "loops that pick nothing": (
+        LOOP + "{% for j in range(100000) if false %}{% endfor %}{% endfor %}", "more than 1,000,000 steps",
+    ),
+    "macros that call themselves twice": (
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+        "more than 1,000,000 steps",
+    ),
+    "text": (LOOP + "{{ messages[0].content * 10000 }}{% endfor %}", "characters"),
+    "text joined": (GROW + "{% set ns.s = ns.s ~ ns.s %}{% endfor %}", "characters"),
+    "text added": (GROW + "{% set ns.s = ns.s + ns.s %}{% endfor %}", "characters"),
+    "text caught": (GROW + "{% set b %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = b %}{% endfor %}", "characters"),
+    "a list": (GROW + "{% set ns.l = ns.l + ns.l %}{% endfor %}", "characters"),
+    "a loop that calls itself": ("{% for t in ['x'] recursive %}{{ loop([t ~ t]) }}{% endfor %}", "characters"),
+    "a product": ("{{ 'x' * 10 ** 10 }}", "characters"),
+    "a power": ("{{ 10 ** 10000000 }}", "bits"),
+    "a width": ("{{ 'x' | center(10 ** 10) }}", "characters"),
+    "a width of Python's": ("{{ 'x'.ljust(9999999999) }}", "characters"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_template_without_end_is_stopped(name: str) -> None:
+    source, words = STOPPED[name]
+    template = ChatTemplate(source, bos_token="<s>", eos_token=None)
+    with refused(BundleError, given=words, expected="a template that ends", hint="export the bundle again"):
+        template.render(CHAT)
+
+
+def test_a_template_is_stopped_in_any_thread_and_others_go_on() -> None:
+    endless = ChatTemplate(STOPPED["nested loops"][0], bos_token=None, eos_token=None)
+    good = ChatTemplate(QWEN2, bos_token=None, eos_token=None)
+    expected = good.render(CHAT)
+    with ThreadPoolExecutor(4) as pool:
+        stopped = [pool.submit(endless.render, CHAT) for _ in range(2)]
+        rendered = [pool.submit(good.render, CHAT) for _ in range(20)]
+        assert [future.result() for future in rendered] == [expected] * 20
+        assert all(isinstance(future.exception(), BundleError) for future in stopped)
+
+
+def test_a_template_that_calls_itself_for_ever_fails() -> None:
+    template = ChatTemplate("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", bos_token=None, eos_token=None)
+    with refused(BundleError, given="the chat template failed with RecursionError"):
+        template.render(CHAT)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ " + "(" * 4000 + "1" + ")" * 4000 + " }}", "{{ 1" + " + 1" * 20000 + " }}", LOOP * 40 + "{% endfor %}" * 40],
+)
+def test_a_template_too_deep_for_python_is_a_bundle_error(source: str) -> None:
+    with refused(BundleError, given="the chat template has an error: ", hint="correct the model's chat_template"):
+        ChatTemplate(source, bos_token=None, eos_token=None)
+
+
+def test_a_long_chat_is_no_endless_template() -> None:
+    """Half a thousand turns in a template that reads all of them at each."""
+    source = (
+        LOOP.replace("range(100000)", "messages") + "{% for m in messages %}{% endfor %}{{ i.content }}{% endfor %}"
+    )
+    template = ChatTemplate(source, bos_token=None, eos_token=None)
+    assert template.render(CHAT * 170).startswith("HiHello {{ 1 }}")
+    assert len(ChatTemplate(QWEN2, bos_token=None, eos_token=None).render([turn("user", "x" * 10**6)])) > 10**6
 
 
 def test_smollm2(tmp_path: Path) -> None:

@@ -230,3 +230,38 @@ def test_named_tokens_must_exist(tmp_path: Path) -> None:
     file = tiny_tokenizers.save(tiny_tokenizers.llama2(), tmp_path)
     with pytest.raises(BundleError, match="eos_token '<end>'"):
         Tokenizer(file, bos_token="<s>", eos_token="<end>")
+
+
+ACCENTED = ["café", "đem", "č", "<naïve tool>", "ü", "東京", "Ġx", " ñ "]
+FLAGS: list[dict[str, bool]] = [{}, {"lstrip": True, "rstrip": True}, {"normalized": False}, {"special": True}]
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("make", MAKERS)
+def test_added_tokens_decode_to_themselves(
+    make: Callable[[], tokenizers.Tokenizer], flags: dict[str, bool], tmp_path: Path
+) -> None:
+    backend = make()
+    backend.add_tokens([tokenizers.AddedToken(token, **flags) for token in ACCENTED])
+    tokenizer = Tokenizer(tiny_tokenizers.save(backend, tmp_path), bos_token=None, eos_token=None)
+    for token in ACCENTED:
+        token_id, letter = find(backend, token), find(backend, "a")
+        ids = [letter, token_id, letter, token_id, token_id]
+        shown = tokenizer.decode(ids, skip_special_tokens=False)
+        # A vocabulary of characters may write a space before a token that it matches in normalised text.
+        whole = f"a{token}a{token}{token}"
+        assert shown == (
+            whole if make is tiny_tokenizers.byte_level else backend.decode(ids, skip_special_tokens=False)
+        )
+        assert shown.count(token) == 3
+        assert tokenizer.decode([token_id], skip_special_tokens=False).strip() == token.strip()
+        assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == ("aa" if flags.get("special") else shown)
+        assert token_id in tokenizer.encode(f"a {token}a", add_special_tokens=False)
+
+
+def test_the_backend_takes_letters_of_an_added_token_for_bytes() -> None:
+    """Negative control: what `tokenizers` makes of it, and transformers with it."""
+    backend = tiny_tokenizers.byte_level()
+    backend.add_tokens(ACCENTED)
+    decoded = [backend.decode([find(backend, token)]) for token in ("café", "đem", "č")]
+    assert decoded == ["caf\ufffd", "\x11em", "\r"]

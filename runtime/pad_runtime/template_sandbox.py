@@ -1,0 +1,227 @@
+"""Chat templates of other people, rendered in a Jinja sandbox and within bounds."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sized
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.parser import Parser
+
+MAX_STEPS = 1_000_000  # a chat of a thousand turns, each of which reads all of them, takes them all
+MAX_CHARACTERS = 1 << 26
+MAX_SECONDS = 60.0
+_MAX_BITS = 1 << 16  # of an integer
+_CALL = 8  # steps
+_ITEM = 64  # characters, for what an item of a list takes
+_COUNT, _CHECK = "count_step", "check_size"
+
+
+class TemplateLimitError(Exception):
+    """A template that does not end, or that grows beyond bounds."""
+
+
+class TemplateRefusalError(Exception):
+    """What a template says with `raise_exception`."""
+
+
+class SandboxedTemplate:
+    """A Jinja template, compiled once, that sees the functions that transformers gives to chat templates.
+
+    Each pass of a loop is a step, and each call is several. A rendering ends with an error at too many steps, after too
+    long a time, or where a value or the text grows too large, in whatever thread it runs.
+
+    Args:
+        source: the template's text.
+
+    Raises:
+        Exception: of any kind, for a text that is no template; jinja2.TemplateSyntaxError for most.
+    """
+
+    def __init__(self, source: str) -> None:
+        self._source, self._environment = source, _make_environment()
+        with _Budget():  # constants are computed while compiling
+            tree = self.parse()
+            _count_steps(tree, self._environment)
+            self._template = self._environment.from_string(tree)
+
+    def parse(self) -> nodes.Template:
+        """Return the template as Jinja reads it."""
+        return self._environment.parse(self._source)
+
+    def render(self, *variables: Mapping[str, object], **more: object) -> str:
+        """Return the text.
+
+        Raises:
+            TemplateRefusalError: the template refuses the variables.
+            TemplateLimitError: it was stopped.
+            Exception: of any other kind, as expressions can fail.
+        """
+        pieces, size = [], 0
+        with _Budget():
+            for piece in self._template.generate(*variables, **more):
+                size += len(piece)
+                _check_size(size)
+                pieces.append(piece)
+        return "".join(pieces)
+
+
+@dataclass
+class _Budget:
+    """What one rendering may spend, reached through the context that it runs in."""
+
+    steps: int = MAX_STEPS
+    deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
+
+    def __enter__(self) -> None:
+        self._token = _BUDGET.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        _BUDGET.reset(self._token)
+
+    def spend(self, steps: int = 1) -> None:
+        self.steps -= steps
+        if self.steps < 0:
+            raise TemplateLimitError(f"it took more than {MAX_STEPS:,} steps")
+        if time.monotonic() > self.deadline:
+            raise TemplateLimitError(f"it took more than {MAX_SECONDS:.0f} s")
+
+
+_BUDGET: ContextVar[_Budget] = ContextVar("budget of the template being rendered")
+
+
+def _make_environment() -> jinja2.Environment:
+    from jinja2 import ext, nodes, sandbox
+    from jinja2.runtime import Context
+
+    class Generation(ext.Extension):
+        """`{% generation %}`: marks the assistant's words for training, and only passes them through here."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    class Bounded(sandbox.ImmutableSandboxedEnvironment):
+        """Calls are steps, and no operator makes a value that is too large."""
+
+        intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+        def call(self, context: Context, obj: Any, *args: Any, **options: Any) -> Any:
+            _BUDGET.get().spend(_CALL)
+            is_of_text = isinstance(getattr(obj, "__self__", None), str)  # such as "".center
+            _check_arguments(args, options, has_widths=is_of_text)
+            return _check(super().call(context, obj, *args, **options))
+
+        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+            if operator == "*":
+                for value, times in ((left, right), (right, left)):
+                    if isinstance(value, Sized) and isinstance(times, int):
+                        _check_size(len(value) * times)
+            if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+                bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+                if bits > _MAX_BITS:
+                    raise TemplateLimitError(f"it computed a number of more than {_MAX_BITS:,} bits")
+            return _check(super().call_binop(context, operator, left, right))
+
+    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols, Generation])
+    environment.filters["tojson"] = _tojson
+    environment.filters = {name: _bounded(function) for name, function in environment.filters.items()}
+    environment.filters[_COUNT] = _count_step()
+    environment.filters[_CHECK] = _check
+    del environment.globals["lipsum"]  # any number of paragraphs
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _count_steps(tree: nodes.Template, environment: jinja2.Environment) -> None:
+    """Let each pass of a loop count itself, and each assignment look at its value."""
+    from jinja2 import nodes
+
+    def count(line: int) -> nodes.Filter:
+        return nodes.Filter(nodes.Const(True), _COUNT, [], [], None, None, lineno=line)
+
+    def check(value: Any, line: int) -> nodes.Filter:
+        return nodes.Filter(value, _CHECK, [], [], None, None, lineno=line)
+
+    for loop in list(tree.find_all(nodes.For)):
+        loop.body.insert(0, nodes.ExprStmt(count(loop.lineno), lineno=loop.lineno))
+        if loop.test is not None:
+            loop.test = nodes.And(count(loop.lineno), loop.test, lineno=loop.lineno)
+    for assignment in list(tree.find_all(nodes.Assign)):
+        assignment.node = check(assignment.node, assignment.lineno)
+    for block in list(tree.find_all(nodes.AssignBlock)):
+        block.filter = check(block.filter, block.lineno)
+    tree.set_environment(environment)
+
+
+def _count_step() -> Callable[..., bool]:
+    from jinja2 import pass_context
+
+    @pass_context  # which keeps it from being computed once and for all
+    def count_step(_context: object, value: bool) -> bool:
+        _BUDGET.get().spend()
+        return value
+
+    return count_step
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)  # with Jinja's marks of what a filter is passed
+    def bounded(*args: Any, **options: Any) -> Any:
+        _check_arguments(args, options, has_widths=True)
+        return _check(function(*args, **options))
+
+    return bounded
+
+
+def _check_arguments(args: tuple[Any, ...], options: dict[str, Any], *, has_widths: bool) -> None:
+    for value in (*args, *options.values()):
+        _check(value)
+        if has_widths and isinstance(value, int):
+            _check_size(value)
+
+
+def _check(value: Any) -> Any:
+    """Give the value back that is not too large."""
+    if isinstance(value, str):
+        _check_size(len(value))
+    elif isinstance(value, list | tuple):
+        _check_size(_ITEM * len(value))
+        for item in value[:_ITEM]:  # such as the argument of a loop that calls itself
+            _check_size(len(item) if isinstance(item, str) else 0)
+    return value
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_CHARACTERS:
+        raise TemplateLimitError(f"it wrote more than {MAX_CHARACTERS:,} characters")
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise TemplateRefusalError(str(message))
+
+
+def _strftime_now(time_format: str) -> str:
+    return datetime.now().strftime(time_format)
