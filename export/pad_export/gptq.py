@@ -83,19 +83,28 @@ def _round_columns(weight: torch.Tensor, bits: int, order: torch.Tensor, root: t
     for start in range(0, columns, BLOCK):
         part = slice(start, start + BLOCK)
         carried = torch.linalg.solve_triangular(root[part, part].T, root[:start, part].T, upper=False)
-        left = lost[part].addmm(carried, lost[:start])  # [32, out]: what makes up for the blocks before, then less q
-        scale, zero = fit_blocks(left, bits, importance[part], symmetric)
+        wanted = lost[part].addmm(carried, lost[:start])  # [32, out]: with what makes up for the blocks before
+        scale, zero = fit_blocks(wanted, bits, importance[part], symmetric)
+        left, rounded = wanted.clone(), torch.empty_like(wanted)  # less what is rounded; codes less their zero points
         lowest, highest = -zero, 2**bits - 1 - zero
-        rounded = torch.empty_like(left)  # codes less their zero points
         for column in range(BLOCK):
             torch.addmv(left[column], left[:column].T, ratio[part, start + column][:column], out=rounded[column])
             rounded[column].div_(scale).round_().clamp_(lowest, highest)
             left[column].addcmul_(rounded[column], scale, value=-1)
+        scale = _refit(wanted, rounded, root[part, part], scale)
         lost[part].addcmul_(rounded, scale, value=-1)
         codes[order[part]] = rounded.add_(zero).to(torch.uint8)
         block = int(order[start]) // BLOCK
         scales[block], zeros[block] = scale, zero
     return Blocks(bits, *(columns.T.contiguous() for columns in (codes, scales, zeros)))
+
+
+def _refit(wanted: torch.Tensor, rounded: torch.Tensor, root: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Scales [n] under which a block's codes [32, n] lose least, in float32's precision; `root` is [32, 32]."""
+    targets, steps = root.T @ wanted, root.T @ rounded
+    squares = steps.square().sum(0)
+    best = ((targets * steps).sum(0) / squares).float().to(scale.dtype)
+    return torch.where(best > 0, best, scale)  # of codes that are all zero, the scale does not matter
 
 
 @contextmanager
