@@ -9,19 +9,27 @@ questions of self-instruct and Amulet (MIT) and replies of SmolLM2-135M-Instruct
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import resources
-from typing import Any
 
 import torch
 
-from pad_export.blocks import Blocks, quantise_for
+from pad_export.blocks import Blocks
 from pad_export.checkpoint import Checkpoint
+from pad_export.gptq import quantise_for, second_moments
 from pad_export.matrix import Storage
 from pad_export.spec import SITE_MODULES
 from pad_export.torch_model import load_model
-from pad_export.trunk import LM_HEAD, Trunk, head_bits, head_parameter, linear_weight, stored_blocks
+from pad_export.trunk import (
+    LM_HEAD,
+    Trunk,
+    head_bits,
+    head_parameter,
+    linear_weight,
+    merged_weight,
+    stored_blocks,
+)
 
 _SEQUENCE = 256  # tokens read at once
 _MAX_TOKENS = 16384
@@ -29,51 +37,52 @@ _MAX_TOKENS = 16384
 
 def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Callable[[int], object]) -> dict[str, Blocks]:
     """Linears that are worth fitting to what they read: those of 4 bits that are not stored so already."""
-    bits = {
-        module: storage.bits(site, layer, trunk.spec.num_layers)
-        for layer in range(trunk.spec.num_layers)
-        for site, modules in SITE_MODULES.items()
-        for module in (f"model.layers.{layer}.{name}" for name in modules)
-    }
-    bits = {
-        module: width
-        for module, width in bits.items()
-        if width == 4 and not stored_blocks(trunk, module, width, storage)
-    }
+    sites = []
+    for layer in range(trunk.spec.num_layers):
+        for site, names in SITE_MODULES.items():
+            modules = [f"model.layers.{layer}.{name}" for name in names]
+            if storage.bits(site, layer, trunk.spec.num_layers) == 4:
+                sites.append([module for module in modules if not stored_blocks(trunk, module, 4, storage)])
+    sites = [modules for modules in sites if modules]
     own_head = head_bits(trunk, storage) == 4 and not trunk.checkpoint.blocks(head_parameter(trunk), 4)
-    return _calibrate(trunk, bits, own_head, storage.symmetric, progress) if bits or own_head else {}
+    return _calibrate(trunk, sites, own_head, storage.symmetric, progress) if sites or own_head else {}
 
 
 def _calibrate(
-    trunk: Trunk, bits: Mapping[str, int], own_head: bool, symmetric: bool, progress: Callable[[int], object]
+    trunk: Trunk, sites: Sequence[Sequence[str]], own_head: bool, symmetric: bool, progress: Callable[[int], object]
 ) -> dict[str, Blocks]:
-    model = load_model(trunk.checkpoint)
+    """Fit each site's modules, which read the same, when the first of them is about to run."""
     found: dict[str, Blocks] = {}
 
-    def hook(name: str) -> Callable[..., torch.Tensor]:
-        def quantise(_: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            matrix = linear_weight(trunk, name).float()
-            read = inputs[0].reshape(-1, matrix.shape[1])
-            found[name] = quantise_for(matrix, bits[name], read.T @ read, symmetric=symmetric)
-            progress(1)
-            return output + torch.nn.functional.linear(inputs[0], found[name].dequantise() - matrix)
+    def weight(parameter: str) -> torch.Tensor | None:
+        blocks = found.get(parameter.removesuffix(".weight"))
+        return blocks.dequantise() if blocks else _merged(trunk, parameter)
 
-        return quantise
+    def hook(modules: Sequence[str]) -> Callable[..., None]:
+        def fit(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            moments = second_moments(inputs[0])
+            for module in modules:
+                found[module] = quantise_for(linear_weight(trunk, module), 4, moments, symmetric=symmetric)
+                progress(1)
 
-    with _hooked(model, {name: hook(name) for name in bits}), torch.no_grad():
+        return fit
+
+    model = load_model(trunk.checkpoint, weight)
+    for modules in sites:  # before the hook that reads the weights
+        model.get_submodule(modules[0]).register_forward_pre_hook(hook(modules), prepend=True)
+    with torch.no_grad():
         hidden = model.model(input_ids=_sample_ids(trunk.checkpoint, "calibration")).last_hidden_state
     if own_head:
-        read = hidden.reshape(-1, hidden.shape[-1])
-        weight = trunk.checkpoint.tensor(head_parameter(trunk))
-        found[LM_HEAD] = quantise_for(weight, 4, read.T @ read, symmetric=symmetric)
+        weights = trunk.checkpoint.tensor(head_parameter(trunk))
+        found[LM_HEAD] = quantise_for(weights, 4, second_moments(hidden), symmetric=symmetric)
         progress(1)
     return found
 
 
-def perplexity(checkpoint: Checkpoint, stored: Callable[[str], torch.Tensor | None] | None = None) -> float:
-    """Perplexity on the held-out text of a checkpoint, or of the parameters that `stored` gives in their place."""
-    model = load_model(checkpoint, stored)
-    ids = _sample_ids(checkpoint, "held_out")
+def perplexity(trunk: Trunk, stored: Callable[[str], torch.Tensor | None] | None = None) -> float:
+    """Perplexity on the held-out text of a trunk, or of the parameters that `stored` gives in their place."""
+    model = load_model(trunk.checkpoint, stored or partial(_merged, trunk))
+    ids = _sample_ids(trunk.checkpoint, "held_out")
     with torch.no_grad():
         hidden = model.model(input_ids=ids).last_hidden_state
         losses = [
@@ -83,20 +92,14 @@ def perplexity(checkpoint: Checkpoint, stored: Callable[[str], torch.Tensor | No
     return float(torch.stack(losses).mean().exp())
 
 
+def _merged(trunk: Trunk, parameter: str) -> torch.Tensor | None:
+    """A parameter that an adapter is merged into."""
+    return merged_weight(trunk, parameter.removesuffix(".weight"))
+
+
 def _sample_ids(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """A packaged text in the checkpoint's tokens, [sequences, length] of at most 16,384 altogether."""
     text = resources.files("pad_export").joinpath(f"text/{name}.txt").read_text(encoding="utf-8")
     ids = checkpoint.tokenizer.backend.encode(text, add_special_tokens=False).ids[:_MAX_TOKENS]
     length = min(_SEQUENCE, len(ids), checkpoint.config.max_position_embeddings)
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
-
-
-@contextmanager
-def _hooked(model: Any, hooks: Mapping[str, Callable[..., torch.Tensor]]) -> Iterator[None]:
-    """Forward hooks on modules, by path."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -129,9 +129,14 @@ def _tensors(
 
 def linear_weight(trunk: Trunk, module: str) -> torch.Tensor:
     """Weight [out, in] of one linear, with the merged adapter added in float32."""
-    weight = trunk.checkpoint.tensor(f"{module}.weight")
+    merged = merged_weight(trunk, module)
+    return trunk.checkpoint.tensor(f"{module}.weight") if merged is None else merged
+
+
+def merged_weight(trunk: Trunk, module: str) -> torch.Tensor | None:
+    """The same where an adapter is merged into it, None elsewhere."""
     delta = trunk.merged.delta.get(module) if trunk.merged else None
-    return weight if delta is None else weight.float() + delta.b @ delta.a
+    return None if delta is None else trunk.checkpoint.tensor(f"{module}.weight").float() + delta.b @ delta.a
 
 
 def _linear_blocks(trunk: Trunk, module: str, bits: int, storage: Storage) -> Blocks:

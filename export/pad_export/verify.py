@@ -100,8 +100,7 @@ def _stored(folder: Path, manifest: Manifest, trunk: Trunk) -> StoredWeights | N
 
 def _compare_perplexity(trunk: Trunk, stored: StoredWeights, precision: str) -> str:
     """One line: what the weights in blocks cost, on real text that calibration did not read."""
-    whole = perplexity(trunk.checkpoint)
-    ours = perplexity(trunk.checkpoint, stored)
+    whole, ours = perplexity(trunk), perplexity(trunk, stored)
     return (
         f"{trunk.name}: perplexity {ours:.2f} at {precision}, {whole:.2f} with whole weights ({ours / whole - 1:+.1%})"
     )

@@ -1,0 +1,90 @@
+"""Calibration: what each linear is fitted to, held against transformers' own model with the weights set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tiny_models
+from pad_export import calibrate
+from pad_export.blocks import Blocks
+from pad_export.calibrate import calibrate_trunk, perplexity
+from pad_export.gptq import quantise_for, second_moments
+from pad_export.matrix import choose_storage
+from pad_export.plan import make_plan
+from pad_export.trunk import Trunk
+
+SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 6, "num_hidden_layers": 2}
+MAX_TOKENS = 2048
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trunk, Path]:
+    """A trunk with an adapter merged into it, and the same as a checkpoint."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("base", 4), ("backbone", 6)):
+        tiny_models.make_base(folder / name, "llama", seed=seed, tied=True, **SIZES)
+    tiny_models.make_adapter(folder / "adapter", folder / "backbone", seed=5)
+    tiny_models.make_merged(folder / "merged", folder / "backbone", folder / "adapter")
+    plan = make_plan(folder / "base", [folder / "adapter"], topology="pair", backbone=folder / "backbone")
+    (trunk,) = (trunk for trunk in plan.trunks if trunk.merged)
+    return trunk, folder / "merged"
+
+
+def sample(folder: Path) -> torch.Tensor:
+    text = resources.files("pad_export").joinpath("text/calibration.txt").read_text(encoding="utf-8")
+    ids = AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False).input_ids
+    return torch.tensor(ids[:MAX_TOKENS]).view(-1, 256)
+
+
+def read_by(model: Any, module: str, folder: Path, weights: Mapping[str, Blocks]) -> torch.Tensor:
+    """What a module reads of the sample text behind linears of the given weights."""
+    read: list[torch.Tensor] = []
+    for name, blocks in weights.items():
+        model.get_submodule(name).weight.data = blocks.dequantise()
+    hook = model.get_submodule(module).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        model(input_ids=sample(folder))
+    hook.remove()
+    return read[0]
+
+
+@pytest.mark.parametrize("dialect", ["ort", "standard"])
+def test_a_linear_is_fitted_to_what_it_reads_behind_those_that_are_rounded(
+    merged: tuple[Trunk, Path], dialect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_MAX_TOKENS", MAX_TOKENS)
+    trunk, folder = merged
+    steps: list[int] = []
+    found = calibrate_trunk(trunk, choose_storage("int4", dialect), steps.append)
+    assert sum(steps) == len(found)
+    symmetric = dialect == "standard"
+    linears = [name for name in found if name.startswith("model.layers.")]
+    modules = ("o_proj", "gate_proj", "up_proj", "down_proj", *(("q_proj", "k_proj", "v_proj") if symmetric else ()))
+    assert len(linears) == sum(name.endswith(modules) for name in linears) == len(modules) * SIZES["num_hidden_layers"]
+    for place, name in enumerate(linears):
+        if "layers.1" not in name:
+            continue
+        agreement = []
+        for before in (linears[:place], []):  # and the control: behind whole weights
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            weight = model.get_submodule(name).weight.detach()
+            read = read_by(model, name, folder, {other: found[other] for other in before})
+            expected = quantise_for(weight, 4, second_moments(read), symmetric=symmetric)
+            agreement.append(float((expected.codes == found[name].codes).float().mean()))
+        assert agreement[0] > 0.999
+        assert agreement[1] < 0.99
+
+
+def test_the_whole_weights_of_a_merged_trunk_have_the_adapter_in_them(merged: tuple[Trunk, Path]) -> None:
+    trunk, folder = merged
+    expected = perplexity(make_plan(folder, []).base)
+    assert perplexity(trunk) == pytest.approx(expected, rel=1e-4)
+    without = Trunk(trunk.name, trunk.checkpoint, trunk.spec)
+    assert perplexity(without) != pytest.approx(expected, rel=1e-2)  # the control
