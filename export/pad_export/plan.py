@@ -288,7 +288,7 @@ def _check_own_tokenizer(adapter: LoraAdapter, base: Checkpoint) -> None:
     """An adapter that does not name its base often brings a tokenizer: the base's, which may have got more tokens."""
     if not has_tokenizer(adapter.path):
         return
-    theirs = load_folder_tokenizer(adapter.path).vocabulary()
+    theirs = load_folder_tokenizer(adapter.path, base.config.vocab_size).vocabulary()
     different = sum(theirs.get(token) != index for token, index in base.vocabulary().items())
     if different:
         raise AdapterError(
