@@ -67,14 +67,14 @@ def _find_lost(
     except PadError:  # a template that wants JSON, for example: nothing can be said
         return None
     for index, message in enumerate(messages):
-        content = _text_of(message)
-        before, found, after = text.partition(_mark(index))
-        if content and (not found or after.startswith("'}]")):  # a list of parts, written as Python does
+        content, mark = _text_of(message), _mark(index)
+        place = text.find(mark)
+        if content and (place < 0 or text.startswith("'}]", place + len(mark))):  # parts, written as Python's repr
             return index, ""
         if any(_mark(index, number) not in text for number in range(_num_calls(message))):
             return index, " with tool calls"
         forms = (content.lstrip(), json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
-        if content and not before.endswith(forms):
+        if content and not text.endswith(forms, 0, place):
             warnings.warn(
                 f"the base's chat template leaves out part of a message of the {message['role']}, such as reasoning",
                 RuntimeWarning,

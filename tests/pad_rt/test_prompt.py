@@ -240,13 +240,21 @@ def test_without_words_the_turn_stays_or_fills_a_template_that_knows_none(raw: P
     assert raw.encode_reward("hi", None, "Q: {x}") != raw.encode("hi")
 
 
-roles = st.sampled_from(["system", "user", "assistant"])
+roles = st.sampled_from(["system", "developer", "user", "assistant", "tool"])
+
+
+def further_keys(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
+    return {"tool_calls": st.lists(inner, max_size=2), "name": inner}
+
+
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), roles),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
         st.dictionaries(st.one_of(st.sampled_from(["role", "content"]), st.text()), inner, max_size=3),
-        st.lists(st.fixed_dictionaries({"role": roles, "content": inner}), max_size=4),
+        st.lists(st.fixed_dictionaries({"role": roles, "content": inner}, optional=further_keys(inner)), max_size=4),
+        st.fixed_dictionaries({"type": st.just("text"), "text": inner}),
+        st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": inner}, optional={"arguments": inner})}),
     ),
     max_leaves=12,
 )
