@@ -58,7 +58,9 @@ def _rules(manifest: Manifest) -> Iterator[_Rule]:
 
 def _references(manifest: Manifest) -> Iterator[tuple[str, str, Collection[str]]]:
     """What names something, the name, and the names that there are."""
-    trunks, files = {trunk.name for trunk in manifest.trunks}, manifest.files
+    files = manifest.files
+    # With trunks of their own for the rewards, the base's has the base row alone.
+    trunks = {trunk.name for trunk in manifest.trunks[1:]} or {contract.BASE_TRUNK}
     for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
         yield "a graph that every bundle has", graph, manifest.graphs
     for name, info in manifest.graphs.items():
@@ -94,6 +96,7 @@ def _persrm_rules(persrm: PersRMInfo, trunk: TrunkInfo, reference: str) -> Itera
     weights = len(persrm.default_weights)
     yield len(persrm.features) == weights, f"{at} has {weights} default_weights", f"{len(persrm.features)}"
     yield weights > 0, f"{at} has no features", "at least one"
+    yield "{x}" in persrm.prompt_template, f"the prompt_template of {at} has no {{x}}", "a place for the prompt"
     adapter = f"adapter {persrm.adapter}" if persrm.adapter else "no adapter"
     yield bool(persrm.adapter) == bool(trunk.lora_sites), f"{at} has {adapter}", f"{wants} on trunk '{trunk.name}'"
     yield (
