@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from pad_runtime.errors import CheckpointError
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
+_MOST_LAYERS = 10_000
 _BARE_MODULES = ("embed_tokens.", "layers.", "norm.")
 # Stored tensors that nothing needs to read, by their names in the text model.
 _LEFTOVERS = (
@@ -288,6 +290,11 @@ def _open_folder(folder: Path) -> Checkpoint:
             f"{folder} is quantised (quantization_config in config.json)",
             expected="full-precision weights",
             hint="export the original checkpoint",
+        )
+    num_layers = nested.get("num_hidden_layers", raw.get("num_hidden_layers", 1))
+    if not isinstance(num_layers, int) or not 0 < num_layers <= _MOST_LAYERS:  # configuration classes make lists of it
+        raise CheckpointError(
+            f"{folder}: num_hidden_layers is {reprlib.repr(num_layers)}", expected=f"1 to {_MOST_LAYERS}"
         )
     full = _load_config(folder)
     config = full.get_text_config(decoder=True)

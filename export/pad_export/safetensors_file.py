@@ -109,7 +109,7 @@ def _no_weights(folder: Path) -> CheckpointError:
         return CheckpointError(
             f"{folder} holds its weights only as pytorch_model.bin, a pickle, which can run code when it is read",
             expected=expected,
-            hint="convert a checkpoint you trust with transformers: "
+            hint="convert a checkpoint you trust with transformers, which must report no missing weight: "
             "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, safe_serialization=True)",
         )
     return CheckpointError(f"{folder} holds no weights", expected=expected, hint="download the checkpoint again")

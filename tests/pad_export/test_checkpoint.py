@@ -236,6 +236,8 @@ def truncate(path: Path) -> None:
         (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
         (lambda f: edit_json(f / "config.json", model_type="unheard_of"), "model type that transformers knows"),
         (lambda f: edit_json(f / "config.json", quantization_config={"quant_method": "awq"}), "quantised"),
+        (lambda f: edit_json(f / "config.json", model_type="qwen2", num_hidden_layers=2**40), "num_hidden_layers is"),
+        (lambda f: edit_json(f / "config.json", num_hidden_layers="2"), "num_hidden_layers is '2'"),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda f: truncate(f / "model.safetensors"), "truncated"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "truncated"),

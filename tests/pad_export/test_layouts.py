@@ -196,6 +196,18 @@ def test_helpsteer2(tmp_path: Path) -> None:
     assert pair.margins == {"helpfulness": 1.0, "complexity": -1.0, "verbosity": 2.0}
 
 
+def test_a_flood_of_newlines_is_read_in_one_pass(tmp_path: Path) -> None:
+    """As many newlines as a mark may follow on were once tried from each of them: hours here."""
+    flood = "\n" * 1_000_000
+    row = {
+        "prompt": f"Hi{flood}?\n\n<extra_id_1>Assistant\nHello.\n<extra_id_1>User\nFine",
+        "response": "c",
+        "helpfulness": 1,
+    }
+    pairs, _ = read(tmp_path, {**row}, {**row, "response": "d", "helpfulness": 4})
+    assert pairs[0].messages == user(f"Hi{flood}?", "Hello.", "Fine")
+
+
 @pytest.mark.parametrize("end", ["", "\n<extra_id_1>Assistant\n", "<extra_id_1>Assistant"])
 def test_helpsteer2_of_several_turns(tmp_path: Path, end: str) -> None:
     prompt = f"Hi <3\n<extra_id_1>Assistant\n  Hello.\n\nYou?\n<extra_id_1>User\nFine{end}"

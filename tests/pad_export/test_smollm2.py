@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pad_export.export import export_bundle
+from pad_export.plan import make_plan
 from pad_rt import GenerationConfig, Generator, Preference
 from smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM, find_smollm2
 
@@ -41,7 +42,7 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Generator
     found = {}
     for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM):
         folder: Path = tmp_path_factory.mktemp("smollm2") / "bundle"
-        export_bundle(find_smollm2(), folder, persrms=[persrm], topology="shared", verify=False, quiet=True)
+        export_bundle(find_smollm2(), folder, persrms=[persrm], verify=False, quiet=True)
         found[persrm] = Generator.load(folder)
     return found
 
@@ -49,6 +50,16 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Generator
 @pytest.fixture(scope="module")
 def generator(generators: dict[Path, Generator]) -> Generator:
     return generators[WEIGHTS_PERSRM]
+
+
+@pytest.mark.parametrize("persrm", [WEIGHTS_PERSRM, WORDS_PERSRM])
+def test_the_file_is_known_for_the_model_that_the_adapter_names(persrm: Path) -> None:
+    """A quantised file under the hub's name of the model, which calls itself something else; no option says so."""
+    plan = make_plan(find_smollm2(), [persrm])
+    assert plan.topology == "shared"
+    (note,) = plan.notes
+    assert note.startswith(f"taking {find_smollm2()} (it calls itself 'Smollm2 135M 8k Lc100K Mix1 Ep2') for ")
+    assert note.endswith(f"'HuggingFaceTB/SmolLM2-135M-Instruct', which {persrm} was trained on")
 
 
 def test_where_their_rows_part(generators: dict[Path, Generator]) -> None:
