@@ -181,16 +181,22 @@ def main() -> None:
     for row in rows_of(all_cases()[: options.first]):
         rows.append(row)
         print(row, flush=True)
+        write(rows, options.out)
+    print(table(rows))
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """The record of what was measured so far."""
     record = {
         "what": "attention of Llama layers by TensorRT-RTX, built with no GPU: dedicated kernel or not",
         "versions": {name: version(name) for name in ("tensorrt-rtx", "onnx")},
         "num_cases": len(rows),
         "notes_that_the_library_does_not_confirm": sum(row["noted"] == row["dedicated"] for row in rows),
         "engines_that_leave_changed": sum(row["same_without_leave"] is False for row in rows),
-        "rows": rows,
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(table(rows))
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    text = json.dumps(record, indent=1).removesuffix("\n}")
+    out.write_text(f'{text},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from fake_cuda import FakeRuntime
 from family_requests import BOTH, PROMPTS
 from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.cli import main
+from pad_runtime import contract
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import BundleError, DeviceError, EngineError, OutOfMemoryError
 from pad_runtime.manifest import read_manifest
@@ -263,6 +264,29 @@ def test_a_run_that_fails(bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatc
     generator = Generator.load(bundle, device="tensorrt")
     monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", lambda self, stream: False)
     with refused(DeviceError, given="failed while it decoded", hint="start the process again"):
+        reply(generator, preference(bundle))
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "given", "hint"),
+    [
+        ("set_optimization_profile_async", False, "cannot start step.tensorrt.engine", "free GPU memory"),
+        ("set_tensor_address", False, "refuses the buffer of", "build the engine again"),
+        ("infer_shapes", [contract.INPUT_IDS], f"{contract.INPUT_IDS} of shape [", "larger limits"),
+        ("infer_shapes", RuntimeError("they differ"), "shapes for step.tensorrt.engine", "build the engine again"),
+    ],
+)
+def test_what_a_context_refuses(
+    bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatch, method: str, answer: object, given: str, hint: str
+) -> None:
+    def refuse(self: object, *_: object, **__: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    generator = Generator.load(bundle, device="tensorrt")
+    monkeypatch.setattr(fake_tensorrt.Context, method, refuse)
+    with refused(EngineError, given=given, hint=hint):
         reply(generator, preference(bundle))
 
 

@@ -20,7 +20,7 @@ from error_checks import refused
 from fake_cuda import FakeRuntime
 from graph_files import open_graph
 from pad_runtime import buffers, contract
-from pad_runtime.errors import BundleError, DeviceError
+from pad_runtime.errors import BundleError, DeviceError, OutOfMemoryError
 from pad_runtime.manifest import read_manifest
 from pad_runtime.ort_graph import OrtGraph
 from pad_runtime.ort_provider import OrtProvider
@@ -190,3 +190,31 @@ def test_a_provider_that_onnx_runtime_drops_in_silence(
     manifest = read_manifest(half)
     with refused(DeviceError, given="could not start CUDAExecutionProvider", hint="pip install"):
         open_graph(OrtProvider("cuda", manifest=manifest), half, contract.STEP_GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("error", "given"),
+    [
+        (MemoryError(), "no memory for"),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 9"), "buffer of size 9"),
+    ],
+)
+def test_weights_that_do_not_fit_on_the_device(
+    half: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch, error: Exception, given: str
+) -> None:
+    manifest = read_manifest(half)
+    provider = OrtProvider("cuda", manifest=manifest)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(provider, "_start", fail)
+    with refused(OutOfMemoryError, given=given, hint="close other programs"):
+        open_graph(provider, half, contract.STEP_GRAPH)
+
+
+def test_no_onnx_runtime_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert not OrtProvider.is_built_in("cuda")
+    with refused(DeviceError, given="onnxruntime is not installed", hint="pip install 'pad-rt[cuda]'"):
+        OrtProvider("cuda")
