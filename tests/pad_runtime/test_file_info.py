@@ -73,11 +73,14 @@ def test_one_byte_is_for_the_full_hash(path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_024, 65_025, 2**20 + 7])
-def test_a_description(tmp_path: Path, size: int) -> None:
+def test_a_description(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     content = np.random.default_rng(size).bytes(size)
     (tmp_path / "file").write_bytes(content)
     info = describe_file(tmp_path / "file")
     assert (info.size, info.sha256) == (size, hashlib.sha256(content).hexdigest())
     sampled = b"".join(content[start : start + 256] for start in range(0, size, 65_024))
     assert info.samples == hashlib.sha256(sampled + content[max(0, size - 256) :]).hexdigest()
+    assert HeldFile(tmp_path / "file", info, whole=True).read() == content
+    monkeypatch.delattr("os.pread", raising=False)  # as on Windows
+    assert describe_file(tmp_path / "file") == info
     assert HeldFile(tmp_path / "file", info, whole=True).read() == content
