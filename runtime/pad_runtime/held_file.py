@@ -64,7 +64,10 @@ class HeldFile:
         Raises:
             BundleError: it is not what the manifest says any more.
         """
-        content = b"".join(read_pieces(self._descriptor, self.info.size))
+        try:
+            content = b"".join(read_pieces(self._descriptor, self.info.size))
+        except OSError as error:
+            raise BundleError(f"{self.path} cannot be read: {error.strerror}", hint=HINT) from None
         self.check()
         return content
 
@@ -84,7 +87,10 @@ class HeldFile:
         Raises:
             BundleError: it was written to, or cut.
         """
-        now = os.fstat(self._descriptor)
+        try:
+            now = os.fstat(self._descriptor)
+        except OSError:  # another machine's disk that is gone
+            raise self._changed() from None
         if now.st_ctime_ns != self._touched or now.st_mtime_ns != self._written or now.st_size != self._size:
             self._look_again(now)
 

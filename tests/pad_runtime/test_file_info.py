@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -61,6 +62,23 @@ def test_a_file_whose_end_was_never_written(path: Path) -> None:
         path.write_bytes(content[:-lost])
         with refused(BundleError, given=f"{path} has {SIZE - lost} bytes", expected=str(SIZE), hint="copy it again"):
             HeldFile(path, info)
+
+
+def test_a_disk_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the file was opened and found whole."""
+    file = HeldFile(path, describe_file(path))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pread", fail)
+        with refused(BundleError, given=f"{path} cannot be read: Input/output error", hint="copy it again"):
+            file.read()
+        patch.setattr("os.fstat", fail)
+        with refused(BundleError, given=f"{path} was changed after it was loaded", hint="load the bundle again"):
+            file.check()
+    file.check()
 
 
 def test_one_byte_is_for_the_full_hash(path: Path) -> None:
