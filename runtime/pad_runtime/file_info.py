@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from pad_runtime.checked_json import Count, Digest
 
 _EVERY, _SAMPLE = 65_024, 256  # bytes; no power of two, so that samples of a matrix are not of one column
 _PIECE = 2**20  # bytes read at once
+_place = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,15 @@ def describe_file(path: Path) -> FileInfo:
 def hash_file(descriptor: int, size: int) -> str:
     """SHA-256 of an open file's first `size` bytes."""
     digest = hashlib.sha256()
-    for start in range(0, size, _PIECE):
-        digest.update(os.pread(descriptor, min(_PIECE, size - start), start))
+    for piece in read_pieces(descriptor, size):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def read_pieces(descriptor: int, size: int) -> Iterator[bytes]:
+    """An open file's first `size` bytes."""
+    for start in range(0, size, _PIECE):
+        yield _read_at(descriptor, min(_PIECE, size - start), start)
 
 
 def sample_file(descriptor: int, size: int) -> str:
@@ -45,5 +54,13 @@ def sample_file(descriptor: int, size: int) -> str:
     """
     digest = hashlib.sha256()
     for start in (*range(0, size, _EVERY), max(0, size - _SAMPLE)):
-        digest.update(os.pread(descriptor, _SAMPLE, start))
+        digest.update(_read_at(descriptor, _SAMPLE, start))
     return digest.hexdigest()
+
+
+def _read_at(descriptor: int, size: int, start: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, start)
+    with _place:  # a file of Windows has one place, and threads may read it at once
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, size)

@@ -15,10 +15,9 @@ from typing import Any
 
 from pad_runtime.checked_json import HINT
 from pad_runtime.errors import BundleError
-from pad_runtime.file_info import FileInfo, hash_file, sample_file
+from pad_runtime.file_info import FileInfo, hash_file, read_pieces, sample_file
 
 _SMALL = 32 * 1024 * 1024  # bytes; files up to this size are hashed when they are opened, larger ones sampled
-_PIECE = 2**20  # bytes read at once
 
 
 class HeldFile:
@@ -45,7 +44,7 @@ class HeldFile:
         try:
             if not path.is_file():  # to open a pipe would wait for a writer
                 raise BundleError(f"{path} is missing", hint=HINT)
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             weakref.finalize(self, os.close, self._descriptor)
             before = os.fstat(self._descriptor)
             if before.st_size != info.size:
@@ -65,8 +64,10 @@ class HeldFile:
         Raises:
             BundleError: it is not what the manifest says any more.
         """
-        starts = range(0, self.info.size, _PIECE)
-        content = b"".join(os.pread(self._descriptor, _PIECE, start) for start in starts)
+        try:
+            content = b"".join(read_pieces(self._descriptor, self.info.size))
+        except OSError as error:
+            raise BundleError(f"{self.path} cannot be read: {error.strerror}", hint=HINT) from None
         self.check()
         return content
 
@@ -86,7 +87,10 @@ class HeldFile:
         Raises:
             BundleError: it was written to, or cut.
         """
-        now = os.fstat(self._descriptor)
+        try:
+            now = os.fstat(self._descriptor)
+        except OSError:  # another machine's disk that is gone
+            raise self._changed() from None
         if now.st_ctime_ns != self._touched or now.st_mtime_ns != self._written or now.st_size != self._size:
             self._look_again(now)
 

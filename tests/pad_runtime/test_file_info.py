@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def test_a_file_whose_end_was_never_written(path: Path) -> None:
             HeldFile(path, info)
 
 
+def test_a_disk_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the file was opened and found whole."""
+    file = HeldFile(path, describe_file(path))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pread", fail)
+        with refused(BundleError, given=f"{path} cannot be read: Input/output error", hint="copy it again"):
+            file.read()
+        patch.setattr("os.fstat", fail)
+        with refused(BundleError, given=f"{path} was changed after it was loaded", hint="load the bundle again"):
+            file.check()
+    file.check()
+
+
 def test_one_byte_is_for_the_full_hash(path: Path) -> None:
     info, content = describe_file(path), bytearray(path.read_bytes())
     content[1000] ^= 1
@@ -73,11 +91,14 @@ def test_one_byte_is_for_the_full_hash(path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_024, 65_025, 2**20 + 7])
-def test_a_description(tmp_path: Path, size: int) -> None:
+def test_a_description(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     content = np.random.default_rng(size).bytes(size)
     (tmp_path / "file").write_bytes(content)
     info = describe_file(tmp_path / "file")
     assert (info.size, info.sha256) == (size, hashlib.sha256(content).hexdigest())
     sampled = b"".join(content[start : start + 256] for start in range(0, size, 65_024))
     assert info.samples == hashlib.sha256(sampled + content[max(0, size - 256) :]).hexdigest()
+    assert HeldFile(tmp_path / "file", info, whole=True).read() == content
+    monkeypatch.delattr("os.pread", raising=False)  # as on Windows
+    assert describe_file(tmp_path / "file") == info
     assert HeldFile(tmp_path / "file", info, whole=True).read() == content
