@@ -20,6 +20,7 @@ from pad_runtime.manifest import PersRMInfo, Reference, Topology
 
 REWARD_TRUNK = "reward"
 REFERENCE_TRUNK = "reference"
+_SHOWN = 100  # characters of a name
 CONTRAST = "contrast"  # the reward of a bundle with no PersRM: the base itself, told the preference
 
 
@@ -268,7 +269,8 @@ def _resolve(source: PersRM, base: Checkpoint) -> Path | None:
     if _is_called(base, adapter.base_name):
         return None
     raise AdapterError(
-        f"{adapter.path} was trained on '{adapter.base_name}', and {base.path} is not called so{_called(base)}",
+        f"{adapter.path} was trained on '{_one_line(adapter.base_name)}', and {base.path} is not called so"
+        + _called(base),
         expected=f"the base {base.path}",
         hint="pass --topology shared if that is the same model, or --backbone DIR with the one it was trained on",
     )
@@ -281,7 +283,13 @@ def _is_called(base: Checkpoint, name: str) -> bool:
 
 
 def _called(base: Checkpoint) -> str:
-    return f" (it calls itself '{base.called[0]}')" if base.called else ""
+    return f" (it calls itself '{_one_line(base.called[0])}')" if base.called else ""
+
+
+def _one_line(name: str) -> str:
+    """A name out of a file, which can hold anything, as a note may have it."""
+    printable = "".join(filter(str.isprintable, " ".join(name.split())))
+    return printable if len(printable) <= _SHOWN else f"{printable[:_SHOWN]}..."
 
 
 def _check_own_tokenizer(adapter: LoraAdapter, base: Checkpoint) -> None:
@@ -307,7 +315,9 @@ def _same_base_notes(base: Checkpoint, sources: tuple[PersRM, ...]) -> tuple[str
         if not name:
             notes.append(f"{adapter.path} does not say what it was trained on; its modules and shapes fit {base.path}")
         elif not _exists(name) or not _same_file(Path(name), base.path):
-            notes.append(f"taking {base.path}{_called(base)} for '{name}', which {adapter.path} was trained on")
+            notes.append(
+                f"taking {base.path}{_called(base)} for '{_one_line(name)}', which {adapter.path} was trained on"
+            )
         if adapter.is_bare:
             notes.append(f"{adapter.path} was on a decoder without lm_head; taking it for a LoRA of {base.path}")
     return tuple(dict.fromkeys(notes))

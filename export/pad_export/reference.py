@@ -1,9 +1,9 @@
 """The torch side of every comparison: transformers and PEFT run the rows of a plan.
 
 Weights are streamed (see `pad_export.torch_model`), so that a model larger than memory can be compared; rows of one
-kind therefore run together, one pass for all of them. The models compute in float32, on what the bundle's element type
-makes of the weights. Where it keeps matrices in blocks, they take what those stand for: the graph is held against its
-own weights, and the weights against the checkpoint by their perplexity.
+kind therefore run together, one pass for all of them. The models compute in float32 (in float64 under `float64.py`),
+on what the bundle's element type makes of the weights. Where it keeps matrices in blocks, they take what those stand
+for: the graph is held against its own weights, and the weights against the checkpoint by their perplexity.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The graph runs first and chooses its own tokens; torch then reads prompt and tokens in one forward pass per row. Every
 position's candidates, row logits, scores and choice are compared, and every KV tensor at the end. All failures are
-reported, not the first.
+reported, not the first, and before them what kind they are. Where something differs, torch computes once more in
+float64, so that what its own float32 misses is not held against the graph.
 """
 
 from __future__ import annotations

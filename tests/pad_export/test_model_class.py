@@ -210,6 +210,32 @@ def test_towers_of_a_multimodal_model(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["Gemma3", "Llava"])
+def test_the_text_model_of_a_whole_multimodal_checkpoint(tmp_path: Path, kind: str) -> None:
+    """All tensors that transformers saves for it, towers included: each is used, or left out by both sides."""
+    tokenizer = tiny_tokenizers.byte_level()
+    text = {
+        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 64, "intermediate_size": 72, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128,
+        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    images: dict[str, Any] = {"mm_tokens_per_image": 4, "boi_token_index": 4, "eoi_token_index": 5}
+    if kind == "Llava":
+        text, vision, images = {**text, "model_type": "llama"}, {**vision, "model_type": "clip_vision_model"}, {}
+    config = getattr(transformers, f"{kind}Config")(
+        text_config=text, vision_config=vision, image_token_index=3, **images
+    )
+    getattr(transformers, f"{kind}ForConditionalGeneration")(config).save_pretrained(tmp_path / "base")
+    tiny_models.save_tokenizer(tokenizer, tmp_path / "base")
+    lines: list[str] = []
+    export_bundle(tmp_path / "base", tmp_path / "bundle", quiet=True, report=lines.append)
+    assert "verified against torch" in lines[-1]
+
+
 def test_one_tensor_under_two_names(tmp_path: Path) -> None:
     make(tmp_path, "LlamaForCausalLM")
     edit_tensors(tmp_path, {"language_model.model.norm.weight": torch.ones(32)})

@@ -117,6 +117,10 @@ def plan(
     return make_plan(path, [rename_base(tiny, folder / "lora", named)], topology=topology)
 
 
+def one_line(name: str) -> str:
+    return f"{name[:100]}..." if len(name) > 100 else name.replace("\n", " ").replace("\0", "").replace("\x1b", "")
+
+
 def rename_base(tiny: TinyModels, folder: Path, name: Any) -> Path:
     shutil.copytree(tiny.adapter, folder)
     path = folder / "adapter_config.json"
@@ -164,6 +168,7 @@ def test_one_model_under_two_names_is_taken_with_a_note(
         ("SmolLM2-135M-Instruct", (), "/content/drive/checkpoint-500"),
         ("SmolLM2-135M-Instruct", (), "x" * 900),  # longer than a file's name can be
         ("SmolLM2-135M-Instruct", (), "a\0b"),  # nor this
+        ("model", ("two\nlines \x1b[2J",), "or\nthree"),
     ],
 )
 def test_another_model_of_the_same_shapes_is_refused(
@@ -174,8 +179,8 @@ def test_another_model_of_the_same_shapes_is_refused(
     called: tuple[str, ...],
     named: str,
 ) -> None:
-    itself = f" (it calls itself '{called[0]}')" if called else ""
-    given = f"{tmp_path / 'lora'} was trained on '{named}', and {tmp_path / base} is not called so{itself}"
+    itself = f" (it calls itself '{one_line(called[0])}')" if called else ""
+    given = f"{tmp_path / 'lora'} was trained on '{one_line(named)}', and {tmp_path / base} is not called so{itself}"
     with refused(AdapterError, given=given, expected=f"the base {tmp_path / base}", hint="--topology shared"):
         plan(tiny, tmp_path, base, named, monkeypatch, called=called)
 
