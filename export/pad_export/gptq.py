@@ -75,23 +75,24 @@ def _root(moments: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 def _round_columns(weight: torch.Tensor, bits: int, order: torch.Tensor, root: torch.Tensor, symmetric: bool) -> Blocks:
     """Round rows [out, in], which lie as columns meanwhile, so that what is rounded at once is in one place."""
     rows, columns = weight.shape
-    importance, ratio = root.diag().square(), root / root.diag()
+    importance = root.diag().square()
     lost = weight.T[order].double()  # [in, out]: w, and once a block is rounded w - q
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     scales = torch.empty(columns // BLOCK, rows)
     zeros = torch.empty(columns // BLOCK, rows, dtype=torch.uint8)
     for start in range(0, columns, BLOCK):
         part = slice(start, start + BLOCK)
-        carried = torch.linalg.solve_triangular(root[part, part].T, root[:start, part].T, upper=False)
+        own = root[part, part]
+        carried = torch.linalg.solve_triangular(own.T, root[:start, part].T, upper=False)
         wanted = lost[part].addmm(carried, lost[:start])  # [32, out]: with what makes up for the blocks before
         scale, zero = fit_blocks(wanted, bits, importance[part], symmetric)
         left, rounded = wanted.clone(), torch.empty_like(wanted)  # less what is rounded; codes less their zero points
-        lowest, highest = -zero, 2**bits - 1 - zero
+        lowest, highest, shares = -zero, 2**bits - 1 - zero, own / own.diag()
         for column in range(BLOCK):
-            torch.addmv(left[column], left[:column].T, ratio[part, start + column][:column], out=rounded[column])
+            torch.addmv(left[column], left[:column].T, shares[:column, column], out=rounded[column])
             rounded[column].div_(scale).round_().clamp_(lowest, highest)
             left[column].addcmul_(rounded[column], scale, value=-1)
-        scale = _refit(wanted, rounded, root[part, part], scale)
+        scale = _refit(wanted, rounded, own, scale)
         lost[part].addcmul_(rounded, scale, value=-1)
         codes[order[part]] = rounded.add_(zero).to(torch.uint8)
         block = int(order[start]) // BLOCK
