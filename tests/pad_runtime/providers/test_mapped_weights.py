@@ -167,8 +167,8 @@ def test_a_run_may_outlive_its_graph(
     runs: list[Callable[[], object]] = []
     real = OrtGraph.bind
 
-    def bind(graph: OrtGraph, *buffers: Any, repeated: bool) -> Callable[[], object]:
-        run = real(graph, *buffers, repeated=repeated)
+    def bind(graph: OrtGraph, *buffers: Any, repeated: bool, **others: Any) -> Callable[[], object]:
+        run = real(graph, *buffers, repeated=repeated, **others)
         runs.extend([run] * repeated)
         return run
 
