@@ -12,6 +12,7 @@ from pad_export.checkpoint import Checkpoint, open_checkpoint
 from pad_export.checkpoint_tokenizer import has_tokenizer, load_folder_tokenizer
 from pad_export.model_name import is_model_name, path_names, same_name
 from pad_export.persrm.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
+from pad_export.sentencepiece_vocabulary import SPACE
 from pad_export.spec import SITE_MODULES, DecoderSpec, read_spec
 from pad_export.trunk import Trunk
 from pad_runtime import contract
@@ -222,8 +223,12 @@ def _check_names(sources: tuple[PersRM, ...]) -> None:
 
 def _check_vocabulary(base: Trunk, other: Checkpoint) -> None:
     """A candidate id must mean the same token to both models, and have a row in both heads."""
-    ours = {token: i for token, i in base.checkpoint.vocabulary().items() if i < base.spec.vocab_size}
-    theirs = other.vocabulary()
+    ours, theirs = (
+        # GGUF files write the spaces of some sentencepiece tokens as spaces.
+        {token.replace(" ", SPACE): index for token, index in checkpoint.vocabulary().items()}
+        for checkpoint in (base.checkpoint, other)
+    )
+    ours = {token: index for token, index in ours.items() if index < base.spec.vocab_size}
     different = sum(theirs.get(token) != index for token, index in ours.items())
     if different:
         raise TokenizerMismatchError(

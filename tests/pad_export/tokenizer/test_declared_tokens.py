@@ -128,3 +128,11 @@ def test_a_template_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (folder / "added_tokens.json").write_bytes(b'{"caf\xe9": 3}')
     with refused(CheckpointError, given=r"added_tokens.json is not JSON"):
         load_folder_tokenizer(folder, ROWS)
+    (folder / "added_tokens.json").unlink()
+    damaged = (folder / "tokenizer.json").read_bytes().replace(b"plain-added", b"pl\xe9in-added")
+    (folder / "tokenizer.json").write_bytes(damaged)
+    with refused(CheckpointError, given="tokenizer.json is not a tokenizer"):
+        load_folder_tokenizer(folder, ROWS)
+    (folder / "tokenizer.json").write_bytes(damaged.replace(b"\xe9", b"\\ud800"))
+    with refused(CheckpointError, given="tokenizer.json is not a tokenizer"):
+        load_folder_tokenizer(folder, ROWS)

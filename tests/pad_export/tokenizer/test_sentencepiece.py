@@ -139,9 +139,27 @@ def test_a_folder_with_tokenizer_model_alone(tmp_path: Path, prefix: bool) -> No
     assert line.endswith("4 added tokens encoded and decoded as by plain Python from tokenizer.model")
 
 
+def test_user_defined_pieces_are_matched_whole(tmp_path: Path) -> None:
+    """As sentencepiece does: the longest first, runs of spaces among them, and nothing is joined to one."""
+    pieces = ("▁▁▁", "▁▁▁▁▁", "<tool>", "\n\n")
+    folder = make_folder(tmp_path / "m", add_dummy_prefix=False, user_defined=pieces)
+    checkpoint = open_checkpoint(folder)
+    three, five, tool, newlines = range(len(TOKENS), len(TOKENS) + 4)
+    for text, expected in {
+        "   the": [three, *ids("t", "he")],
+        "      the": [five, *ids("▁the")],
+        "a<tool> the\n\n\n": [*ids("a"), tool, *ids("▁the"), newlines, *ids("<0x0A>")],
+    }.items():
+        assert encode(checkpoint.tokenizer.backend, text) == expected
+        assert checkpoint.tokenizer.backend.decode(expected) == text
+    (line,) = check_tokenizer(checkpoint.tokenizer, folder, checkpoint.config.vocab_size)
+    assert "7 added tokens" in line
+
+
 @pytest.mark.parametrize(
     ("options", "given"),
     [
+        ({"user_defined": ("<tool>",)}, "user-defined pieces that puts a space before text"),
         ({"model_type": 1}, "does not join byte pairs"),
         ({"charsmap": b"nmt"}, "normalises text"),
         ({"remove_spaces": True}, "normalises text"),
