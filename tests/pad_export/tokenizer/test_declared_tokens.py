@@ -105,6 +105,7 @@ def test_a_token_without_a_row_is_none(tmp_path: Path) -> None:
         ({"added_tokens.json": {"<tool>": TOOL + 1}}, f"the id {TOOL + 1}, and beside tokenizer.json it gets {TOOL}"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"7": {"content": "<s>"}}}}, "gives '<s>' the id 7"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"-1": {"content": "x"}}}}, "the added token '-1'"),
+        ({"tokenizer_config.json": {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}}, "the added token '999"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"9": "x"}}}, "the added token '9'"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"9": {"content": 3}}}}, "the token {'content': 3}"),
         ({"tokenizer_config.json": {"added_tokens_decoder": [1]}}, "added_tokens_decoder of type list"),
