@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pad_runtime.errors import CheckpointError
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_MAP = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
+_MAX_DIGITS = 10  # of an id
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")
 
@@ -53,6 +55,7 @@ class DeclaredTokens:
             CheckpointError: a token that would get another id than its file says.
         """
         known = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+        specials = {token.content for token in self._specials()}
         places, wanted = {}, []
         for index, token, file in self._with_ids():
             text = token.content
@@ -60,12 +63,14 @@ class DeclaredTokens:
                 continue
             places[text] = (index, file)
             if text not in known or (file == _CONFIG and not _same(known[text], token)):
+                token.special = token.special or text in specials
                 wanted.append(_on_raw_text(token) if on_raw_text else token)
         backend.add_tokens(wanted)
         for text, (index, file) in places.items():
             if (found := backend.token_to_id(text)) != index:
                 raise CheckpointError(
-                    f"{self._folder / file} gives {text!r} the id {index}, and beside tokenizer.json it gets {found}",
+                    f"{self._folder / file} gives {reprlib.repr(text)} the id {index}, "
+                    f"and beside tokenizer.json it gets {found}",
                     expected="the same id in both",
                     hint="load the tokenizer that the model was trained with and save it here again",
                 )
@@ -81,14 +86,12 @@ class DeclaredTokens:
         specials = {token.content for token in self._specials()}
         found: list[tuple[int, AddedToken, str]] = []
         for key, value in self._decoder.items():
-            if not key.isdecimal() or not isinstance(value, dict):
-                raise self._damaged(_CONFIG, f"the added token {key!r}")
-            token = self._token(_CONFIG, value)
-            token.special = token.special or token.content in specials
-            found.append((int(key), token, _CONFIG))
+            if not key.isdecimal() or len(key) > _MAX_DIGITS or not isinstance(value, dict):
+                raise self._damaged(_CONFIG, f"the added token {reprlib.repr(key)}")
+            found.append((int(key), self._token(_CONFIG, value), _CONFIG))
         for text, index in self._added.items():
             if not isinstance(index, int) or index < 0:
-                raise self._damaged(_ADDED, f"the id {index!r}")
+                raise self._damaged(_ADDED, f"the id {reprlib.repr(index)}")
             special = text in specials
             found.append((index, self._token(_ADDED, {"content": text, "special": special}), _ADDED))
         yield from sorted(found, key=lambda entry: entry[0])
@@ -108,7 +111,7 @@ class DeclaredTokens:
     def _token(self, file: str, value: str | dict[str, Any], *, special: bool = False) -> AddedToken:
         text = _content(value)
         if not text:
-            raise self._damaged(file, f"the token {value!r}")
+            raise self._damaged(file, f"the token {reprlib.repr(value)}")
         flags = {name: bool(value[name]) for name in _FLAGS if name in value} if isinstance(value, dict) else {}
         if special:
             flags["special"] = True

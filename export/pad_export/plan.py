@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Literal
 
 from pad_export.adapter import LoraAdapter, check_fits
 from pad_export.checkpoint import Checkpoint, open_checkpoint
-from pad_export.checkpoint_tokenizer import has_tokenizer, load_folder_tokenizer
+from pad_export.checkpoint_tokenizer import CheckpointTokenizer, has_tokenizer, load_folder_tokenizer
 from pad_export.model_name import is_model_name, path_names, same_name
 from pad_export.persrm.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
+from pad_export.sentencepiece_vocabulary import SPACE
 from pad_export.spec import SITE_MODULES, DecoderSpec, read_spec
 from pad_export.trunk import Trunk
 from pad_runtime import contract
@@ -223,8 +225,8 @@ def _check_names(sources: tuple[PersRM, ...]) -> None:
 
 def _check_vocabulary(base: Trunk, other: Checkpoint) -> None:
     """A candidate id must mean the same token to both models, and have a row in both heads."""
-    ours = {token: i for token, i in base.checkpoint.vocabulary().items() if i < base.spec.vocab_size}
-    theirs = other.vocabulary()
+    ours = _vocabulary(base.checkpoint, base.spec.vocab_size)
+    theirs = _vocabulary(other)
     different = sum(theirs.get(token) != index for token, index in ours.items())
     if different:
         raise TokenizerMismatchError(
@@ -241,6 +243,11 @@ def _check_vocabulary(base: Trunk, other: Checkpoint) -> None:
             if named
             else "resize its embeddings with resize_token_embeddings: the rows that it lacks are of no token",
         )
+
+
+def _vocabulary(tokenizer: Checkpoint | CheckpointTokenizer, num_rows: float = math.inf) -> dict[str, int]:
+    """Ids of the tokens that have a row. GGUF files write the spaces of some sentencepiece tokens as spaces."""
+    return {token.replace(" ", SPACE): index for token, index in tokenizer.vocabulary().items() if index < num_rows}
 
 
 def _find_backbone(base: Checkpoint, sources: tuple[PersRM, ...], topology: str, backbone: Path | None) -> Path | None:
@@ -296,8 +303,9 @@ def _check_own_tokenizer(adapter: LoraAdapter, base: Checkpoint) -> None:
     """An adapter that does not name its base often brings a tokenizer: the base's, which may have got more tokens."""
     if not has_tokenizer(adapter.path):
         return
-    theirs = load_folder_tokenizer(adapter.path, base.config.vocab_size).vocabulary()
-    different = sum(theirs.get(token) != index for token, index in base.vocabulary().items())
+    theirs = _vocabulary(load_folder_tokenizer(adapter.path, base.config.vocab_size))
+    ours = _vocabulary(base, base.config.vocab_size)
+    different = sum(theirs.get(token) != index for token, index in ours.items())
     if different:
         raise AdapterError(
             f"{adapter.path} does not say what it was trained on, and its tokenizer differs from that of {base.path} "

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from pad_export.sentencepiece_vocabulary import SentencePieceVocabulary, TokenType
+from pad_export.sentencepiece_vocabulary import SPACE, SentencePieceVocabulary, TokenType
 from pad_runtime.errors import CheckpointError
 
 _BYTE_PAIRS = 2
@@ -50,12 +50,19 @@ def read_model_file(path: Path, *, add_bos: bool) -> SentencePieceVocabulary:
     plain = {_CHARSMAP: (None, b""), _REMOVE_SPACES: (0,), _ESCAPE_SPACES: (None, 1)}
     if denormalizer.get(_CHARSMAP) or any(normalizer.get(key) not in values for key, values in plain.items()):
         raise _unreadable(path, "is a sentencepiece model that normalises text")
+    add_space_prefix = bool(normalizer.get(_DUMMY_PREFIX, 1))
+    if add_space_prefix and TokenType.USER_DEFINED in types:  # none is put behind those, unlike behind added tokens
+        raise _unreadable(path, "is a sentencepiece model with user-defined pieces that puts a space before text")
+    tokens = tuple(
+        token.replace(SPACE, " ") if kind == TokenType.USER_DEFINED else token  # which is matched in the text as it is
+        for token, kind in zip(tokens, types, strict=True)
+    )
     bos_id = trainer.get(_BOS_ID, _DEFAULT_BOS)
     return SentencePieceVocabulary(
         tokens=tokens,
         scores=scores,
         types=types,
-        add_space_prefix=bool(normalizer.get(_DUMMY_PREFIX, 1)),
+        add_space_prefix=add_space_prefix,
         bos_id=bos_id if add_bos and isinstance(bos_id, int) and bos_id < len(tokens) else None,
     )
 

@@ -18,6 +18,7 @@ from pad_export.checkpoint import canonical_name, open_checkpoint
 from pad_runtime.errors import CheckpointError
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|end|>"]
+BOS = {"content": "<s>", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
 TEMPLATE = "{% for m in messages %}{{ m.content }}\r\n<|end|>{% endfor %}"
 
 
@@ -214,7 +215,7 @@ def test_chat_template_places(folder: Path, place: str) -> None:
 
 
 def test_special_tokens_as_objects_and_outside_the_vocabulary(folder: Path) -> None:
-    edit_json(folder / "tokenizer_config.json", bos_token={"content": "<s>", "lstrip": False}, eos_token="<absent>")
+    edit_json(folder / "tokenizer_config.json", bos_token={"__type": "AddedToken", **BOS}, eos_token="<absent>")
     info = open_checkpoint(folder).tokenizer.info
     assert (info.bos_token, info.bos_id, info.eos_token) == ("<s>", 1, "<absent>")
     assert info.eos_id == AutoTokenizer.from_pretrained(folder).eos_token_id == 278

@@ -35,7 +35,6 @@ _TYPED = [*_SPECIAL, *_BYTES, *((piece, TokenType.NORMAL) for piece in [*_PIECES
 TOKENS = tuple(token for token, _ in _TYPED)
 TYPES = tuple(int(kind) for _, kind in _TYPED)
 SCORES = tuple(-float(index) if kind == TokenType.NORMAL else 0.0 for index, kind in enumerate(TYPES))
-TOOL = ("<tool>", TokenType.USER_DEFINED)
 
 
 def ids(*tokens: str) -> list[int]:
@@ -67,11 +66,15 @@ def write_model_file(
     add_dummy_prefix: bool = True,
     charsmap: bytes = b"",
     remove_spaces: bool = False,
+    user_defined: tuple[str, ...] = (),
 ) -> Path:
-    """Write it as sentencepiece does."""
+    """Write it as sentencepiece does, with user-defined pieces behind the others."""
     pieces = b"".join(
         _message(1, _message(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
-        for token, score, kind in zip(TOKENS, SCORES, TYPES, strict=True)
+        for token, score, kind in (
+            *zip(TOKENS, SCORES, TYPES, strict=True),
+            *((piece, 0.0, TokenType.USER_DEFINED) for piece in user_defined),
+        )
     )
     trainer = _message(2, _number(3, model_type) + _number(35, 1))
     spaces = _number(3, add_dummy_prefix) + _number(4, remove_spaces)

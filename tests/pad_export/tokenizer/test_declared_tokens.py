@@ -105,6 +105,7 @@ def test_a_token_without_a_row_is_none(tmp_path: Path) -> None:
         ({"added_tokens.json": {"<tool>": TOOL + 1}}, f"the id {TOOL + 1}, and beside tokenizer.json it gets {TOOL}"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"7": {"content": "<s>"}}}}, "gives '<s>' the id 7"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"-1": {"content": "x"}}}}, "the added token '-1'"),
+        ({"tokenizer_config.json": {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}}, "the added token '999"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"9": "x"}}}, "the added token '9'"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"9": {"content": 3}}}}, "the token {'content': 3}"),
         ({"tokenizer_config.json": {"added_tokens_decoder": [1]}}, "added_tokens_decoder of type list"),
@@ -127,4 +128,12 @@ def test_a_template_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     (folder / "added_tokens.json").write_bytes(b'{"caf\xe9": 3}')
     with refused(CheckpointError, given=r"added_tokens.json is not JSON"):
+        load_folder_tokenizer(folder, ROWS)
+    (folder / "added_tokens.json").unlink()
+    damaged = (folder / "tokenizer.json").read_bytes().replace(b"plain-added", b"pl\xe9in-added")
+    (folder / "tokenizer.json").write_bytes(damaged)
+    with refused(CheckpointError, given="tokenizer.json is not a tokenizer"):
+        load_folder_tokenizer(folder, ROWS)
+    (folder / "tokenizer.json").write_bytes(damaged.replace(b"\xe9", b"\\ud800"))
+    with refused(CheckpointError, given="tokenizer.json is not a tokenizer"):
         load_folder_tokenizer(folder, ROWS)

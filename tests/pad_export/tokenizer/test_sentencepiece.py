@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import tiny_sentencepiece
 from error_checks import refused
 from pad_export.checkpoint import open_checkpoint
 from pad_export.plain_tokenizer import PlainSentencePiece
+from pad_export.plan import make_plan
 from pad_export.sentencepiece_vocabulary import SentencePieceVocabulary
 from pad_export.tokenizer_check import awkward_texts, check_tokenizer
-from pad_runtime.errors import CheckpointError
+from pad_runtime.errors import CheckpointError, TokenizerMismatchError
 from tiny_sentencepiece import SCORES, TOKENS, ids
 
 texts = st.text(
@@ -139,9 +141,40 @@ def test_a_folder_with_tokenizer_model_alone(tmp_path: Path, prefix: bool) -> No
     assert line.endswith("4 added tokens encoded and decoded as by plain Python from tokenizer.model")
 
 
+def test_user_defined_pieces_are_matched_whole(tmp_path: Path) -> None:
+    """As sentencepiece does: the longest first, runs of spaces among them, and nothing is joined to one."""
+    pieces = ("▁▁▁", "▁▁▁▁▁", "<tool>", "\n\n")
+    folder = make_folder(tmp_path / "m", add_dummy_prefix=False, user_defined=pieces)
+    checkpoint = open_checkpoint(folder)
+    three, five, tool, newlines = range(len(TOKENS), len(TOKENS) + 4)
+    for text, expected in {
+        "   the": [three, *ids("t", "he")],
+        "      the": [five, *ids("▁the")],
+        "a<tool> the\n\n\n": [*ids("a"), tool, *ids("▁the"), newlines, *ids("<0x0A>")],
+    }.items():
+        assert encode(checkpoint.tokenizer.backend, text) == expected
+        assert checkpoint.tokenizer.backend.decode(expected) == text
+    (line,) = check_tokenizer(checkpoint.tokenizer, folder, checkpoint.config.vocab_size)
+    assert "7 added tokens" in line
+
+
+def test_spaces_in_tokens_do_not_set_two_models_apart(tmp_path: Path) -> None:
+    """GGUF and tokenizer.model give "   " where a tokenizer.json of the same model has "▁▁▁"."""
+    base = make_folder(tmp_path / "base", add_dummy_prefix=False, user_defined=("▁▁▁",))
+    written = open_checkpoint(base).tokenizer.backend.to_str()
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    (other / "tokenizer.model").unlink()
+    (other / "tokenizer.json").write_text(written.replace('"   "', '"▁▁▁"'), encoding="utf-8")
+    assert make_plan(base, [other], topology="pair").topology == "pair"
+    (other / "tokenizer.json").write_text(written.replace('"   "', '"▁▁▁▁▁▁▁"'), encoding="utf-8")
+    with refused(TokenizerMismatchError, given="in 1 of "):
+        make_plan(base, [other], topology="pair")
+
+
 @pytest.mark.parametrize(
     ("options", "given"),
     [
+        ({"user_defined": ("<tool>",)}, "user-defined pieces that puts a space before text"),
         ({"model_type": 1}, "does not join byte pairs"),
         ({"charsmap": b"nmt"}, "normalises text"),
         ({"remove_spaces": True}, "normalises text"),
