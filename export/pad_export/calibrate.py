@@ -20,6 +20,7 @@ from pad_export.checkpoint import Checkpoint
 from pad_export.gptq import quantise_for, second_moments
 from pad_export.matrix import Storage
 from pad_export.spec import SITE_MODULES
+from pad_export.stages import Progress
 from pad_export.torch_model import load_model
 from pad_export.trunk import (
     LM_HEAD,
@@ -35,7 +36,7 @@ _SEQUENCE = 256  # tokens read at once
 _MAX_TOKENS = 16384
 
 
-def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Callable[[int], object]) -> dict[str, Blocks]:
+def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Progress) -> dict[str, Blocks]:
     """Linears that are worth fitting to what they read: those of 4 bits that are not stored so already."""
     sites = []
     for layer in range(trunk.spec.num_layers):
@@ -45,11 +46,12 @@ def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Callable[[int], ob
                 sites.append([module for module in modules if not stored_blocks(trunk, module, 4, storage)])
     sites = [modules for modules in sites if modules]
     own_head = head_bits(trunk, storage) == 4 and not trunk.checkpoint.blocks(head_parameter(trunk), 4)
+    progress.begin(sum(len(modules) for modules in sites) + own_head)
     return _calibrate(trunk, sites, own_head, storage.symmetric, progress) if sites or own_head else {}
 
 
 def _calibrate(
-    trunk: Trunk, sites: Sequence[Sequence[str]], own_head: bool, symmetric: bool, progress: Callable[[int], object]
+    trunk: Trunk, sites: Sequence[Sequence[str]], own_head: bool, symmetric: bool, progress: Progress
 ) -> dict[str, Blocks]:
     """Fit each site's modules, which read the same, when the first of them is about to run."""
     found: dict[str, Blocks] = {}
@@ -63,7 +65,7 @@ def _calibrate(
             moments = second_moments(inputs[0])
             for module in modules:
                 found[module] = quantise_for(linear_weight(trunk, module), 4, moments, symmetric=symmetric)
-                progress(1)
+                progress()
 
         return fit
 
@@ -75,7 +77,7 @@ def _calibrate(
     if own_head:
         weights = trunk.checkpoint.tensor(head_parameter(trunk))
         found[LM_HEAD] = quantise_for(weights, 4, second_moments(hidden), symmetric=symmetric)
-        progress(1)
+        progress()
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command `pad-export`: checkpoints in, a verified bundle out; `pad-export engines`: on a bundle that exists."""
+"""The command `pad-export`: checkpoints in, a verified bundle out; and what it does with bundles that exist."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+from pad_export.staging import clean
 from pad_runtime import contract
 from pad_runtime.command import run_interruptible
-from pad_runtime.errors import PadError
+from pad_runtime.errors import OptionError, PadError
 from pad_runtime.manifest import Activations, DialectName, Precision, read_manifest
 
 _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
@@ -25,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         return run_interruptible(
             "pad-export engines", lambda: _with_extra(lambda: _engines(_engines_parser().parse_args(arguments[1:])))
         )
+    if arguments[:1] == ["--clean"]:
+        return run_interruptible("pad-export --clean", lambda: _clean(_clean_parser().parse_args(arguments[1:])))
     return run_interruptible("pad-export", lambda: _with_extra(lambda: _export(_parser().parse_args(arguments))))
 
 
@@ -35,6 +38,19 @@ def _with_extra(command: Callable[[], None]) -> None:
         if error.name not in _EXTRA:
             raise
         raise PadError(f"{error.name} is not installed", hint="pip install 'pad-rt[export]'") from None
+
+
+def _clean(options: argparse.Namespace) -> None:
+    folder: Path = options.folder
+    if not folder.is_dir():
+        raise OptionError(f"{folder} is no folder", expected="one that bundles are in")
+    left = clean(folder)
+    size = sum(leftover.num_bytes for leftover in left) / 2**20
+    removed = ", ".join(leftover.output.name for leftover in left)
+    print(f"removed what was left of {removed} ({size:,.1f} MiB)" if left else f"nothing was left in {folder}")
+    for leftover in left:
+        if leftover.put_back:
+            print(f"put back {leftover.output}")
 
 
 def _engines(options: argparse.Namespace) -> None:
@@ -87,6 +103,17 @@ def _silent(line: str) -> None:
     del line
 
 
+def _clean_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pad-export --clean",
+        description="Remove what exports that were killed left beside their bundles. The next export in the folder "
+        "does so too; what a running one writes is never touched.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder that the bundles are in")
+    return parser
+
+
 def _engines_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pad-export engines",
@@ -117,7 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pad-export",
         description="Write a bundle that `pad generate` runs: a base model and its PersRMs in one step graph.",
-        epilog="pad-export engines BUNDLE builds the engines of a bundle again, on the machine that is to run them.",
+        epilog="pad-export engines BUNDLE builds the engines of a bundle again, on the machine that is to run them. "
+        "pad-export --clean DIR removes what exports that were killed left in a folder.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"pad-export {version('pad-rt')}")

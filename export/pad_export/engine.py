@@ -23,6 +23,7 @@ from pad_runtime.engine import this_platform
 from pad_runtime.errors import EngineError, OptionError
 from pad_runtime.manifest import EngineInfo, Manifest
 from pad_runtime.tensorrt_provider import load_tensorrt, make_log
+from pad_runtime.whole_file import write_whole
 
 
 class EngineBuilder:
@@ -114,7 +115,7 @@ class EngineBuilder:
             )
         engine.write_bytes(memoryview(plan))
         if self._timing_cache is not None:
-            self._timing_cache.write_bytes(memoryview(timings.serialize()))
+            self._keep_timings(self._timing_cache, bytes(memoryview(timings.serialize())))
         report = EngineReport.of(
             network, listed[-1] if listed else "", size=plan.nbytes, seconds=time.perf_counter() - start
         )
@@ -133,10 +134,24 @@ class EngineBuilder:
     def _read_timings(self, config: Any) -> Any:
         if self._timing_cache is None:
             return None
-        known = self._timing_cache.read_bytes() if self._timing_cache.exists() else b""
+        try:
+            known = self._timing_cache.read_bytes() if self._timing_cache.exists() else b""
+        except OSError as error:
+            raise OptionError(
+                f"--timing-cache {self._timing_cache} cannot be read: {error.strerror}", hint="choose another file"
+            ) from None
         timings = config.create_timing_cache(known)
         config.set_timing_cache(timings, ignore_mismatch=False)
         return timings
+
+    @staticmethod
+    def _keep_timings(path: Path, timings: bytes) -> None:
+        try:
+            write_whole(path, timings)
+        except OSError as error:
+            raise OptionError(
+                f"--timing-cache {path} cannot be written: {error.strerror}", hint="choose another file"
+            ) from None
 
 
 def cache_pairs(manifest: Manifest, graph: str) -> dict[str, str]:

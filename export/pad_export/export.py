@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
-from tqdm import tqdm
 
 from pad_export.adapter_file import write_adapter, write_head
 from pad_export.blocks import BLOCK, Blocks
 from pad_export.calibrate import calibrate_trunk
 from pad_export.engine import EngineBuilder
-from pad_export.engines import add_engines
+from pad_export.engines import build_engines
 from pad_export.graph import Graph
 from pad_export.matrix import Storage, choose_storage
 from pad_export.plan import Plan, make_plan
 from pad_export.spec import SITE_MODULES
+from pad_export.stages import Stages
 from pad_export.staging import staged
 from pad_export.step_graph import build_base_graph, build_step_graph
 from pad_export.tokenizer_check import check_tokenizer
@@ -88,8 +88,8 @@ def export_bundle(
         max_batch: most sequences at once.
         max_top_k: most candidates a step.
         verify: compare the graphs with the torch models before the bundle is put in place.
-        quiet: no progress bar.
-        report: told one line about each stage.
+        quiet: no progress of stages.
+        report: told one line about each stage, and its progress where stderr is no terminal.
 
     Raises:
         PadError: any of its kinds; nothing was written.
@@ -117,7 +117,7 @@ def export_bundle(
         if verify:
             for line in check_tokenizer(checkpoint.tokenizer, checkpoint.path, plan.base.spec.vocab_size):
                 report(line)
-        graphs = _write_graphs(folder, plan, storage, max_length, quiet)
+        graphs = _write_graphs(folder, plan, storage, max_length, Stages(report, quiet=quiet))
         for info, source in zip(plan.persrms, plan.sources, strict=False):
             if info.adapter and source.adapter:
                 write_adapter(folder / info.adapter, source.adapter, _trunk(plan, info.trunk), storage.float_type)
@@ -155,7 +155,7 @@ def export_bundle(
             report("verifying against the torch models")
             report(verify_bundle(folder, plan))
         if builder:
-            manifest = add_engines(folder, manifest, builder, report)
+            manifest = build_engines(folder, manifest, builder, report, into=folder)
     return manifest
 
 
@@ -174,27 +174,22 @@ def _make_builder(
     return None
 
 
-def _write_graphs(folder: Path, plan: Plan, storage: Storage, max_length: int, quiet: bool) -> dict[str, GraphInfo]:
+def _write_graphs(folder: Path, plan: Plan, storage: Storage, max_length: int, stages: Stages) -> dict[str, GraphInfo]:
     """Stream the weights, then write both graphs that refer to them."""
-    calibrated = [_calibrate(trunk, storage, quiet) for trunk in plan.trunks]
-    layers = sum(trunk.spec.num_layers for trunk in plan.trunks)
-    with (
-        WeightsFile(folder / WEIGHTS_FILE) as weights,
-        tqdm(total=layers, desc="weights", unit="layer", disable=True if quiet else None, leave=False) as bar,
-    ):
+    calibrated = [_calibrate(trunk, storage, stages) for trunk in plan.trunks]
+    with WeightsFile(folder / WEIGHTS_FILE) as weights, stages.count("writing weights", "layers") as progress:
+        progress.begin(sum(trunk.spec.num_layers for trunk in plan.trunks))
         for trunk, blocks in zip(plan.trunks, calibrated, strict=True):
-            write_weights(
-                trunk, weights, storage=storage, max_length=max_length, progress=bar.update, calibrated=blocks
-            )
+            write_weights(trunk, weights, storage=storage, max_length=max_length, progress=progress, calibrated=blocks)
     step = build_step_graph(plan.trunks, weights, storage)
     alone = build_base_graph(plan.base, weights, storage)
     return {graph.name: _save_graph(folder, graph, storage.dialect) for graph in (step, alone)}
 
 
-def _calibrate(trunk: Trunk, storage: Storage, quiet: bool) -> dict[str, Blocks]:
+def _calibrate(trunk: Trunk, storage: Storage, stages: Stages) -> dict[str, Blocks]:
     """What is fitted to the calibration text before weights are written."""
-    with tqdm(desc="calibrating", unit=" linears", disable=True if quiet else None, leave=False) as bar:
-        return calibrate_trunk(trunk, storage, bar.update)
+    with stages.count("calibrating", "linears") as progress:
+        return calibrate_trunk(trunk, storage, progress)
 
 
 def _save_graph(folder: Path, graph: Graph, dialect: DialectName) -> GraphInfo:

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pad_runtime.whole_file import write_whole
+
 
 def cache_folder(device: str) -> Path:
     """Where what was compiled for a device is kept."""
@@ -26,6 +28,4 @@ def save_cache(cache: Any, path: Path) -> None:
         if not content or (path.exists() and path.read_bytes() == content):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(path, content)

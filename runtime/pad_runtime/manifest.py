@@ -18,6 +18,7 @@ from pad_runtime.errors import BundleError, DeviceError
 from pad_runtime.file_info import FileInfo
 from pad_runtime.held_file import BundleFiles
 from pad_runtime.manifest_relations import check_relations
+from pad_runtime.whole_file import write_whole
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Activations = Literal["fp32", "fp16", "bf16"]
@@ -174,10 +175,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `pad.json` into a bundle folder; one that is there is replaced whole or not at all."""
     data = dataclasses.asdict(manifest)
     text = json.dumps({**data, _CHECKSUM: checksum(data)}, indent=1, ensure_ascii=False)
-    path = folder / contract.MANIFEST_FILE
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(folder / contract.MANIFEST_FILE, (text + "\n").encode())
 
 
 def checksum(data: dict[str, Any]) -> str:

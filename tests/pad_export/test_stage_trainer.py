@@ -21,6 +21,7 @@ from pad_export.persrm.stage_trainer import (
     measure,
     save_trained,
 )
+from pad_export.stages import Stages
 
 OPTIONS = TrainingOptions(beta=0.3, calm=0.7, imitate=0.4, lr=1e-3, head_lr=1e-3, batch=2)
 PAPERS = replace(OPTIONS, calm=0.0, imitate=0.0)
@@ -76,7 +77,8 @@ def by_hand(model: RewardModel, items: list[Item]) -> tuple[list[float], float, 
 
 
 def trainer_of(model: RewardModel, items: list[Item], folder: Path, options: TrainingOptions = OPTIONS) -> StageTrainer:
-    return StageTrainer(model, items, [], folder, options, epochs=1.0, quiet=True)
+    with Stages(lambda line: None, quiet=True).count("stage 1", "steps") as progress:
+        return StageTrainer(model, items, [], folder, options, epochs=1.0, progress=progress)
 
 
 def test_the_loss_by_hand(model: RewardModel, items: list[Item], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ import tiny_models
 import tiny_training
 from error_checks import error_line, snapshot
 from pad_export import cli as export_cli
+from pad_export import stages
 from pad_export.persrm.cli import main
 from pad_export.persrm.pair import Pair
 from pad_export.persrm.pair_file import PairSource, pair_to_row, read_pairs
@@ -103,6 +105,37 @@ def test_quiet(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert read_persrm(tmp_path / "taste").features == ("kind",)
     config = json.loads((tmp_path / "taste" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "someone/base"
+
+
+def test_what_training_says(base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Words alone, where transformers' trainer prints its dicts between bars."""
+    assert train(base, data, tmp_path / "taste", *QUICK) == 0
+    err = capsys.readouterr().err
+    assert "{" not in err
+    assert "\r" not in err
+    lines = err.splitlines()
+    number = r"\d+\.\d+"
+    for pattern in (
+        r"asking the base: \d+ examples",
+        r"stage 1: LoRA and head on \d+ examples",
+        r"stage 1: \d+ steps",
+        rf"stage 1: held-out loss {number}, accuracy {number}% \(eggs {number}%, noise {number}%\)",
+        r"stage 2: reading hidden states: \d+ examples",
+        r"stage 2: \d+ steps",
+        rf"stage 2: held-out loss {number}, accuracy {number}% \(eggs {number}%, noise {number}%\)",
+    ):
+        assert any(re.fullmatch(pattern, line) for line in lines), (pattern, err)
+
+
+def test_steps_in_words(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With no pause between two lines: stage, step, loss, accuracy, seconds left."""
+    monkeypatch.setattr(stages, "_INTERVAL", 0.0)
+    assert train(base, data, tmp_path / "taste", *QUICK, "--batch", "1") == 0
+    lines = capsys.readouterr().err.splitlines()
+    line = r"stage 1: \d+ of \d+ steps, loss \d+\.\d+, accuracy \d+\.\d%, \d+ s left"
+    assert any(re.fullmatch(line, shown) for shown in lines), lines
 
 
 def test_people_in_words_need_no_feature(base: Path, data: Path, tmp_path: Path) -> None:

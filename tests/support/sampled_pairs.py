@@ -13,6 +13,7 @@ from pad_export.persrm.make_pairs import make_pairs, plan_tasks
 from pad_export.persrm.pair import Pair
 from pad_export.persrm.pair_file import PairSource, read_pairs
 from pad_export.persrm.scorer import Scorer
+from pad_export.stages import Stages
 
 PROMPTS = [f"the egg {number}" for number in range(6)]
 SAMPLING = Sampling("test:none", samples=3, block=4, max_new_tokens=12, min_words=0)
@@ -38,7 +39,7 @@ def sample(
     scorers = {entry.name: scorer for entry in features}
     return make_pairs(
         backbone, plan_tasks(prompts, features, batch=2), scorers, output,
-        settings=settings, seed=seed, progress=lambda tasks: tasks,
+        settings=settings, seed=seed, stages=Stages(lambda line: None, quiet=True),
     )  # fmt: skip
 
 

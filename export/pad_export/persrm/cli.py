@@ -14,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pad_export.disk import check_new
 from pad_runtime.command import run_interruptible
 from pad_runtime.errors import OptionError, PadError
 from pad_runtime.threads import check_threads
 
 if TYPE_CHECKING:
-    from pad_export.persrm.make_pairs import Task
     from pad_export.persrm.options import TrainingOptions
     from pad_export.persrm.pair import Pair
 
@@ -135,6 +135,7 @@ def _pairs(options: argparse.Namespace) -> None:
 
         from pad_export.checkpoint import open_checkpoint
         from pad_export.persrm.backbone import load_backbone
+        from pad_export.stages import Stages
 
         prompts = _read_prompts(options.prompts)[: options.limit]
         checkpoint = open_checkpoint(options.base)
@@ -146,7 +147,7 @@ def _pairs(options: argparse.Namespace) -> None:
             options.output,
             settings={"batch": options.batch, "dtype": "bf16", "base": [checkpoint.path.name, checkpoint.nbytes]},
             seed=options.seed,
-            progress=_silent_bar if options.quiet else _bar,
+            stages=Stages(report, quiet=options.quiet),
         )
     kept = ", ".join(f"{name} {counts.pop(name, 0)}" for name in sampled)
     print(f"wrote {options.output}: pairs by feature: {kept}")
@@ -172,17 +173,6 @@ def _read_pairs(arguments: Sequence[str], report: Callable[[str], None]) -> list
     return pairs
 
 
-def _bar(tasks: Sequence[Task]) -> Iterable[Task]:
-    from tqdm import tqdm
-
-    bar: Iterable[Task] = tqdm(tasks, desc="sampling", unit="batch", mininterval=2.0)
-    return bar
-
-
-def _silent_bar(tasks: Sequence[Task]) -> Iterable[Task]:
-    return tasks
-
-
 def _read_prompts(path: Path) -> list[str]:
     """One prompt a line; blank lines and repetitions are left out."""
     try:
@@ -204,8 +194,7 @@ def _training_options(options: argparse.Namespace) -> TrainingOptions:
 
 
 def _check_new(output: Path) -> None:
-    if os.path.lexists(output):
-        raise OptionError(f"-o {output} exists", hint="choose another path, or remove it")
+    check_new(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,20 +10,24 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pad_export.disk import check_new, disk_errors
+from pad_export.lock import claimed
 from pad_export.persrm.backbone import Backbone
 from pad_export.persrm.feature import Feature, Sampling, Style
 from pad_export.persrm.pair_choice import Answers, MadeReply, as_pair, choose_pairs, why_no_pair
 from pad_export.persrm.pair_file import pair_to_row
 from pad_export.persrm.sampler import Draw, sample_replies
 from pad_export.persrm.scorer import Scorer
-from pad_runtime.errors import CheckpointError, OptionError
+from pad_export.stages import Stages
+from pad_runtime.errors import OptionError
+from pad_runtime.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def make_pairs(
     *,
     settings: dict[str, Any],
     seed: int,
-    progress: Callable[[Sequence[Task]], Iterable[Task]],
+    stages: Stages,
 ) -> Counter[str]:
     """Sample every task's pairs and write them to `output`, one JSON object a line.
 
@@ -65,22 +69,25 @@ def make_pairs(
         How many pairs were kept, by feature, and dropped, by reason.
 
     Raises:
-        OptionError: the partial file was made with other settings, or a scorer does not answer as it should.
-        CheckpointError: the disk is full.
+        OptionError: the partial file was made with other settings, another process makes these pairs now, or a scorer
+            does not answer as it should.
+        CheckpointError: the disk is full or fails.
     """
     partial = output.with_name(output.name + ".partial")
     stamp = {"settings": settings, "seed": seed, "features": [asdict(task.feature) for task in tasks[:64]]}
-    done = _read_partial(partial, stamp)
-    counts: Counter[str] = Counter()
-    for task in progress(tasks):
-        if task.key not in done:
-            rows = list(_sample_task(backbone, task, scorers[task.feature.name], seed))
-            done[task.key] = rows
-            _append(partial, json.dumps({"task": task.key, "rows": rows}, ensure_ascii=False) + "\n")
-        counts.update(row.get("dropped", task.feature.name) for row in done[task.key])
-    _write_rows(output, (row for task in tasks for row in done[task.key] if "dropped" not in row))
-    partial.unlink()
-    return counts
+    with claimed(partial, output), disk_errors(output, hint="free some and repeat the command: it goes on from there"):
+        done = _read_partial(partial, stamp)
+        with stages.count("sampling", "batches") as progress:
+            progress.begin(len(tasks), done=sum(task.key in done for task in tasks))
+            for task in tasks:
+                if task.key not in done:
+                    rows = list(_sample_task(backbone, task, scorers[task.feature.name], seed))
+                    _append(partial, {"task": task.key, "rows": rows})
+                    done[task.key] = rows
+                    progress()
+        _write_rows(output, (row for task in tasks for row in done[task.key] if "dropped" not in row))
+        partial.unlink()
+    return Counter(row.get("dropped", task.feature.name) for task in tasks for row in done[task.key])
 
 
 def rank_replies(
@@ -90,6 +97,9 @@ def rank_replies(
 
     Returns:
         As `make_pairs`.
+
+    Raises:
+        OptionError, CheckpointError: as there.
     """
     counts: Counter[str] = Counter()
     rows = []
@@ -99,14 +109,18 @@ def rank_replies(
         else:
             counts.update(choice.weights.keys())
             rows.append(pair_to_row(choice))
-    _write_rows(output, rows)
+    lock = output.with_name(output.name + ".partial")
+    with claimed(lock, output), disk_errors(output, hint="free some and repeat the command"):
+        try:
+            _write_rows(output, rows)
+        finally:
+            lock.unlink()
     return counts
 
 
 def _write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> None:
-    staged = output.with_name(output.name + ".new")
-    staged.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    staged.replace(output)
+    check_new(output)  # another process may have made it meanwhile
+    write_whole(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
 def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> Iterable[dict[str, Any]]:
@@ -165,15 +179,9 @@ def _beginning(reply: MadeReply, min_words: int) -> MadeReply:
     return reply
 
 
-def _append(path: Path, line: str) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written: {error.strerror}",
-            hint="free some space and repeat the command: it goes on from there",
-        ) from None
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _read_partial(path: Path, stamp: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -184,7 +192,11 @@ def _read_partial(path: Path, stamp: dict[str, Any]) -> dict[str, list[dict[str,
     if len(lines) < 2:
         path.write_text(header + "\n", encoding="utf-8")
         return {}
-    if json.loads(lines[0]) != json.loads(header):
+    try:
+        begun = json.loads(lines[0])
+    except ValueError:
+        raise OptionError(f"{path} is no file that an interrupted run left", hint="move it away") from None
+    if begun != json.loads(header):
         raise OptionError(f"{path} was begun with other settings", hint="use those again, or remove it to begin anew")
     whole = [line for line in lines[1:-1] if line]
     if lines[-1]:  # cut off while it was written

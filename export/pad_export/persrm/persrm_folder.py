@@ -11,6 +11,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from pad_export.adapter import WEIGHTS_NAME
+from pad_export.disk import follow_umask
 from pad_export.persrm.persrm import HEAD_NAME, PLAIN_TEMPLATE, PROMPT_TEMPLATE, SETTINGS_NAME
 from pad_export.persrm.reward_model import RewardModel
 
@@ -47,3 +48,4 @@ def write_persrm(
     }
     (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    follow_umask(folder)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
 import random
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from tqdm import tqdm
 
 from pad_export.checkpoint import Checkpoint
+from pad_export.disk import check_new, disk_errors
+from pad_export.lock import LOCK_FILE, claimed
 from pad_export.persrm.backbone import load_backbone
 from pad_export.persrm.example import WORDS, Example, make_batch, make_examples
 from pad_export.persrm.options import TrainingOptions
@@ -35,9 +34,12 @@ from pad_export.persrm.stage_trainer import (
     measure,
     save_trained,
 )
-from pad_runtime.errors import CheckpointError, DataError, OptionError, PadError
+from pad_export.stages import Stages
+from pad_runtime.errors import DataError, OptionError, PadError
+from pad_runtime.whole_file import write_whole
 
 _SETTINGS = "settings.json"  # of the call that began a folder
+_GO_ON = "free some and repeat the command: it goes on from its last checkpoint"
 
 
 def train_persrm(
@@ -64,55 +66,58 @@ def train_persrm(
 
     Raises:
         DataError: no pair is left to train on.
-        OptionError: what is in `output` + ".partial" was begun with another base, other settings or other data.
-        CheckpointError: the disk is full, or the base cannot be loaded.
+        OptionError: what is in `output` + ".partial" was begun with another base, other settings or other data, or
+            another process trains there now.
+        CheckpointError: the disk is full or fails, or the base cannot be loaded.
     """
     work = output.with_name(output.name + ".partial")
-    _begin(
-        work,
-        {
-            "options": asdict(options),
-            "features": list(features),
-            "pairs": _fingerprint(pairs),
-            "base": [checkpoint.path.name, checkpoint.nbytes],
-        },
-    )
+    settings = {
+        "options": asdict(options),
+        "features": list(features),
+        "pairs": _fingerprint(pairs),
+        "base": [checkpoint.path.name, checkpoint.nbytes],
+    }
+    with claimed(work / LOCK_FILE, output):
+        _check_settings(work, settings)
+        with _tidied(work), disk_errors(output, hint=_GO_ON):
+            check_new(output)  # another process may just have made it
+            write_whole(work / _SETTINGS, _as_json(settings))
+            stages = Stages(report, quiet=quiet)
+            model, items = _prepare(checkpoint, pairs, features, options, report, stages)
+            _train_trunk(model, items["training"], items["held-out"], work, options, report, stages)
+            _train_head(model, items["training"], items["held-out"], work, options, report, stages)
+            metrics = measure(model, items["held-out"], options)
+            record = {
+                "trained_with": {"pad-rt": version("pad-rt"), "options": asdict(options)},
+                "held_out": {key: round(value, 4) for key, value in metrics.items()},
+                "num_examples": {part: len(some) for part, some in items.items()},
+            }
+            shutil.rmtree(work / "persrm", ignore_errors=True)  # of a call that was cut off here
+            write_persrm(
+                work / "persrm",
+                model,
+                name=name,
+                base_name=base_name,
+                reads_words=any(pair.preference for pair in pairs),
+                record=record,
+            )
+            check_new(output)
+            (work / "persrm").rename(output)
+        shutil.rmtree(work)
+    return metrics
+
+
+@contextlib.contextmanager
+def _tidied(work: Path) -> Iterator[None]:
+    """After an error no half-written checkpoint is left, nor a folder from which nothing could be gone on."""
     try:
-        model, items = _prepare(checkpoint, pairs, features, options, report, quiet)
+        yield
     except PadError:
-        if [path.name for path in work.iterdir()] == [_SETTINGS]:  # or it would refuse the corrected command
+        for stage in ("stage1", "stage2"):
+            last_checkpoint(work / stage)  # removes the one that was cut off
+        if {path.name for path in work.iterdir()} <= {_SETTINGS, LOCK_FILE}:  # it would refuse a corrected command
             shutil.rmtree(work)
         raise
-    try:
-        _train_trunk(model, items["training"], items["held-out"], work, options, report, quiet)
-        _train_head(model, items["training"], items["held-out"], work, options, report, quiet)
-        metrics = measure(model, items["held-out"], options)
-        settings = {
-            "trained_with": {"pad-rt": version("pad-rt"), "options": asdict(options)},
-            "held_out": {key: round(value, 4) for key, value in metrics.items()},
-            "num_examples": {part: len(some) for part, some in items.items()},
-        }
-        shutil.rmtree(work / "persrm", ignore_errors=True)  # of a call that was cut off here
-        write_persrm(
-            work / "persrm",
-            model,
-            name=name,
-            base_name=base_name,
-            reads_words=any(pair.preference for pair in pairs),
-            record=settings,
-        )
-        (work / "persrm").rename(output)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_full_disk(error):
-            raise
-        last_checkpoint(work / "stage1")  # removes the one that was cut off
-        last_checkpoint(work / "stage2")
-        raise CheckpointError(
-            f"no space left on the disk of {output}",
-            hint="free some and repeat the command: it goes on from its last checkpoint",
-        ) from None
-    shutil.rmtree(work)
-    return metrics
 
 
 def _prepare(
@@ -121,7 +126,7 @@ def _prepare(
     features: Sequence[str],
     options: TrainingOptions,
     report: Callable[[str], None],
-    quiet: bool,
+    stages: Stages,
 ) -> tuple[RewardModel, dict[str, list[Item]]]:
     """The model, and what it is trained and measured on, with the base's answers."""
     torch.manual_seed(options.seed)
@@ -146,20 +151,11 @@ def _prepare(
         )
         for reason, count in sorted(counts.items()):
             report(f"{part}: {count} with {reason}")
-        report(f"{part}: {len(examples)} examples; asking the base about their replies")
-        items[part] = _refer(model, examples, options, quiet)
+        report(f"{part}: {len(examples)} examples")
+        items[part] = _refer(model, examples, options, stages)
     if not items["training"]:
         raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
     return model, items
-
-
-def _is_full_disk(error: Exception) -> bool:
-    """Whether a file could not be written to its end; safetensors and torch say so in words of their own."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(f"(os error {code})" in str(error) for code in (errno.ENOSPC, errno.EDQUOT)) or (
-        "inline_container.cc" in str(error) and "unexpected pos" in str(error)
-    )
 
 
 def _train_trunk(
@@ -169,7 +165,7 @@ def _train_trunk(
     work: Path,
     options: TrainingOptions,
     report: Callable[[str], None],
-    quiet: bool,
+    stages: Stages,
 ) -> None:
     done = work / "stage1.safetensors"
     if done.exists():
@@ -178,9 +174,9 @@ def _train_trunk(
     if options.epochs:
         for name, parameter in model.trainable().items():
             parameter.requires_grad_(name != "learned_weights")
-        stage = work / "stage1"
-        trainer = StageTrainer(model, items, held_out, stage, options, epochs=options.epochs, quiet=quiet)
-        _run("stage 1", f"LoRA and head on {len(items)} examples", trainer, report)
+        parts = [items, held_out]
+        what = f"LoRA and head on {len(items)} examples"
+        _run(1, what, model, parts, work / "stage1", options, options.epochs, report, stages)
     save_trained(model, done)
     shutil.rmtree(work / "stage1", ignore_errors=True)
 
@@ -192,25 +188,33 @@ def _train_head(
     work: Path,
     options: TrainingOptions,
     report: Callable[[str], None],
-    quiet: bool,
+    stages: Stages,
 ) -> None:
     if options.head_epochs:
-        report("stage 2: the backbone is frozen; reading its hidden states")
         for name, parameter in model.trainable().items():
             parameter.requires_grad_("lora_" not in name)
-        frozen = [_with_hidden(model, some, options.batch, quiet) for some in (items, held_out)]
-        stage = work / "stage2"
-        trainer = StageTrainer(model, frozen[0], frozen[1], stage, options, epochs=options.head_epochs, quiet=quiet)
-        _run("stage 2", "head and w_p", trainer, report)
+        frozen = [_with_hidden(model, some, options.batch, stages) for some in (items, held_out)]
+        _run(2, "head and w_p", model, frozen, work / "stage2", options, options.head_epochs, report, stages)
 
 
-def _run(stage: str, what: str, trainer: StageTrainer, report: Callable[[str], None]) -> None:
-    """Train from the last whole checkpoint on, if there is one."""
-    resume = last_checkpoint(Path(trainer.args.output_dir))
-    report(f"{stage}: {what}" + (f", from {resume.name}" if resume else ""))
-    with contextlib.redirect_stdout(sys.stderr):  # where transformers prints its log
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    report(_summary(stage, trainer.state.log_history))
+def _run(
+    stage: int,
+    what: str,
+    model: RewardModel,
+    parts: Sequence[list[Item]],
+    folder: Path,
+    options: TrainingOptions,
+    epochs: float,
+    report: Callable[[str], None],
+    stages: Stages,
+) -> None:
+    """Train on the first part and measure on the second, from the last whole checkpoint on, if there is one."""
+    resume = last_checkpoint(folder)
+    report(f"stage {stage}: {what}" + (f", from {resume.name}" if resume else ""))
+    with stages.count(f"stage {stage}", "steps") as progress:
+        trainer = StageTrainer(model, parts[0], parts[1], folder, options, epochs=epochs, progress=progress)
+        with contextlib.redirect_stdout(sys.stderr):  # where transformers prints what it has to say
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
 def _first_weights(features: Sequence[str]) -> torch.Tensor:
@@ -239,7 +243,7 @@ def _fingerprint(pairs: Sequence[Pair]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOptions, quiet: bool) -> list[Item]:
+def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOptions, stages: Stages) -> list[Item]:
     """Ask the base once about every reply to a prompt, in however many examples it stands."""
     answers: dict[tuple[tuple[int, ...], tuple[int, ...]], Reference] = {}
     asked: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
@@ -248,14 +252,17 @@ def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOpt
         if not asked.issuperset(_replies(example)):
             asked.update(_replies(example))
             unasked.append(example)
-    for begin in tqdm(range(0, len(unasked), options.batch), disable=quiet, leave=False):
-        some = unasked[begin : begin + options.batch]
-        reference = model.refer(make_batch(some, plain=True), options.candidates)
-        replies = [reply for example in some for reply in _replies(example)]
-        sizes = [len(ids) for _, ids in replies]
-        parts = zip(torch.split(reference.candidates, sizes), torch.split(reference.log_probs, sizes), strict=True)
-        for reply, (candidates, log_probs) in zip(replies, parts, strict=True):
-            answers.setdefault(reply, Reference(candidates.clone(), log_probs.clone()))
+    with stages.count("asking the base", "examples") as progress:
+        progress.begin(len(unasked))
+        for begin in range(0, len(unasked), options.batch):
+            some = unasked[begin : begin + options.batch]
+            reference = model.refer(make_batch(some, plain=True), options.candidates)
+            replies = [reply for example in some for reply in _replies(example)]
+            sizes = [len(ids) for _, ids in replies]
+            parts = zip(torch.split(reference.candidates, sizes), torch.split(reference.log_probs, sizes), strict=True)
+            for reply, (candidates, log_probs) in zip(replies, parts, strict=True):
+                answers.setdefault(reply, Reference(candidates.clone(), log_probs.clone()))
+            progress(len(some))
     items = []
     for example in examples:
         both = [answers[reply] for reply in _replies(example)]
@@ -270,40 +277,30 @@ def _replies(example: Example) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 @torch.no_grad()
-def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int, quiet: bool) -> list[Item]:
+def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int, stages: Stages) -> list[Item]:
     model.eval()
     done = []
-    for begin in tqdm(range(0, len(items), batch_size), disable=quiet, leave=False):
-        some = items[begin : begin + batch_size]
-        hidden = model.hidden(make_batch([item.example for item in some]))
-        sizes = [len(item.reference.candidates) for item in some]
-        parts = torch.split(hidden, sizes)
-        done += [replace(item, hidden=part.clone()) for item, part in zip(some, parts, strict=True)]
+    with stages.count("stage 2: reading hidden states", "examples") as progress:
+        progress.begin(len(items))
+        for begin in range(0, len(items), batch_size):
+            some = items[begin : begin + batch_size]
+            hidden = model.hidden(make_batch([item.example for item in some]))
+            sizes = [len(item.reference.candidates) for item in some]
+            parts = torch.split(hidden, sizes)
+            done += [replace(item, hidden=part.clone()) for item, part in zip(some, parts, strict=True)]
+            progress(len(some))
     return done
 
 
-def _summary(stage: str, history: list[dict[str, Any]]) -> str:
-    last: dict[str, Any] = next((entry for entry in reversed(history) if "eval_accuracy" in entry), {})
-    parts = [f"{key.removeprefix('eval_accuracy_')} {value:.1%}" for key, value in last.items() if "accuracy_" in key]
-    return (
-        f"{stage}: held-out accuracy {last.get('eval_accuracy', math.nan):.1%} ({', '.join(parts)})"
-        if last
-        else f"{stage}: done"
-    )
-
-
-def _begin(work: Path, settings: dict[str, Any]) -> None:
+def _check_settings(work: Path, settings: dict[str, Any]) -> None:
+    """What was begun with other settings does not go on with these."""
     path = work / _SETTINGS
-    if not path.exists():
-        staged = path.with_suffix(".new")
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            staged.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        except OSError as error:
-            raise OptionError(f"{work} cannot be written: {error.strerror}", hint="choose another folder") from None
-        staged.replace(path)
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+    if path.exists() and path.read_bytes() != _as_json(settings):
         raise OptionError(
             f"{work} was begun with another base, other settings or data",
             hint="use those again, or remove it to begin anew",
         )
+
+
+def _as_json(settings: dict[str, Any]) -> bytes:
+    return json.dumps(settings, indent=1).encode()

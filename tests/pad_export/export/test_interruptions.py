@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from error_checks import snapshot
-from pad_export import export
+from pad_export import export, staging
 from pad_runtime.bundle import Bundle
 from pad_runtime.errors import CheckpointError, OutOfMemoryError, PadError, VerificationError
 from tiny_models import TinyModels
@@ -27,9 +28,10 @@ from whole_export import run
         (MemoryError(), OutOfMemoryError, "no memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemoryError, "no memory"),
         (RuntimeError("a bug"), RuntimeError, "a bug"),
-        (OSError(errno.EIO, "a broken disk"), OSError, "a broken disk"),
+        (OSError(errno.EIO, "a broken disk"), CheckpointError, "bundle cannot be made: a broken disk"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), CheckpointError, "no space left"),
     ],
-    ids=["Ctrl-C", "disk full", "no memory", "no memory in torch", "bug", "broken disk"],
+    ids=["Ctrl-C", "disk full", "no memory", "no memory in torch", "bug", "broken disk", "disk full in safetensors"],
 )
 def test_a_failure_leaves_nothing(
     tiny: TinyModels,
@@ -54,7 +56,7 @@ def test_a_failure_leaves_nothing(
 
 
 @pytest.mark.parametrize("num_renamed", [0, 1])
-def test_an_interrupt_while_the_new_bundle_takes_its_place(
+def test_an_interrupt_between_two_renames(
     tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_renamed: int
 ) -> None:
     bundle = Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
@@ -68,17 +70,19 @@ def test_an_interrupt_while_the_new_bundle_takes_its_place(
             raise KeyboardInterrupt
         return rename(path, to)
 
+    monkeypatch.setattr(staging, "exchange", lambda *_: False)  # as on systems that cannot
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tiny.base, bundle, tiny.adapter, verify=False)
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("can", [True, False])
 def test_an_interrupt_just_after_the_new_bundle_took_its_place(
-    tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can: bool
 ) -> None:
     bundle = Path(shutil.copytree(tiny.bundle, tmp_path / "bundle"))
-    rename = Path.rename
+    rename, exchange = Path.rename, staging.exchange
 
     def interrupted(path: Path, to: Path) -> Path:
         rename(path, to)
@@ -86,7 +90,13 @@ def test_an_interrupt_just_after_the_new_bundle_took_its_place(
             raise KeyboardInterrupt
         return to
 
+    def exchanged(one: Path, other: Path) -> bool:
+        if can and exchange(one, other):
+            raise KeyboardInterrupt
+        return False
+
     monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.setattr(staging, "exchange", exchanged)
     with pytest.raises(KeyboardInterrupt):
         run(tiny.base, bundle, verify=False)
     assert Bundle(bundle).manifest.persrms[0].name == "contrast"

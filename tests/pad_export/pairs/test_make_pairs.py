@@ -14,6 +14,7 @@ from pad_export.persrm.feature import Feature
 from pad_export.persrm.make_pairs import make_pairs, plan_tasks
 from pad_export.persrm.pair_choice import MadeReply
 from pad_export.persrm.scorer import checked
+from pad_export.stages import Stages
 from pad_runtime.errors import OptionError
 from sampled_pairs import PROMPTS, feature, length, many_vowels, pairs_of, sample
 
@@ -68,7 +69,13 @@ def test_a_reply_may_be_set_against_its_own_beginning(
     tasks = plan_tasks(prompts, short, batch=4)
     scorers = {"short": lambda prompts, texts: [-float(len(text)) for text in texts]}
     counts = make_pairs(
-        backbone, tasks, scorers, tmp_path / "pairs.jsonl", settings={}, seed=0, progress=lambda tasks: tasks
+        backbone,
+        tasks,
+        scorers,
+        tmp_path / "pairs.jsonl",
+        settings={},
+        seed=0,
+        stages=Stages(lambda line: None, quiet=True),
     )
     pairs = [pair for pair in pairs_of(tmp_path / "pairs.jsonl") if pair.rejected.startswith(pair.chosen[:8])]
     pairs = [pair for pair in pairs if pair.chosen != "a b c" and pair.rejected in texts]

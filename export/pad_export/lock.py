@@ -1,0 +1,73 @@
+"""Files that one process holds: the system lets go of them when that process ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pad_runtime.errors import OptionError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where what a process has open cannot be removed
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = "lock"  # of a folder that is held
+_TRIES, _PAUSE = 5, 0.1  # seconds; whoever looks for what dead processes left holds a lock for a moment
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file, made if it is not there, against every other process that asks to.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be opened, or the file system has no locks.
+    """
+    while True:
+        with path.open("ab") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_same(file.fileno(), path):
+                yield
+                return
+
+
+def _is_same(file: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`, or was removed by its last holder after it was opened."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def claimed(lock: Path, output: Path) -> Iterator[None]:
+    """Hold `lock`, whose folder is made if it is not there, while `output` is made.
+
+    Raises:
+        OptionError: another process makes `output` now, or nothing can be written there.
+    """
+    with ExitStack() as stack:
+        for left in reversed(range(_TRIES)):
+            try:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                lock.parent.mkdir(exist_ok=True)
+                stack.enter_context(held(lock))
+                break
+            except BlockingIOError:
+                if not left:
+                    raise OptionError(
+                        f"{output} is being written by another process", hint="wait for it, or choose another path"
+                    ) from None
+            except OSError as error:
+                if not (left and isinstance(error, FileNotFoundError)):  # its last holder removed the folder just now
+                    raise OptionError(
+                        f"{output} cannot be written: {error.filename or lock}: {error.strerror}",
+                        hint="choose another folder",
+                    ) from None
+            time.sleep(_PAUSE)
+        yield

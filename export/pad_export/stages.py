@@ -1,0 +1,85 @@
+"""The stages of long work as they come: a bar on a terminal, lines of words where there is none."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+_INTERVAL = 15.0  # seconds between two lines of a stage
+
+
+class Progress:
+    """How far one stage is, such as `calibrating: 120 of 211 linears, 95 s left`."""
+
+    def __init__(
+        self, stage: str, unit: str, report: Callable[[str], object], *, bar: bool, clock: Callable[[], float]
+    ) -> None:
+        self._stage, self._unit, self._report, self._clock = stage, unit, report, clock
+        self._shows_bar = bar
+        self._bar: Any = None
+        self._total = self._done = self._before = 0
+        self._begun = self._told = 0.0
+
+    def begin(self, total: int, *, done: int = 0) -> None:
+        """The stage has `total` units, `done` of them from before. Nothing is said of a stage without any."""
+        self._total, self._done, self._before = total, done, done
+        self._begun = self._told = self._clock()
+        if total:
+            self._report(f"{self._stage}: {total:,} {self._unit}" + (f", {done:,} done before" if done else ""))
+            if self._shows_bar:
+                self._bar = tqdm(
+                    total=total, initial=done, desc=self._stage, unit=f" {self._unit}", leave=False, dynamic_ncols=True
+                )
+
+    def __call__(self, count: int = 1, *, note: str = "") -> None:
+        """`count` more are done; `note` says something of them, such as their loss."""
+        self._done += count
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif (now := self._clock()) - self._told >= _INTERVAL:
+            self._told = now
+            left = (now - self._begun) / (self._done - self._before) * (self._total - self._done)
+            parts = [f"{self._done:,} of {self._total:,} {self._unit}", note, f"{_duration(left)} left"]
+            self._report(f"{self._stage}: {', '.join(filter(None, parts))}")
+
+    def tell(self, line: str) -> None:
+        """A line about the stage, above its bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        self._report(f"{self._stage}: {line}")
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Stages:
+    """Shows the stages of one command."""
+
+    def __init__(
+        self, report: Callable[[str], object], *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Bars go to stderr if that is a terminal; else lines go to `report`, one in 15 seconds; `quiet`: neither."""
+        self._report = (lambda _: None) if quiet else report
+        self._shows_bars = not quiet and sys.stderr.isatty()
+        self._clock = clock
+
+    @contextmanager
+    def count(self, stage: str, unit: str) -> Iterator[Progress]:
+        """A stage of so many units, whose number `begin` gives."""
+        progress = Progress(stage, unit, self._report, bar=self._shows_bars, clock=self._clock)
+        try:
+            yield progress
+        finally:
+            progress.end()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
