@@ -57,14 +57,15 @@ def run_command(name: str, command: Callable[[], None], *, farewell: Callable[[]
 def _call(name: str, command: Callable[[], None], farewell: Callable[[], str]) -> int:
     try:
         command()
+        return 0
     except PadError as error:
         show_error(name, error)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        line = farewell()
-        print("\n" + line if line else "", file=sys.stderr)  # the shell's prompt gets a line of its own
-        return EXIT_INTERRUPTED
-    return 0
+        pass  # its frames go first: a progress bar in one of them still has its line to end
+    line = farewell()
+    print("\n" + line if line else "", file=sys.stderr)  # the shell's prompt gets a line of its own
+    return EXIT_INTERRUPTED
 
 
 def run_interruptible(name: str, command: Callable[[], None], *, farewell: Callable[[], str] = str) -> int:

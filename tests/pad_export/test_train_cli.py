@@ -170,6 +170,8 @@ def test_a_signal_keeps_what_is_done(
     assert out == ""
     assert "Traceback" not in err
     assert "error" not in err
+    kept = tmp_path / "taste.partial"
+    assert err.endswith(f"what is done is kept in {kept}; the same command goes on from there\n")
     assert [path.name for path in tmp_path.iterdir()] == ["taste.partial"]
     assert train(base, data, tmp_path / "taste", *QUICK) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["taste"]
@@ -180,6 +182,13 @@ def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str], command: s
     out, err = capsys.readouterr()
     assert out == ""
     return error_line(err, command)
+
+
+def test_more_threads_than_any_machine_has(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--base", str(base), "--data", str(data), "-o", str(tmp_path / "o"), "--threads", "1000000"]
+    assert "--threads 1000000; expected a whole number, at least 1 and at most " in refusal(capsys, given)
 
 
 def test_paths_that_cannot_be(base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,9 +203,9 @@ def _check_new(output: Path) -> None:
 
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
+        check_threads(threads, name="--threads")
         import torch
 
-        check_threads(threads, name="--threads")
         torch.set_num_threads(threads)
 
 
