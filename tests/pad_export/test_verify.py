@@ -22,7 +22,7 @@ from pad_export.checkpoint import Checkpoint
 from pad_export.export import export_bundle
 from pad_export.float64 import Float64Arithmetic
 from pad_export.spec import SITE_MODULES, read_spec
-from pad_export.tolerance import allowance
+from pad_export.tolerance import TOLERANCE, allowance
 from pad_runtime.errors import VerificationError
 
 
@@ -163,6 +163,21 @@ def test_the_base_is_held_to_its_own_tolerance_under_a_strong_adapter(
     )
     with pytest.raises(VerificationError, match="row logits differ by"):
         export(strong, tmp_path / "b")
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_family_is_computed_in_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """With next to no tolerance the graph is judged by torch's own error alone: a few of it are enough, everywhere."""
+    monkeypatch.setitem(TOLERANCE, "float32", 1e-9)
+    tiny_models.make_base(tmp_path / "base", family, seed=1)
+    tiny_models.make_adapter(tmp_path / "lora", tmp_path / "base", seed=2)
+    tiny_models.make_head(tmp_path / "lora", 84, seed=3)
+    models = tiny_models.TinyModels(tmp_path / "base", tmp_path / "lora", tmp_path / "bundle")
+    for topology in ("shared", "pair"):
+        line = export(models, tmp_path / topology, topology=topology)[-1]
+        found = re.search(r"tolerance 1e-09 beside 4 times .* \((\S+) in base rows, (\S+) in reward rows\)", line)
+        assert found, line
+        assert all(1e-9 < float(error) < 1e-4 for error in found.groups())
 
 
 @torch.no_grad()
