@@ -22,7 +22,7 @@ from pad_export.blocks import BLOCK, Blocks, concatenate, fit_blocks
 
 _ROWS = 1024  # rounded at once: a block of their columns stays in the cache, and there are parts for several threads
 _TOKENS = 512  # whose products are summed in float32, before they are added in float64
-_COLUMNS = 512  # of the moments' upper triangle at once; the lower one is its mirror
+_COLUMNS = 128  # of the moments' upper triangle, a strip for one thread; the lower one is its mirror
 _DAMPING = 0.01  # of the mean moment, added to each: columns that the text hardly uses stay near their own values
 
 
@@ -30,10 +30,15 @@ def second_moments(inputs: torch.Tensor) -> torch.Tensor:
     """The sum of x x^T over inputs [.., in]: [in, in] float64."""
     columns = inputs.shape[-1]
     moments = torch.zeros(columns, columns, dtype=torch.float64)
-    for some in torch.split(inputs.reshape(-1, columns), _TOKENS):
-        for start in range(0, columns, _COLUMNS):
-            part = slice(start, start + _COLUMNS)
-            moments[part, start:] += some[:, part].T @ some[:, start:]
+    parts = torch.split(inputs.reshape(-1, columns), _TOKENS)
+
+    def add(start: int) -> None:
+        strip = slice(start, start + _COLUMNS)
+        for part in parts:
+            moments[strip, start:] += part[:, strip].T @ part[:, start:]
+
+    with _single_threads() as pool:
+        list(pool.map(add, range(0, columns, _COLUMNS)))
     return moments.triu_() + moments.triu(1).T
 
 
