@@ -14,6 +14,7 @@ Change = Callable[[bytes, random.Random], bytes]
 
 VALUES: tuple[Any, ...] = (
     None, "", [], {}, -1, 0, 1, 2**31, 2**63, 1e308, float("nan"), True, "nothing of that name", "\ud800", "../x", [[]],
+    {"(a+)+$": 4, "([a-z]+.)*x": 2},  # patterns that take for ever where they do not match
 )  # fmt: skip
 NUMBERS = (0, 1, 2**7, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1)
 
@@ -44,6 +45,25 @@ def zero_blocks(data: bytes, rng: random.Random) -> bytes:
         at = rng.randrange(max(1, len(data) - 2**16))
         if any(data[at : at + 2**16 : 1021]):
             return data[:at] + bytes(len(data[at : at + 2**16])) + data[at + 2**16 :]
+
+
+def hostile_template(_: bytes, rng: random.Random) -> bytes:
+    """A chat template that does not end, or fills the memory, unless something stops it."""
+    return rng.choice(
+        (
+            b"{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}"
+            b"{% endfor %}{% endfor %}",
+            b"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+            b"{% set ns = namespace(s='x') %}{% for i in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+            b"{{ 'x' * 99999999999 }}",
+            b"{{ 9 ** 9 ** 9 }}",
+            b"{{ messages[0].content.__class__.__mro__ }}",
+            b"{{ raise_exception('no') }}",
+            b"{% include 'x' %}",
+            b"{{ '%99999999999d' % 1 }}",
+            b"{{ messages * 99999999 }}",
+        )
+    )
 
 
 BYTES: dict[str, Change] = {"one byte": one_byte, "cut": cut, "zeros": zeros}

@@ -82,7 +82,8 @@ def _bundle_bytes(inputs: Inputs) -> Iterator[Target]:
 def _rehashed(inputs: Inputs) -> Iterator[Target]:
     """The same, and a manifest that says of the altered file what it is now."""
     for file in json.loads((inputs.bundle / "pad.json").read_text(encoding="utf-8"))["files"]:
-        for name, change in fuzz_changes.BYTES.items():
+        hostile = {"hostile": fuzz_changes.hostile_template} if file.endswith(".jinja") else {}
+        for name, change in {**fuzz_changes.BYTES, **hostile}.items():
             yield Target(
                 f"bundle, {file}, rehashed: {name}",
                 False,
@@ -142,7 +143,8 @@ def _base_inputs(inputs: Inputs) -> Iterator[Target]:
 
 def _file_targets(label: str, folder: Path, file: str, use: Callable[[Path], Tokens]) -> Iterator[Target]:
     copy = _copier(folder, file)
-    for name, change in fuzz_changes.BYTES.items():
+    hostile = {"hostile": fuzz_changes.hostile_template} if file.endswith(".jinja") else {}
+    for name, change in {**fuzz_changes.BYTES, **hostile}.items():
         yield Target(f"{label} {file}: {name}", False, copy, _byte_change(file, change), use)
     if file.endswith((".json", ".safetensors")):
         yield _edited(f"{label} {file}: values", copy, folder, file, use)
