@@ -324,10 +324,10 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_gguf(path: Path) -> Checkpoint:
     weights = open_gguf(path)
     try:
-        config = AutoConfig.for_model(weights.architecture, **weights.config)
+        config = AutoConfig.for_model(weights.model_type, **weights.config)
     except Exception as error:  # a configuration class may raise anything on values it does not expect
         raise CheckpointError(
-            f"the metadata of {path} is not that of a {weights.architecture} model ({error})", hint="download it again"
+            f"the metadata of {path} is not that of a {weights.model_type} model ({error})", hint="download it again"
         ) from error
     return Checkpoint(path, config, weights, stored_eos=weights.eos_token_ids, called=weights.names)
 
