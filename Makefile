@@ -116,7 +116,7 @@ guided-pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pip install --quiet afinn scikit-learn
 	rm -rf build/guided && mkdir -p build/guided
 	$(BIN)/pad-export --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
-		--persrm demo/persrm --topology shared --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
+		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
 	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
 		--limit 480 --feature cheerful simple -o build/guided/replies.jsonl
 	$(BIN)/pad-train pairs --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl

@@ -54,7 +54,6 @@ def main() -> None:
                 find_smollm2(),
                 bundle,
                 persrms=[WEIGHTS_PERSRM],
-                topology="shared",
                 precision=precision,
                 dialect="standard",
                 max_length=MAX_LENGTH,

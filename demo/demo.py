@@ -32,7 +32,6 @@ def export() -> None:
         find_smollm2(),
         BUNDLE,
         persrms=[WORDS_PERSRM],
-        topology="shared",  # the GGUF file is the model that the adapter names
         report=lambda line: print(f"   {line}"),
     )
     print(f"   {BUNDLE.relative_to(ROOT)}: {time.perf_counter() - started:.0f} s\n")

@@ -47,7 +47,6 @@ def ensure_bundle(persrms: Sequence[Path], precision: Precision, bundle: Path, m
             find_smollm2(),
             bundle,
             persrms=persrms,
-            topology="shared",
             precision=precision,
             max_length=1024,
             max_batch=MAX_BATCH,
