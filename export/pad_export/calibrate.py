@@ -1,7 +1,8 @@
 """Calibration: what a model's linears read decides how their weights are rounded to 4 bits.
 
-The model reads a sample text once. Each linear, as its turn comes, is quantised on the inputs that it gets, and answers
-with its quantised weights, so that those behind it are fitted to what they will really see (GPTQ, arXiv 2210.17323).
+The model reads a sample text once, with its whole weights, and each linear of 4 bits is fitted to the inputs it gets
+(GPTQ, arXiv 2210.17323). Behind linears that are rounded already it would lose no less, and what another machine's
+arithmetic rounds otherwise in one layer would change all codes of the next.
 
 The packaged texts are instructions and answers of self-instruct (Apache-2.0); the one for calibration goes on with
 questions of self-instruct and Amulet (MIT) and replies of SmolLM2-135M-Instruct. The held-out one is apart from it.
@@ -56,10 +57,6 @@ def _calibrate(
     """Fit each site's modules, which read the same, when the first of them is about to run."""
     found: dict[str, Blocks] = {}
 
-    def weight(parameter: str) -> torch.Tensor | None:
-        blocks = found.get(parameter.removesuffix(".weight"))
-        return blocks.dequantise() if blocks else _merged(trunk, parameter)
-
     def hook(modules: Sequence[str]) -> Callable[..., None]:
         def fit(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             moments = second_moments(inputs[0])
@@ -69,9 +66,9 @@ def _calibrate(
 
         return fit
 
-    model = load_model(trunk.checkpoint, weight)
-    for modules in sites:  # before the hook that reads the weights
-        model.get_submodule(modules[0]).register_forward_pre_hook(hook(modules), prepend=True)
+    model = load_model(trunk.checkpoint, partial(_merged, trunk))
+    for modules in sites:
+        model.get_submodule(modules[0]).register_forward_pre_hook(hook(modules))
     with torch.no_grad():
         hidden = model.model(input_ids=_sample_ids(trunk.checkpoint, "calibration")).last_hidden_state
     if own_head:

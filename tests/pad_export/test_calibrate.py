@@ -44,7 +44,7 @@ def sample(folder: Path) -> torch.Tensor:
 
 
 def read_by(model: Any, module: str, folder: Path, weights: Mapping[str, Blocks]) -> torch.Tensor:
-    """What a module reads of the sample text behind linears of the given weights."""
+    """What a module reads of the sample text; some linears before it have the given weights."""
     read: list[torch.Tensor] = []
     for name, blocks in weights.items():
         model.get_submodule(name).weight.data = blocks.dequantise()
@@ -56,7 +56,7 @@ def read_by(model: Any, module: str, folder: Path, weights: Mapping[str, Blocks]
 
 
 @pytest.mark.parametrize("dialect", ["ort", "standard"])
-def test_a_linear_is_fitted_to_what_it_reads_behind_those_that_are_rounded(
+def test_a_linear_is_fitted_to_what_it_reads_behind_whole_weights(
     merged: tuple[Trunk, Path], dialect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "_MAX_TOKENS", MAX_TOKENS)
@@ -72,7 +72,7 @@ def test_a_linear_is_fitted_to_what_it_reads_behind_those_that_are_rounded(
         if "layers.1" not in name:
             continue
         agreement = []
-        for before in (linears[:place], []):  # and the control: behind whole weights
+        for before in ([], linears[:place]):  # and the control: behind those that are rounded
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             weight = model.get_submodule(name).weight.detach()
             read = read_by(model, name, folder, {other: found[other] for other in before})
