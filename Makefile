@@ -15,8 +15,11 @@ help:
 	@echo "make persrm        trains the shipped PersRM again (half an hour; writes build/persrm)"
 	@echo "make persrm-words  the same for the one that reads words (half an hour; writes build/persrm-words)"
 	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
-	@echo "make gpu-bench     tests, then steps of 135M, 1B and 8B shapes on a GPU (under 9 minutes; GPU_PYTHON=python3 as it is)"
+	@echo "make gpu-bench     tests, then steps of 135M, 1B and 8B shapes on a GPU (under 9 minutes; GPU_PYTHON=python3 as it is;"
+	@echo "                   GPU_ARGS=--rehearse first: every kind of row, tiny)"
 	@echo "make peers         the same against transformers, Optimum, GenAI and llama.cpp (hours; can be taken up again)"
+	@echo "make fuzz          altered bundles and inputs, full disks, kills: none may give other tokens or a traceback (minutes)"
+	@echo "make gemma         the real Gemma 3 270M from its GGUF file, against transformers (half an hour; Gemma's terms)"
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
 	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
 

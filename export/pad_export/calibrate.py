@@ -97,8 +97,14 @@ def _merged(trunk: Trunk, parameter: str) -> torch.Tensor | None:
 
 
 def _sample_ids(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """A packaged text in the checkpoint's tokens, [sequences, length] of at most 16,384 altogether."""
+    """A packaged text in the checkpoint's tokens, [sequences, length] of at most 16,384 altogether.
+
+    Each sequence begins with BOS where the tokenizer begins texts with it: Gemma makes nothing of a text without.
+    """
     text = resources.files("pad_export").joinpath(f"text/{name}.txt").read_text(encoding="utf-8")
-    ids = checkpoint.tokenizer.backend.encode(text, add_special_tokens=False).ids[:_MAX_TOKENS]
-    length = min(_SEQUENCE, len(ids), checkpoint.config.max_position_embeddings)
-    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    backend, bos = checkpoint.tokenizer.backend, checkpoint.tokenizer.info.bos_id
+    first = [bos] if bos is not None and backend.encode("", add_special_tokens=True).ids[:1] == [bos] else []
+    ids = backend.encode(text, add_special_tokens=False).ids[:_MAX_TOKENS]
+    length = min(_SEQUENCE - len(first), len(ids), checkpoint.config.max_position_embeddings - len(first))
+    rows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    return torch.cat([torch.tensor(first, dtype=rows.dtype).expand(len(rows), -1), rows], dim=1)
