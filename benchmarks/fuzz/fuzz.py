@@ -101,6 +101,8 @@ class Worker:
             self._process.stdin.write(json.dumps([target, seed, index]).encode() + b"\n")
             answer: dict[str, Any] = self._read(_PATIENCE)
             self._controlled.add(target)
+            if answer["outcome"] in ("raw", "hang"):
+                self.stop()  # what it left in memory must not be the next case's fault
             return answer
         except (TimeoutError, EOFError, BrokenPipeError) as error:
             slow = isinstance(error, TimeoutError)

@@ -39,6 +39,11 @@ SITE_MODULES = {
 }
 
 
+_HINT = "download the model's configuration again"
+_WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+_MOST = {"num_hidden_layers": 1024, "max_position_embeddings": 2**24, **dict.fromkeys(_WIDTHS, 2**24)}
+
+
 @dataclass(frozen=True)
 class Rope:
     """Rotary embedding of one kind of layer: `inv_freq` [head_dim / 2], and the factor on its cos and sin."""
@@ -117,10 +122,14 @@ def read_spec(config: Any, *, tied: bool) -> DecoderSpec:
         raise CheckpointError(f"{family} with activation '{activation}'", expected=" or ".join(_ACTIVATIONS))
     if getattr(config, "use_bidirectional_attention", None):
         raise CheckpointError(f"{family} with bidirectional attention", expected="a causal decoder")
+    _check_counts(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     gemma = family in _GEMMAS
     scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
-    layers, ropes = _layers(config, head_dim)
+    try:
+        layers, ropes = _layers(config, head_dim)
+    except (TypeError, ValueError, KeyError, ArithmeticError, RuntimeError) as error:  # torch's and transformers' own
+        raise CheckpointError(f"layers or rotary parameters that no model has ({error})", hint=_HINT) from None
     return DecoderSpec(
         model_type=family,
         vocab_size=config.vocab_size,
@@ -197,6 +206,14 @@ def _layers(config: Any, head_dim: int) -> tuple[tuple[LayerSpec, ...], tuple[Ro
             )
         )
     return tuple(layers), ropes
+
+
+def _check_counts(config: Any) -> None:
+    """Nothing is sized by a number that no model has."""
+    for name, most in _MOST.items():
+        value = getattr(config, name, None)
+        if value is not None and not (type(value) is int and 1 <= value <= most):
+            raise CheckpointError(f"{name} {value!r:.40}", expected=f"1 to {most:,}", hint=_HINT)
 
 
 def _rope(config: Any, head_dim: int, layer_kind: str | None) -> Rope:

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_models
-from pad_export import calibrate
+from pad_export import calibrate, stages
 from pad_export.blocks import Blocks
 from pad_export.calibrate import calibrate_trunk, perplexity
 from pad_export.checkpoint import open_checkpoint
@@ -65,9 +65,12 @@ def test_a_linear_is_fitted_to_what_it_reads_behind_whole_weights(
 ) -> None:
     monkeypatch.setattr(calibrate, "_MAX_TOKENS", MAX_TOKENS)
     trunk, folder = merged
-    steps: list[int] = []
-    found = calibrate_trunk(trunk, choose_storage("int4", dialect), steps.append)
-    assert sum(steps) == len(found)
+    monkeypatch.setattr(stages, "_INTERVAL", 0.0)
+    lines: list[str] = []
+    with stages.Stages(lines.append).count("calibrating", "linears") as progress:
+        found = calibrate_trunk(trunk, choose_storage("int4", dialect), progress)
+    assert lines[0] == f"calibrating: {len(found)} linears"
+    assert lines[-1].startswith(f"calibrating: {len(found)} of {len(found)} linears, ")
     symmetric = dialect == "standard"
     linears = [name for name in found if name.startswith("model.layers.")]
     modules = ("o_proj", "gate_proj", "up_proj", "down_proj", *(("q_proj", "k_proj", "v_proj") if symmetric else ()))
