@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from pad_export.checkpoint import Checkpoint, canonical_name, is_bare_name
 from pad_export.file_patterns import SECONDS, match_all
-from pad_export.json_file import is_text, read_object
+from pad_export.json_file import read_object
 from pad_export.model_class import check_task, foreign_hint, is_language_module
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
@@ -157,7 +157,7 @@ def read_adapter(folder: Path) -> LoraAdapter:
     """
     config = _read_config(folder)
     base_name = config.get("base_model_name_or_path") or ""
-    if not is_text(base_name) or len(base_name) > _LONGEST_NAME:
+    if not isinstance(base_name, str) or len(base_name) > _LONGEST_NAME:
         raise AdapterError(f"{folder}: base_model_name_or_path is {reprlib.repr(base_name)}", expected="a name or path")
     check_task(folder, config)
     _refuse_unsupported(folder, config)

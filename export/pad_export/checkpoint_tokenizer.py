@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from pad_export.sentencepiece_vocabulary import SentencePieceVocabulary, TokenTy
 from pad_export.tokenizer_peers import Peer, PlainPeer, auto_tokenizer, tokenizer_of_files
 from pad_runtime.errors import CheckpointError
 
+_MAX_IDS = 2**24
 _LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3_SPLIT = (
@@ -109,6 +111,7 @@ def load_folder_tokenizer(folder: Path, num_rows: int) -> CheckpointTokenizer:
             backend = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise CheckpointError(f"{path} is not a tokenizer ({error})", hint="download it again") from error
+        _check_ids(backend, path)
         declared.add_to(backend, num_rows)
         peers = (partial(auto_tokenizer, folder), partial(tokenizer_of_files, folder))
     elif (folder / "tokenizer.model").is_file():
@@ -119,12 +122,24 @@ def load_folder_tokenizer(folder: Path, num_rows: int) -> CheckpointTokenizer:
         peers = (partial(_plain_sentencepiece, "plain Python from tokenizer.model", vocabulary, backend),)
     else:
         backend = _load_transformers_tokenizer(folder).backend_tokenizer
+        _check_ids(backend, folder / "vocab.json")
     # A length limit or padding left over from training would silently cut or fill prompts.
     backend.no_truncation()
     backend.no_padding()
     template = _folder_template(folder, declared.settings)
     info = _info(backend, declared.named("bos_token"), declared.named("eos_token"), template)
     return CheckpointTokenizer(backend, info, peers)
+
+
+def _check_ids(backend: Tokenizer, path: Path) -> None:
+    """Refuse ids that no model has: to write a vocabulary, tokenizers takes memory for every id up to its largest."""
+    token, largest = max(backend.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if largest >= _MAX_IDS:
+        raise CheckpointError(
+            f"{path} gives {reprlib.repr(token)} the id {largest}",
+            expected=f"ids below {_MAX_IDS:,}",
+            hint="download it again",
+        )
 
 
 def load_gguf_tokenizer(path: Path, vocabulary: GgufVocabulary) -> CheckpointTokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from pad_runtime.errors import PadError
 
@@ -13,20 +13,21 @@ def read_object(path: Path, error: type[PadError], *, hint: str) -> dict[str, An
     """The object in a file that is there.
 
     Raises:
-        error: the file cannot be read, is not JSON, or holds something else; `hint` says what to do.
+        error: the file cannot be read, is not JSON, holds something else, or half a character; `hint` says what to do.
     """
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        if "\\ud" in text.lower():  # an escaped half of a character, which no text that is written again can carry
-            json.dumps(value, ensure_ascii=False).encode()
+        is_whole = "\\ud" not in text.lower() or _is_text(json.dumps(value, ensure_ascii=False))
     except (ValueError, OSError, RecursionError) as reason:
         raise error(f"{path} is not JSON ({reason})", hint=hint) from reason
+    if not is_whole:
+        raise error(f"{path} holds half a character (an escaped lone surrogate)", hint=hint)
     if not isinstance(value, dict):
         raise error(f"{path} holds no JSON object", hint=hint)
     return value
 
 
-def is_text(value: Any) -> TypeGuard[str]:
-    """Whether a value is text that can be written again; JSON can hold half a character (a lone surrogate)."""
-    return isinstance(value, str) and value.encode("utf-8", "ignore") == value.encode("utf-8", "surrogatepass")
+def _is_text(text: str) -> bool:
+    """Whether a text can be written again: JSON's escapes can give half a character."""
+    return text.encode("utf-8", "ignore") == text.encode("utf-8", "surrogatepass")

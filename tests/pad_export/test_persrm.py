@@ -171,7 +171,7 @@ def test_damaged_and_pickled_heads_are_refused(merged: Path) -> None:
         ({"prompt_template": "{x} {y}"}, "no other braces"),
         ({"prompt_template": "{{x}}"}, "no other braces"),
         ({"prompt_template": 1}, "prompt_template"),
-        ({"prompt_template": "{x} \ud800"}, "prompt_template"),
+        ({"prompt_template": "{x} \ud800"}, "half a character"),
         ({"features": [None]}, "features None is not a name"),
         ({"features": None}, "a list"),
         ({"name": None}, "name None"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_words_go_to_the_first_persrm_that_reads_words(tiny_bundle: Path) -> Non
     wordless = PersRMInfo(**{**dataclasses.asdict(generator.manifest.persrms[0]), "prompt_template": "Q: {x}"})
     reader = dataclasses.replace(generator.manifest.persrms[0], name="reader", features=["reader"])
     generator._planner._manifest = dataclasses.replace(generator.manifest, persrms=[wordless, reader])
-    plan = generator._planner.plan
+    plan = partial(generator._planner.plan, template_args={})
     rows = plan("hi", "be kind", beta=1.0, base_sees_preference=False)
     assert rows[0][1].persrm == 1
     weights = Preference(weights={wordless.features[0]: 1.0})

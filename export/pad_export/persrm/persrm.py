@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from pad_export.adapter import CONFIG_NAME, LoraAdapter, read_adapter
 from pad_export.checkpoint import Checkpoint, open_checkpoint
-from pad_export.json_file import is_text, read_object
+from pad_export.json_file import read_object
 from pad_export.persrm.pair import NAME
 from pad_export.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
@@ -172,7 +172,7 @@ def _read_template(folder: Path, settings: dict[str, Any]) -> str:
     template = settings.get("prompt_template", PROMPT_TEMPLATE)
     # No other brace, so that filling it in means the same by str.format and by str.replace.
     if (
-        not is_text(template)
+        not isinstance(template, str)
         or template.count("{x}") != 1
         or template.count("{p}") > 1
         or re.search(r"[{}]", template.replace("{x}", "").replace("{p}", ""))

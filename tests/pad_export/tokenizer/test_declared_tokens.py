@@ -110,9 +110,9 @@ def test_a_token_without_a_row_is_none(tmp_path: Path) -> None:
         ({"tokenizer_config.json": {"added_tokens_decoder": {"9": {"content": 3}}}}, "the token {'content': 3}"),
         ({"tokenizer_config.json": {"added_tokens_decoder": [1]}}, "added_tokens_decoder of type list"),
         ({"added_tokens.json": {"<tool>": "9"}}, "the id '9'"),
-        ({"added_tokens.json": {"\ud800": TOOL}}, "is not JSON"),
-        ({"tokenizer_config.json": {"additional_special_tokens": ["\udc00"]}}, "is not JSON"),
-        ({"tokenizer_config.json": {"chat_template": "\ud800"}}, "is not JSON"),
+        ({"added_tokens.json": {"\ud800": TOOL}}, "half a character"),
+        ({"tokenizer_config.json": {"additional_special_tokens": ["\udc00"]}}, "half a character"),
+        ({"tokenizer_config.json": {"chat_template": "\ud800"}}, "half a character"),
     ],
 )
 def test_what_cannot_be_added_is_refused(tmp_path: Path, files: dict[str, Any], given: str) -> None:
@@ -136,4 +136,18 @@ def test_a_template_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         load_folder_tokenizer(folder, ROWS)
     (folder / "tokenizer.json").write_bytes(damaged.replace(b"\xe9", b"\\ud800"))
     with refused(CheckpointError, given="tokenizer.json is not a tokenizer"):
+        load_folder_tokenizer(folder, ROWS)
+
+
+@pytest.mark.parametrize("index", [2**24, 2**31, 2**32 - 1])
+def test_an_id_that_no_model_has_is_refused(tmp_path: Path, index: int) -> None:
+    """To write such a vocabulary, tokenizers asks for memory for every id, and aborts the process."""
+    folder = make_folder(tmp_path / "m", {})
+    load_folder_tokenizer(folder, ROWS)
+    file = folder / "tokenizer.json"
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = fields["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = index
+    file.write_text(json.dumps(fields), encoding="utf-8")
+    with refused(CheckpointError, given=f"the id {index}"):
         load_folder_tokenizer(folder, ROWS)
