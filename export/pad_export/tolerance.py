@@ -2,7 +2,8 @@
 
 This is said of verification, where torch computes in float32 on weights that are rounded as the bundle's are. At
 bfloat16 so does the graph (`float32_twin.py`). At int8 and int4 the stored weights are multiplied in floats; when ONNX
-Runtime packs them for its kernels, it rounds what they are multiplied by to 8 bits too: `INT8_ARITHMETIC` is for that.
+Runtime packs them for its kernels, it rounds what they are multiplied by to 8 bits too: `INT8_ARITHMETIC` is what that
+does to a typical model; tiny random ones were off by up to 2.7 times as much.
 """
 
 from __future__ import annotations
