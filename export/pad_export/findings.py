@@ -67,23 +67,29 @@ class Findings:
         """Note a failure that is not of numbers."""
         self.failures.append(Failure(kind, text))
 
-    def compare_logits(self, ours: torch.Tensor, theirs: torch.Tensor, what: str, *, of_reward: bool) -> None:
-        """Note the difference of a row's logits, as a failure where it is beyond the tolerance."""
-        gap = self._note("logits", ours, theirs)
+    def compare_logits(
+        self, ours: torch.Tensor, theirs: torch.Tensor, what: str, *, scale: torch.Tensor, of_reward: bool
+    ) -> None:
+        """Note the difference of a row's logits, as a failure where it is beyond the tolerance.
+
+        `scale` are those of all rows: which candidates a row is asked for, and how large its own logits are there, is
+        the base's choice.
+        """
+        gap = self._note("logits", ours, theirs, scale)
         tolerance = self.tolerance["logits", of_reward]
         if gap > tolerance:
             self.failures.append(Failure("logits", f"{what} differ by {gap:.1e}", gap / tolerance))
 
     def compare_cached(self, ours: torch.Tensor, theirs: torch.Tensor, what: str, place: Place) -> None:
         """Note the difference of a KV tensor."""
-        gap = self._note("KV", ours, theirs)
+        gap = self._note("KV", ours, theirs, theirs)
         tolerance = self.tolerance["KV", place.of_reward]
         if gap > tolerance:
             permuted = difference(ours.flatten().sort().values, theirs.flatten().sort().values) <= tolerance
             self.failures.append(Failure("KV", f"{what} differ by {gap:.1e}", gap / tolerance, place, permuted))
 
-    def _note(self, kind: Number, ours: torch.Tensor, theirs: torch.Tensor) -> float:
-        gap = difference(ours, theirs)
+    def _note(self, kind: Number, ours: torch.Tensor, theirs: torch.Tensor, scale: torch.Tensor) -> float:
+        gap = difference(ours, theirs, scale)
         self.worst[kind] = max(self.worst[kind], gap)
         self.num_compared += 1
         return gap

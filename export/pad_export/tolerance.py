@@ -21,7 +21,11 @@ def allowance(tolerance: float, own_error: float) -> float:
     return max(tolerance, min(LARGEST, tolerance + OWN_ERRORS * own_error))
 
 
-def difference(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest |value - reference|, over the reference's largest magnitude where that exceeds 1; infinite for NaN."""
+def difference(value: torch.Tensor, reference: torch.Tensor, scale: torch.Tensor | None = None) -> float:
+    """Largest |value - reference|, over the largest magnitude of `scale`, or of the reference, where that exceeds 1.
+
+    Infinite for NaN.
+    """
     worst = float((value - reference).abs().max())
-    return worst / max(1.0, float(reference.abs().max())) if worst == worst else float("inf")  # noqa: PLR0124
+    largest = float((reference if scale is None else scale).abs().max())
+    return worst / max(1.0, largest) if worst == worst else float("inf")  # noqa: PLR0124

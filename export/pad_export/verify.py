@@ -315,7 +315,11 @@ def _compare_choices(run: _Run, output: _Outputs, label: str, findings: Findings
             expected = torch.stack([row_logits[candidates] for row_logits in logits])  # [rows, k]
             for (_, _, row), ours, theirs in zip(flat, trace.row_logits[sequence], expected, strict=True):
                 findings.compare_logits(
-                    torch.from_numpy(ours), theirs, f"{at}: row logits", of_reward=row.persrm is not None
+                    torch.from_numpy(ours),
+                    theirs,
+                    f"{at}: row logits",
+                    scale=expected,
+                    of_reward=row.persrm is not None,
                 )
             missed = logits[0].topk(len(candidates)).values[-1] - expected[0].min()
             if float(missed) > slack:
