@@ -69,12 +69,13 @@ def _find_lost(
     for index, message in enumerate(messages):
         content, mark = _text_of(message), _mark(index)
         place = text.find(mark)
-        if content and (place < 0 or text.startswith("'}]", place + len(mark))):  # parts, written as Python's repr
-            return index, ""
         if any(_mark(index, number) not in text for number in range(_num_calls(message))):
             return index, " with tool calls"
+        is_lost = place < 0 or text.startswith("'}]", place + len(mark))  # parts, written as Python's repr
+        if content and is_lost and not _num_calls(message):
+            return index, ""
         forms = (content.lstrip(), json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1])
-        if content and not text.endswith(forms, 0, place):
+        if content and (is_lost or not text.endswith(forms, 0, place)):
             warnings.warn(
                 f"the base's chat template leaves out part of a message of the {message['role']}, such as reasoning",
                 RuntimeWarning,

@@ -14,13 +14,15 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EXPECTED = '{"role": ..., "content": ...}'
 _PART = '{"type": "text", "text": ...}'
 _KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
+_PART_KEYS = ("type", "text", "cache_control")  # the last says what a service may keep: nothing here
+_UNSENT: tuple[object, ...] = (None, [], {})  # as clients send back what they were given: "annotations": []
 
 
 def read_messages(messages: Sequence[object], words: frozenset[str]) -> list[Message]:
     """Messages with a string as content (None beside tool calls), and the arguments of tool calls as objects.
 
-    A key whose value is None is one that was not sent. Text parts are joined as they are. A message of the developer
-    is one of the system for a template that does not name developers.
+    A key whose value is None, or an empty list or object, is one that was not sent. Text parts are joined as they are.
+    A message of the developer is one of the system for a template that does not name developers.
 
     Args:
         messages: of the roles system, developer, user, assistant and tool; the last one is the user's or a tool's, to
@@ -60,7 +62,7 @@ def _read_message(message: object, index: int, words: frozenset[str]) -> Message
     if not isinstance(message, Mapping):
         raise PromptError(f"message {index} of type {type(message).__name__}", expected=_EXPECTED)
     for key in message:
-        if message[key] is not None and key not in _KEYS and key not in words:
+        if message[key] not in _UNSENT and key not in _KEYS and key not in words:
             raise PromptError(
                 f"message {index} with the key {reprlib.repr(key)}",
                 expected=f"{_EXPECTED}, {', '.join(_KEYS[2:])}, or a key that the chat template reads",
@@ -70,7 +72,7 @@ def _read_message(message: object, index: int, words: frozenset[str]) -> Message
         raise PromptError(f"message {index} without role", expected=_EXPECTED)
     if role not in _ROLES:
         raise PromptError(f"message {index} with the role {reprlib.repr(role)}", expected=f"one of {', '.join(_ROLES)}")
-    read = {key: value for key, value in message.items() if value is not None or key == "content"}
+    read = {key: value for key, value in message.items() if value not in _UNSENT or key == "content"}
     if role == "developer" and role not in words:
         read["role"] = "system"
     for key in read.keys() - {"role", "content", "tool_calls"}:
@@ -106,7 +108,7 @@ def _read_content(content: object, at: str) -> str:
             )
         if not isinstance(part.get("text"), str):
             raise PromptError(f"{at} with a text part of type {type(part.get('text')).__name__}", expected=_PART)
-        odd = [key for key in part if key not in ("type", "text") and part[key] is not None]
+        odd = [key for key in part if key not in _PART_KEYS and part[key] not in _UNSENT]
         if odd:
             raise PromptError(f"{at} with a text part that has {reprlib.repr(odd[0])}", expected=_PART)
         texts.append(part["text"])

@@ -337,7 +337,7 @@ def _load_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a configuration class may raise anything on values it does not expect
         raise CheckpointError(
-            f" {folder / 'config.json'} cannot be read ({error})",
+            f"{folder / 'config.json'} cannot be read ({error})",
             expected="a model type that transformers knows",
             hint="choose another checkpoint or update transformers",
         ) from error

@@ -176,7 +176,8 @@ def load_gguf_tokenizer(path: Path, vocabulary: GgufVocabulary) -> CheckpointTok
 
 def _byte_level_bpe(path: Path, vocabulary: GgufVocabulary) -> Tokenizer:
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    backend = _built(path, lambda: Tokenizer(BPE(vocab=ids, merges=_merges(vocabulary))))
+    whole = vocabulary.pre in _LLAMA3_NAMES
+    backend = _built(path, lambda: Tokenizer(BPE(vocab=ids, merges=_merges(vocabulary), ignore_merges=whole)))
     backend.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     backend.decoder = ByteLevelDecoder()
     add_whole_tokens(backend, vocabulary.tokens, vocabulary.types)
@@ -232,7 +233,8 @@ def _plain_byte_level(vocabulary: GgufVocabulary) -> Peer:
     kinds = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
     types = enumerate(zip(vocabulary.tokens, vocabulary.types, strict=False))
     whole = {token: index for index, (token, kind) in types if kind in kinds}
-    plain = PlainByteLevel(vocabulary.tokens, _merges(vocabulary), whole, _SPLITS[vocabulary.pre])
+    parts = vocabulary.pre in _LLAMA3_NAMES
+    plain = PlainByteLevel(vocabulary.tokens, _merges(vocabulary), whole, _SPLITS[vocabulary.pre], whole_parts=parts)
     return PlainPeer("plain Python from the GGUF vocabulary", plain)
 
 
@@ -240,14 +242,14 @@ def _token_at(vocabulary: GgufVocabulary, index: int | None) -> str | None:
     return vocabulary.tokens[index] if index is not None and 0 <= index < len(vocabulary.tokens) else None
 
 
-def _load_transformers_tokenizer(folder: Path, **options: str) -> Any:
+def _load_transformers_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # conversion fails in many ways: missing libraries, damaged files, unknown classes
         raise CheckpointError(
-            f"the tokenizer in {folder / options.get('gguf_file', '')} cannot be read ({error})",
+            f"the tokenizer in {folder} cannot be read ({error})",
             expected="a tokenizer.json",
             hint="save it with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         ) from error

@@ -60,11 +60,14 @@ def check_new(output: Path) -> None:
 
 
 def follow_umask(folder: Path) -> None:
-    """Give every file below a folder the rights of a file that is created there now: safetensors gives the owner's."""
+    """Give every file below a folder the rights of a file that is created there now: safetensors gives the owner's.
+
+    A file that has another name elsewhere keeps its own: it is a living bundle's.
+    """
     probe = folder / "rights"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1:
             path.chmod(mode)

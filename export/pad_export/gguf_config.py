@@ -97,7 +97,7 @@ def read_config(
     values["rope_parameters"] = _rope(given, _THETAS.get(architecture), values["head_dim"], rope_factors)
     values["tie_word_embeddings"] = "output.weight" not in tensors
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        values[f"{name}_token_id"] = general.token(f"tokenizer.ggml.{key}_token_id")
+        values[f"{name}_token_id"] = general.token(f"tokenizer.ggml.{key}_token_id", below=values["vocab_size"])
     model_type = ARCHITECTURES[architecture]
     if architecture in _PATTERNS:
         values |= _gemma_layers(given, architecture, values)
@@ -110,7 +110,8 @@ def read_config(
         values["attention_bias"] = any(name.endswith(".bias") and ".attn_" in name for name in tensors)
         values["mlp_bias"] = any(name.endswith(".bias") and ".ffn_" in name for name in tensors)
     given.check_rest()
-    ends = (general.token(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    rows = values["vocab_size"]
+    ends = (general.token(f"tokenizer.ggml.{name}_token_id", below=rows) for name in ("eos", "eot", "eom"))
     return GgufConfig(architecture, model_type, values, tuple(token for token in ends if token is not None))
 
 

@@ -72,9 +72,12 @@ class GgufMetadata:
             raise self.refuse(key, value, "a positive number")
         return float(value)
 
-    def token(self, key: str) -> int | None:
-        """Return a token's id, None where there is none."""
-        return None if self.get(key) is None else self.whole(key, least=0)
+    def token(self, key: str, *, below: int) -> int | None:
+        """Return a token's id; None where there is none, as llama.cpp takes an id that no token has."""
+        value = self.get(key)
+        if value is None or (isinstance(value, int) and value >= below):
+            return None
+        return self.whole(key, least=0)
 
     def flags(self, key: str) -> list[bool] | None:
         """Return an array of booleans, None where there is no array."""

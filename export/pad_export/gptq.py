@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import torch
 
 from pad_export.blocks import BLOCK, Blocks, concatenate, fit_blocks
+from pad_runtime.errors import CheckpointError
 
 _ROWS = 1024  # rounded at once: a block of their columns stays in the cache, and there are parts for several threads
 _TOKENS = 512  # whose products are summed in float32, before they are added in float64
@@ -70,6 +71,12 @@ def _order(importance: torch.Tensor) -> torch.Tensor:
 
 def _root(moments: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """R, upper triangular, of the damped moments in the order of rounding: [in, in]."""
+    if not moments.isfinite().all():
+        raise CheckpointError(
+            "the model's activations on the calibration text are not finite",
+            expected="a model that computes numbers in float32",
+            hint="check the checkpoint, or pass --precision fp32",
+        )
     back = order.flip(0)
     damped = moments[back][:, back]
     damped.diagonal().add_(_DAMPING * moments.diag().mean().clamp(min=1e-8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from pad_runtime.errors import OptionError
 
 try:
     import fcntl
-except ImportError:  # Windows, where what a process has open cannot be removed
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = "lock"  # of a folder that is held
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network disks, and Windows
 _TRIES, _PAUSE = 5, 0.1  # seconds; whoever looks for what dead processes left holds a lock for a moment
 
 
@@ -29,8 +31,9 @@ def held(path: Path) -> Iterator[None]:
     """
     while True:
         with path.open("ab") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, "no locks on this system")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_same(file.fileno(), path):
                 yield
                 return
@@ -48,6 +51,8 @@ def _is_same(file: int, path: Path) -> bool:
 def claimed(lock: Path, output: Path) -> Iterator[None]:
     """Hold `lock`, whose folder is made if it is not there, while `output` is made.
 
+    Where there are no locks, nothing is held, and what may be of a living process is never removed.
+
     Raises:
         OptionError: another process makes `output` now, or nothing can be written there.
     """
@@ -64,6 +69,8 @@ def claimed(lock: Path, output: Path) -> Iterator[None]:
                         f"{output} is being written by another process", hint="wait for it, or choose another path"
                     ) from None
             except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    break
                 if not (left and isinstance(error, FileNotFoundError)):  # its last holder removed the folder just now
                     raise OptionError(
                         f"{output} cannot be written: {error.filename or lock}: {error.strerror}",

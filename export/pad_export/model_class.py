@@ -66,7 +66,7 @@ def check_task(folder: Path, config: dict[str, Any]) -> None:
         AdapterError: it is of a classifier, or of another model in whose training no lm_head took part.
     """
     task = config.get("task_type")
-    if task in (None, _CAUSAL_TASK):
+    if not task or task == _CAUSAL_TASK:
         return
     if task == "SEQ_CLS":
         hint = f"merge it into its own AutoModelForSequenceClassification: {_SCORER_HINT.format(path='DIR')}"

@@ -21,9 +21,11 @@ def words(name: str) -> tuple[str, ...]:
     """The words of a model's name, without its owner and how it is packed.
 
     "unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit", "Qwen2.5-0.5B-Instruct.Q4_K_M" and "Qwen2.5 0.5B Instruct" are all
-    ("qwen2.5", "0.5b", "instruct").
+    ("qwen2.5", "0.5b", "instruct"), and so is ".../models--Qwen--Qwen2.5-0.5B-Instruct/snapshots/1a" of a hub's cache.
     """
-    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    parts = re.split(r"[/\\]", name.rstrip("/\\"))
+    cached = [part.rpartition("--")[2] for part in parts if part.startswith(_HUB_CACHE)]
+    last = [*parts, *cached][-1]
     found = [word for word in _SEPARATOR.split(last.lower()) if word]
     while len(found) > 1 and _PACKING.fullmatch(found[-1]):
         found.pop()

@@ -90,6 +90,7 @@ class PlainByteLevel:
         merges: the pairs that are joined, the best first.
         whole: ids of the tokens that are matched whole.
         splits: regular expressions; each cuts what the one before it left into its matches and what lies between.
+        whole_parts: a part that is a token is that token, whatever its merges lead to: Llama 3's way.
     """
 
     def __init__(
@@ -98,9 +99,11 @@ class PlainByteLevel:
         merges: Sequence[tuple[str, str]],
         whole: Mapping[str, int],
         splits: Sequence[str],
+        *,
+        whole_parts: bool = False,
     ) -> None:
         self.whole = whole
-        self._tokens = tokens
+        self._tokens, self._whole_parts = tokens, whole_parts
         self._ids = {token: index for index, token in enumerate(tokens)}
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self._cutter = _Cutter(whole)
@@ -132,6 +135,9 @@ class PlainByteLevel:
         return data.decode(errors="replace")
 
     def _encode_part(self, symbols: list[str]) -> list[int]:
+        part = "".join(symbols)
+        if self._whole_parts and part in self._ids:
+            return [self._ids[part]]
         worst = len(self._ranks)
         while len(symbols) > 1:
             ranks = [self._ranks.get(pair, worst) for pair in itertools.pairwise(symbols)]

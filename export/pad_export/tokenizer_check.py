@@ -39,11 +39,11 @@ def check_tokenizer(tokenizer: CheckpointTokenizer, path: Path, num_rows: int) -
     for load in tokenizer.peers:
         try:
             peer = load()
+            tokens = sorted(token for token, index in _added(tokenizer, peer).items() if index < num_rows)
+            difference = _difference(tokenizer, peer, texts, tokens)
         except Exception as error:  # transformers fails in many ways: unknown classes, code of the model's own
-            notes.append(f"note: the tokenizer cannot be loaded by transformers ({' '.join(str(error).split())[:200]})")
+            notes.append(f"note: the tokenizer cannot be read by transformers ({' '.join(str(error).split())[:200]})")
             continue
-        tokens = sorted(token for token, index in _added(tokenizer, peer).items() if index < num_rows)
-        difference = _difference(tokenizer, peer, texts, tokens)
         if difference is None:
             line = f"tokenizer: {len(texts)} texts and {len(tokens)} added tokens encoded and decoded as by {peer.name}"
             return (*notes, line)

@@ -49,7 +49,11 @@ def find_turn_end(template: str, backend: Tokenizer, special_tokens: dict[str, s
         )
     )
     # What begins a reply, where the template tells it apart from the end of the user's turn.
-    openers = _ids(backend, opened.removeprefix(asked)) if asked and opened.startswith(asked) else set()
+    openers: set[int | None] = set()
+    if asked and opened.startswith(asked):
+        opening = opened.removeprefix(asked)
+        # A token at its beginning that no turn begins with closes the user's: the template does so only here.
+        openers = _ids(backend, opening) - ({_first_token(backend, opening)} - _ids(backend, asked.partition(_USER)[0]))
     found = _first_token(backend, closed.partition(_REPLY)[2])
     if found is None and continued.count(_REPLY) == 1:
         before, _, behind = continued.partition(_REPLY)

@@ -52,7 +52,10 @@ def run_interruptibly(run: Callable[[], object], cancellation: Cancellation) -> 
         return
     worker = _Worker(run, cancellation)
     try:
-        worker.start()
+        try:
+            worker.start()
+        except RuntimeError:  # there is no room for a thread: Ctrl-C waits for the run
+            worker.run()
         worker.wait()
     except BaseException:
         while not worker.has_ended:  # it writes to buffers that the caller is about to free

@@ -117,7 +117,7 @@ def _make_environment() -> jinja2.Environment:
 
         intercepted_binops = frozenset(["+", "*", "**", "%"])
 
-        def call(self, context: Context, obj: Any, *args: Any, **options: Any) -> Any:
+        def call(self, context: Context, obj: Any, /, *args: Any, **options: Any) -> Any:
             _BUDGET.get().spend(_CALL)
             is_of_text = isinstance(getattr(obj, "__self__", None), str)  # such as "".center
             _check_arguments(args, options, has_widths=is_of_text)
@@ -199,8 +199,7 @@ def _check(value: Any) -> Any:
         _check_size(len(value))
     elif isinstance(value, list | tuple):
         _check_size(_ITEM * len(value))
-        for item in value[:_ITEM]:  # such as the argument of a loop that calls itself
-            _check_size(len(item) if isinstance(item, str) else 0)
+        _check_size(sum(len(item) for item in value if isinstance(item, str)))  # what a filter may join
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -16,6 +17,7 @@ import tiny_models
 from error_checks import refused
 from pad_export.checkpoint import open_checkpoint
 from pad_export.gguf_config import ARCHITECTURES
+from pad_export.gguf_metadata import GgufMetadata
 from pad_export.spec import FAMILIES
 from pad_runtime.errors import CheckpointError
 from tiny_gguf import Extend, write_gguf
@@ -229,3 +231,12 @@ def test_a_rope_that_is_not_llama3s_is_refused(models: dict[str, Any], tmp_path:
         )
         with refused(CheckpointError, given=words):
             open_checkpoint(path)
+
+
+@pytest.mark.parametrize("index", [357, 2**31, 2**32 - 1])
+def test_an_id_that_no_token_has_is_none(tmp_path: Path, index: int) -> None:
+    """As llama.cpp takes it: files without padding have the largest number there."""
+    field = SimpleNamespace(count=None, contents=lambda: index)
+    metadata = GgufMetadata(tmp_path / "m.gguf", {"tokenizer.ggml.padding_token_id": field}, "")
+    assert metadata.token("tokenizer.ggml.padding_token_id", below=357) is None
+    assert metadata.token("tokenizer.ggml.eos_token_id", below=357) is None

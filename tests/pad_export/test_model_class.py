@@ -329,7 +329,7 @@ def test_other_tasks_are_refused(tmp_path: Path, task: Any, hint: str) -> None:
         model_class.check_task(tmp_path, {"task_type": task})
 
 
-@pytest.mark.parametrize("config", [{}, {"task_type": None}, {"task_type": "CAUSAL_LM"}])
+@pytest.mark.parametrize("config", [{}, {"task_type": None}, {"task_type": ""}, {"task_type": "CAUSAL_LM"}])
 def test_loras_of_language_models_go_on(tmp_path: Path, config: dict[str, Any]) -> None:
     model_class.check_task(tmp_path, config)
 

@@ -51,6 +51,7 @@ INSTRUCT = ("smollm2", "135m", "instruct")
         ("meta-llama/Llama-2-7b-chat-hf", ("llama", "2", "7b", "chat")),
         ("TheBloke/Mistral-7B-Instruct-v0.2-GPTQ", ("mistral", "7b", "instruct", "v0.2")),
         ("Qwen/Qwen2.5-0.5B", ("qwen2.5", "0.5b")),
+        ("/home/x/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/12ab", INSTRUCT),
         ("gguf", ("gguf",)),
         ("", ()),
     ],

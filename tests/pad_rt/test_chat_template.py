@@ -259,3 +259,15 @@ def test_smollm2(tmp_path: Path) -> None:
         assert tokenizer.decode(ids) == peer.decode(ids, skip_special_tokens=True)
         decoder = tokenizer.stream_decoder()
         assert "".join(map(decoder.push, ids)) + decoder.flush() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("call", ["namespace(context='a', obj='b')", "dict(self=1, args=2)", "m(obj='a', context='b')"])
+def test_names_of_arguments_are_a_templates_own(call: str) -> None:
+    source = "{% macro m(obj, context) %}{{ obj }}{{ context }}{% endmacro %}{% set x = " + call + " %}fine"
+    assert ChatTemplate(source, bos_token=None, eos_token=None).render([{"role": "user", "content": "x"}]) == "fine"
+
+
+def test_what_a_filter_joins_is_bounded_before_it_is_joined() -> None:
+    source = "{% set a = 'x' * 60000000 %}{% set b = ([a] * 1000) | join %}"
+    with refused(BundleError, given="the chat template"):
+        ChatTemplate(source, bos_token=None, eos_token=None).render([{"role": "user", "content": "x"}])

@@ -150,7 +150,7 @@ def test_arguments_of_tool_calls_may_be_json_as_openai_sends_them(theirs: Any) -
 
 def test_messages_that_a_client_sends_back(theirs: Any) -> None:
     """A reply of OpenAI's client, dumped: keys without a value are as if not sent."""
-    none = {"refusal": None, "annotations": None, "audio": None, "function_call": None, "tool_calls": None}
+    none = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
     back = [CHATS["turns"][0], {**CHATS["turns"][1], **none}, *CHATS["turns"][2:]]
     for name in ("chatml", "llama3", "mistral", "qwen3"):
         assert ours(TEMPLATES[name], back) == theirs(TEMPLATES[name], CHATS["turns"])
@@ -214,6 +214,23 @@ def test_what_a_template_leaves_out_of_a_message_is_a_warning() -> None:
         write_chat(template, [messages[0], {**thought, "content": "Boil it."}, messages[2]], {})
 
 
+def test_words_beside_a_tool_call_that_the_template_leaves_out_are_a_warning() -> None:
+    """Llama 3.1's template writes the call alone; a call that is left out is refused."""
+    one = "{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}{% endif %}"
+    template = ChatTemplate("{% for m in messages %}" + one + "{% endfor %}", bos_token=None, eos_token=None)
+    call = {"role": "assistant", "content": "Let me look.", "tool_calls": [{"function": {"name": "look"}}]}
+    messages = read_messages([CHATS["one turn"][0], call, {"role": "tool", "content": "3"}], template.words)
+    with pytest.warns(RuntimeWarning, match="leaves out part of a message of the assistant"):
+        assert "look" in write_chat(template, messages, {})
+
+
+def test_a_mark_of_what_may_be_kept_is_no_content() -> None:
+    part = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}
+    assert ours(TEMPLATES["chatml"], [{"role": "user", "content": [part]}]) == ours(
+        TEMPLATES["chatml"], [{"role": "user", "content": "Hi"}]
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "given"),
     [
@@ -222,7 +239,7 @@ def test_what_a_template_leaves_out_of_a_message_is_a_warning() -> None:
         ([{"text": "x"}], "message 0 with a part of type None"),
         (["x"], "message 0 with a content part of type str"),
         ([{"type": "text", "text": 3}], "message 0 with a text part of type int"),
-        ([{"type": "text", "text": "x", "cache_control": {}}], "message 0 with a text part that has 'cache_control'"),
+        ([{"type": "text", "text": "x", "odd": 1}], "message 0 with a text part that has 'odd'"),
         ({"type": "text", "text": "x"}, "message 0 with content of type dict"),
         ([], "the last user turn is empty"),
         ([{"type": "text", "text": " "}], "the last user turn is empty"),

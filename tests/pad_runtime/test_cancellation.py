@@ -168,3 +168,14 @@ def test_a_wish_before_the_first_operator_leaves_the_step_as_it_was(generator: G
     with pytest.raises(CancelledError):
         step.prefill(request, cancellation)
     assert run(step, request, 4) == run(generator._bundle.base_step(), request, 4)
+
+
+def test_no_room_for_a_thread_is_no_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    cancellation, ran = Cancellation(), []
+    run_interruptibly(lambda: ran.append(True), cancellation)
+    assert ran == [True]
+    assert not cancellation.is_wanted

@@ -55,6 +55,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_engines_take_the_place_of_others(bundle: Path) -> None:
+    (bundle / "weights.bin").chmod(0o600)
     before = (bundle / "weights.bin").stat()
     add(bundle, Builder(b"new "))
     manifest = read_manifest(bundle)
@@ -63,6 +64,7 @@ def test_engines_take_the_place_of_others(bundle: Path) -> None:
     assert (bundle / "notes.txt").read_text() == "mine"
     assert (bundle / "weights.bin").stat().st_ino == before.st_ino  # no copy of the weights
     assert (bundle / "weights.bin").stat().st_nlink == 1
+    assert (bundle / "weights.bin").stat().st_mode == before.st_mode  # nor are its rights anybody's but its owner's
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from error_checks import refused, snapshot
-from pad_export import staging
+from pad_export import lock, staging
 from pad_export.cli import main
 from pad_export.lock import held
 from pad_export.staging import staged
@@ -189,3 +190,26 @@ def test_files_that_came_meanwhile_are_kept(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "new").keys() == {"notes.txt"}
     shutil.rmtree(tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("locks", ["none", "refused"])
+def test_where_there_are_no_locks_an_export_goes_on_and_nothing_is_cleaned(
+    tmp_path: Path, locks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows, and network disks: what another process made may be alive."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if locks == "none":
+        monkeypatch.setattr(lock, "fcntl", None)
+    else:
+        monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    with staged(tmp_path / "a") as folder:
+        (folder / "file").touch()
+        assert staging.clean(tmp_path) == []
+        with staged(tmp_path / "b") as other:
+            (other / "file").touch()
+        assert (folder / "file").exists()
+    assert (tmp_path / "a" / "file").exists()
+    assert (tmp_path / "b").is_dir()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import tiny_tokenizers
 from error_checks import refused
@@ -129,7 +130,7 @@ def test_what_transformers_cannot_load_is_said(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     *notes, line = check_tokenizer(tokenizer, folder, ROWS)
     assert len(notes) == 2
-    assert all(note.startswith("note: the tokenizer cannot be loaded by transformers") for note in notes)
+    assert all(note.startswith("note: the tokenizer cannot be read by transformers") for note in notes)
     assert line == "tokenizer: compared with no other reading of its files"
 
 
@@ -163,6 +164,36 @@ def test_byte_level_gguf_vocabularies(pre: str, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     runtime = Tokenizer(tmp_path / "tokenizer.json", bos_token=None, eos_token=None)
     assert runtime.decode(runtime.encode("a đem b", add_special_tokens=False)) == "a đem b"
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
+def test_llama_3_takes_a_part_that_is_a_token_for_that_token(pre: str) -> None:
+    """Whatever its merges lead to (ignore_merges); by merges alone " Vi\u1ec7t" is several tokens, as for Qwen."""
+    plain = gguf_vocabulary(pre)
+    word = "".join(bytes_to_unicode()[byte] for byte in " Vi\u1ec7t".encode())
+    vocabulary = replace(plain, tokens=(*plain.tokens, word), types=(*plain.types, 1))
+    tokenizer = load_gguf_tokenizer(Path("m.gguf"), vocabulary)
+    ids = tokenizer.backend.encode("a Vi\u1ec7t", add_special_tokens=False).ids
+    assert (len(plain.tokens) in ids) == (pre == "llama-bpe")
+    (peer,) = tokenizer.peers
+    assert peer().encode(["a Vi\u1ec7t"]) == [ids]
+
+
+def test_a_reading_that_fails_is_a_note_and_the_next_one_counts(tmp_path: Path) -> None:
+    """Such as mistral-common's, which knows no added tokens."""
+    folder = make_folder(tmp_path / "m", tiny_tokenizers.byte_level(), "llama", "PreTrainedTokenizerFast")
+    tokenizer = load_folder_tokenizer(folder, ROWS)
+    first, *others = tokenizer.peers
+
+    class Failing:
+        name = "failing"
+
+        def added(self) -> dict[str, int]:
+            raise AttributeError("no attribute 'get_added_vocab'")
+
+    note, line = check_tokenizer(replace(tokenizer, peers=(Failing, first, *others)), folder, ROWS)
+    assert note == "note: the tokenizer cannot be read by transformers (no attribute 'get_added_vocab')"
+    assert "encoded and decoded as by" in line
 
 
 def test_the_tokens_of_a_big_vocabulary_are_compared_in_seconds() -> None:

@@ -57,6 +57,7 @@ def tokenizer() -> Tokenizer:
         (ZEPHYR, "</s>"),
         (LAST_ONLY, "<|end|>"),
         (BETWEEN, "<|end|>"),
+        (BETWEEN + "{% if add_generation_prompt %}<|end|>\n<|start|>assistant\n{% endif %}", "<|end|>"),
         (THINKS, "<|end|>"),
         (CHATML.replace("<|end|>", "<|eot|>"), "<|eot|>"),
         (CHATML.replace("<|end|>", "\n\n \n<|end|>"), "<|end|>"),
