@@ -13,7 +13,7 @@ from typing import Any
 from pad_runtime import contract
 from pad_runtime.cuda import Gpu, find_cuda
 from pad_runtime.errors import DeviceError
-from pad_runtime.manifest import EngineInfo, Manifest, PersRMInfo, TrunkInfo, read_manifest, verify_files
+from pad_runtime.manifest import EngineInfo, Manifest, PersRMInfo, TrunkInfo, open_bundle
 from pad_runtime.providers import Finding, survey
 
 _TOPOLOGIES = {
@@ -60,9 +60,7 @@ class BundleInfo:
         Raises:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
         """
-        manifest = read_manifest(folder)
-        if check:
-            verify_files(folder, manifest)
+        manifest, _ = open_bundle(folder, check=check)
         try:
             gpu = find_cuda().gpu()
         except DeviceError:

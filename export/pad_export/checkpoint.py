@@ -23,13 +23,12 @@ from pad_export.gguf_file import GgufWeights, open_gguf
 from pad_export.json_file import read_object
 from pad_export.model_class import check_architectures, foreign_hint, is_language_module
 from pad_export.safetensors_file import open_safetensors
-from pad_export.spec import FAMILIES, is_used
+from pad_export.spec import FAMILIES, MAX_LAYERS, is_used
 from pad_export.turn_end import find_turn_end
 from pad_runtime.errors import CheckpointError
 
 _EMBEDDINGS = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
-_MOST_LAYERS = 10_000
 _BARE_MODULES = ("embed_tokens.", "layers.", "norm.")
 # Stored tensors that nothing needs to read, by their names in the text model.
 _LEFTOVERS = (
@@ -292,9 +291,9 @@ def _open_folder(folder: Path) -> Checkpoint:
             hint="export the original checkpoint",
         )
     num_layers = nested.get("num_hidden_layers", raw.get("num_hidden_layers", 1))
-    if not isinstance(num_layers, int) or not 0 < num_layers <= _MOST_LAYERS:  # configuration classes make lists of it
+    if not isinstance(num_layers, int) or not 0 < num_layers <= MAX_LAYERS:  # configuration classes make lists of it
         raise CheckpointError(
-            f"{folder}: num_hidden_layers is {reprlib.repr(num_layers)}", expected=f"1 to {_MOST_LAYERS}"
+            f"{folder}: num_hidden_layers is {reprlib.repr(num_layers)}", expected=f"1 to {MAX_LAYERS}"
         )
     full = _load_config(folder)
     config = full.get_text_config(decoder=True)

@@ -29,7 +29,12 @@ def add_engines(
         CheckpointError: the disk is full or fails.
         EngineError: see `EngineBuilder.build`.
     """
-    _check_dialect(bundle, manifest, builder)
+    if manifest.dialect != "standard":
+        raise OptionError(
+            f"{bundle} is in the {manifest.dialect} dialect",
+            expected="the standard one",
+            hint=f"export it again with --target {builder.target}",
+        )
     with changed(bundle) as folder:
         return build_engines(bundle, manifest, builder, report, into=folder)
 
@@ -37,15 +42,14 @@ def add_engines(
 def build_engines(
     bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Callable[[str], object], *, into: Path
 ) -> Manifest:
-    """Build an engine of each graph of a bundle in `into`, which is that folder or a copy of it.
+    """Build an engine of each graph of a standard bundle in `into`, which is that folder or a copy of it.
 
     Returns:
         The manifest that stands in `into` now.
 
     Raises:
-        OptionError, EngineError: as `add_engines`.
+        EngineError: as `add_engines`.
     """
-    _check_dialect(bundle, manifest, builder)
     engines = [engine for engine in manifest.engines if engine.target != builder.target]
     old = {engine.file for engine in manifest.engines} - {engine.file for engine in engines}
     for name in old:
@@ -68,12 +72,3 @@ def build_engines(
     manifest = replace(manifest, engines=engines, files=dict(sorted(files.items())))
     write_manifest(into, manifest)
     return manifest
-
-
-def _check_dialect(bundle: Path, manifest: Manifest, builder: EngineBuilder) -> None:
-    if manifest.dialect != "standard":
-        raise OptionError(
-            f"{bundle} is in the {manifest.dialect} dialect",
-            expected="the standard one",
-            hint=f"export it again with --target {builder.target}",
-        )

@@ -24,8 +24,7 @@ def words(name: str) -> tuple[str, ...]:
     ("qwen2.5", "0.5b", "instruct"), and so is ".../models--Qwen--Qwen2.5-0.5B-Instruct/snapshots/1a" of a hub's cache.
     """
     parts = re.split(r"[/\\]", name.rstrip("/\\"))
-    cached = [part.rpartition("--")[2] for part in parts if part.startswith(_HUB_CACHE)]
-    last = [*parts, *cached][-1]
+    last = [*parts, *_cached_names(parts)][-1]
     found = [word for word in _SEPARATOR.split(last.lower()) if word]
     while len(found) > 1 and _PACKING.fullmatch(found[-1]):
         found.pop()
@@ -38,7 +37,12 @@ def path_names(path: Path) -> list[str]:
     """What a path calls its model: its own name, where it leads to, and the repository in a hub's cache."""
     places = [path, path.resolve()]
     names = [place.stem if place.suffix == ".gguf" else place.name for place in places]
-    return names + [part.rpartition("--")[2] for place in places for part in place.parts if part.startswith(_HUB_CACHE)]
+    return names + [name for place in places for name in _cached_names(place.parts)]
+
+
+def _cached_names(parts: Iterable[str]) -> list[str]:
+    """Names of the repositories in a hub's cache among the parts of a path, "models--OWNER--NAME"."""
+    return [part.rpartition("--")[2] for part in parts if part.startswith(_HUB_CACHE)]
 
 
 def same_name(wanted: str, names: Iterable[str]) -> bool:

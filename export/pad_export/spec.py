@@ -41,7 +41,8 @@ SITE_MODULES = {
 
 _HINT = "download the model's configuration again"
 _WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-_MOST = {"num_hidden_layers": 1024, "max_position_embeddings": 2**24, **dict.fromkeys(_WIDTHS, 2**24)}
+MAX_LAYERS = 1024  # no model has nearly as many
+_MOST = {"num_hidden_layers": MAX_LAYERS, "max_position_embeddings": 2**24, **dict.fromkeys(_WIDTHS, 2**24)}
 
 
 @dataclass(frozen=True)
