@@ -67,8 +67,8 @@ check: .venv/wheel
 
 runtime-only: .venv/wheel .venv-runtime/wheel
 	rm -rf build/runtime-only && mkdir -p build/runtime-only
-	PYTHONPATH=tests/support $(BIN)/python -c \
-		"import golden, pathlib; print(golden.export(pathlib.Path('build/runtime-only')))" > build/runtime-only/path
+	$(BIN)/python -c \
+		"import pathlib; from tests.support import golden; print(golden.export(pathlib.Path('build/runtime-only')))" > build/runtime-only/path
 	.venv-runtime/bin/python -W error tests/golden/runtime_only.py "$$(cat build/runtime-only/path)"
 
 bench: .venv/wheel .venv/smollm2

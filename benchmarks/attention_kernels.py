@@ -22,12 +22,12 @@ import tokenizers
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pad_export.engine import EngineBuilder
-from pad_export.engine_report import EngineReport
+from pad_export.engines.build import EngineBuilder
+from pad_export.engines.report import EngineReport
 from pad_export.export import export_bundle
-from pad_runtime import contract
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import EngineError
-from pad_runtime.manifest import Manifest
 
 RESULTS = Path(__file__).parent / "results" / "attention_kernels.json"
 HEADS = (
@@ -109,7 +109,7 @@ def build(case: Case, bundle: Path, manifest: Manifest, *, leave: bool) -> Engin
     try:
         if leave:
             return builder.build(bundle, manifest, case.graph, bundle / "engine")[1]
-        with patch("pad_export.engine.allow_decomposition", lambda *_: None):
+        with patch("pad_export.engines.build.allow_decomposition", lambda *_: None):
             return builder.build(bundle, manifest, case.graph, bundle / "engine")[1]
     except EngineError as error:
         if not leave and REFUSAL in str(error):

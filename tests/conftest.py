@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from tiny_models import TinyModels
+    from tests.support.tiny_models import TinyModels
 
 hypothesis.settings.register_profile("pad", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("pad")
@@ -21,6 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Made once a session and shared: copy what a test changes."""
     import tiny_models  # torch and transformers: only the tests that need them pay for them
+
     from pad_export.export import export_bundle
 
     root = tmp_path_factory.mktemp("tiny")

@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pad_export.stages import Progress, Stages
+from pad_export.output.stages import Progress, Stages
 
 HERE = Path(__file__).parent
 RESULT = HERE.parent / "results" / "fuzz.json"
@@ -175,7 +175,7 @@ def _work(
 
 def _environment() -> dict[str, str]:
     """That of a process that tries cases: with the tests' tiny models, on one thread."""
-    paths = [str(HERE), str(HERE.parents[1] / "tests" / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(HERE), str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
 
 

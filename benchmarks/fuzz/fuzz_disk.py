@@ -18,8 +18,8 @@ from typing import Any
 from fuzz_inputs import LIMITS, Inputs
 from fuzz_targets import Target, Tokens
 from pad_export.export import export_bundle
+from pad_runtime.bundle.manifest import read_manifest, verify_files
 from pad_runtime.errors import PadError
-from pad_runtime.manifest import read_manifest, verify_files
 
 _OLD, _NEW = 100, 101  # max_length of the bundle that is replaced, and of the one that replaces it
 _LONGEST = 0.6  # seconds after which an export is killed at the latest; it takes less than that

@@ -11,8 +11,8 @@ import gguf
 import safetensors.torch
 import torch
 
-import tiny_models
 from pad_export.export import export_bundle
+from tests.support import tiny_models
 
 HIDDEN = 64
 SIZES: dict[str, Any] = {

@@ -15,8 +15,8 @@ import fuzz_changes
 from fuzz_inputs import LIMITS, Inputs
 from pad_export.export import export_bundle
 from pad_rt import Generator, Preference
-from pad_runtime.file_info import describe_file
-from pad_runtime.manifest import checksum
+from pad_runtime.bundle.file_info import describe_file
+from pad_runtime.bundle.manifest import checksum
 
 Tokens = list[list[int]]
 Alter = Callable[[Path, random.Random | None, int], str]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pad_runtime.cuda import find_cuda
+from pad_runtime.devices.cuda import find_cuda
 
 _GPU_BUFFER = 2 * 2**30  # bytes at most, far beyond any cache
 _CPU_BUFFER = 256 * 2**20

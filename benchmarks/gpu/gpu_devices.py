@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pad_runtime import contract
-from pad_runtime.cuda import find_cuda
+from pad_runtime.bundle import contract
+from pad_runtime.devices.cuda import find_cuda
+from pad_runtime.devices.ort.provider import OrtProvider
+from pad_runtime.devices.tensorrt.provider import TensorRtProvider
 from pad_runtime.errors import DeviceError, EngineError
-from pad_runtime.ort_provider import OrtProvider
-from pad_runtime.tensorrt_provider import TensorRtProvider
 
 _TARGETS = {
     "tensorrt": {"target": "tensorrt"},

@@ -16,11 +16,11 @@ from gpu_shapes import write_base
 from gpu_task import GpuTask, measured, serve_rows
 from pad_export.export import export_bundle
 from pad_rt import Generator
-from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle, settling
-from pad_rt.rounds import Spread, compare
-from pad_runtime import contract
-from pad_runtime.bundle import Bundle
-from pad_runtime.step import Step, StepRequest
+from pad_rt.bench.rounds import Spread, compare
+from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle, settling
+from pad_runtime.bundle import contract
+from pad_runtime.decode.step import Step, StepRequest
+from pad_runtime.loaded_bundle import Bundle
 from random_adapter import ask_by_weights, write_adapter
 from random_weights import parameter_shapes, random_weights
 from step_bytes import element_size, step_bytes

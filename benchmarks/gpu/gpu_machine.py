@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from gpu_devices import why_absent
-from pad_rt.machine import cpu_name, num_cores
-from pad_runtime.cuda import find_cuda
+from pad_rt.bench.machine import cpu_name, num_cores
+from pad_runtime.devices.cuda import find_cuda
 
 _PACKAGES = (
     "pad-rt",

@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 from gpu_rows import Row
 from gpu_shapes import SHAPES
 from gpu_task import GpuTask, measured, serve_rows
-from pad_export.kv_cache import cache_argument
-from pad_rt.rounds import Spread, compare, turn
+from pad_export.read.kv_cache import cache_argument
+from pad_rt.bench.rounds import Spread, compare, turn
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TOP_K = 10

@@ -19,15 +19,15 @@ from unittest.mock import patch
 
 import torch
 
-from pad_export.blocks import BLOCK, Blocks
-from pad_export.weights import WeightsFile
+from pad_export.weights.blocks import BLOCK, Blocks
+from pad_export.weights.file import WeightsFile
 
 _POOL = 2**24 + 43  # numbers
 _SCALE = 0.02  # standard deviation, as transformers initialises
 
 
 class RandomWeights:
-    """`pad_export.checkpoint.Weights` of a Llama configuration.
+    """`pad_export.read.checkpoint.Weights` of a Llama configuration.
 
     Attributes:
         shapes: of each parameter.
@@ -75,9 +75,9 @@ def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def random_weights() -> Iterator[None]:
     """In this block pad_export reads random weights, and what it would round to blocks is random too."""
     with ExitStack() as stack:
-        stack.enter_context(patch("pad_export.checkpoint.open_safetensors", RandomWeights))
+        stack.enter_context(patch("pad_export.read.checkpoint.open_safetensors", RandomWeights))
         stack.enter_context(patch("pad_export.export.calibrate_trunk", lambda *_: {}))
-        stack.enter_context(patch("pad_export.trunk.quantise", _random_blocks))
+        stack.enter_context(patch("pad_export.graph.trunk.quantise", _random_blocks))
         for method in ("write", "write_int4"):
             stack.enter_context(patch.object(WeightsFile, method, _filling(getattr(WeightsFile, method))))
         yield

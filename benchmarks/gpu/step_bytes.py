@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pad_rt.graph_weights import GraphWeights
-from pad_runtime import contract
-from pad_runtime.manifest import Manifest
-from pad_runtime.rows import TrunkPrompts
-from pad_runtime.step import StepRequest
+from pad_rt.bench.graph_weights import GraphWeights
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.decode.step import StepRequest
+from pad_runtime.rows.row import TrunkPrompts
 
 
 def step_bytes(folder: Path, manifest: Manifest, request: StepRequest, *, graph: str, element_size: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pad_runtime.step import Step, StepRequest
+from pad_runtime.decode.step import Step, StepRequest
 
 _STEPS = 8
 PROFILER = "torch.profiler"

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from builds import BUILD
 from pad_export.export import export_bundle
-from pad_export.matrix import Storage
+from pad_export.graph.matrix import Storage
 from pad_runtime.errors import PadError
 from peer_process import PeerError
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from pad_rt.bench import open_bundle
-from pad_runtime.rows import Reward, plan_rows
-from pad_runtime.step import StepRequest
+from pad_rt.bench.steps import open_bundle
+from pad_runtime.decode.step import StepRequest
+from pad_runtime.rows.row import Reward, plan_rows
 from peer_loop import Task, serve
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import peer_models
 from builds import BUILD
-from pad_rt.rounds import Spread, compare, turn
+from pad_rt.bench.rounds import Spread, compare, turn
 from peer_loop import Task
 from peer_process import PeerError, PeerProcess
 from peer_sides import ROWS, SIDES

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from pad_export.kv_cache import cache_argument
+from pad_export.read.kv_cache import cache_argument
 from peer_loop import Task, serve
 
 

@@ -21,7 +21,7 @@ from builds import BUILD
 from bundles import code_mark
 from latency_plots import draw
 from latency_table import tables
-from pad_rt.machine import cpu_name, num_cores, read_bandwidth
+from pad_rt.bench.machine import cpu_name, num_cores, read_bandwidth
 from peer_rows import BETA, QUESTION, TOP_K, measure_row, prompt_ids
 from peer_sides import ROWS
 from settings import Settings

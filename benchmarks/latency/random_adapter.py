@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pad_export.persrm.options import TrainingOptions
+from pad_train.options import TrainingOptions
 
 
 def write_adapter(folder: Path, base: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:

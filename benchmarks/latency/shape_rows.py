@@ -8,11 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from bundles import bundle
-from pad_rt.bench import Workload, measure_steps, open_bundle
-from pad_rt.graph_weights import GraphWeights
-from pad_rt.rounds import Spread, compare
-from pad_runtime import contract
-from pad_runtime.step import Step, StepRequest
+from pad_rt.bench.graph_weights import GraphWeights
+from pad_rt.bench.rounds import Spread, compare
+from pad_rt.bench.steps import Workload, measure_steps, open_bundle
+from pad_runtime.bundle import contract
+from pad_runtime.decode.step import Step, StepRequest
 from peer_process import PeerError
 from settings import Settings, pinned
 from shapes import SHAPES, checkpoint

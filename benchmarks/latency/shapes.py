@@ -14,7 +14,7 @@ from typing import Any
 
 from builds import MODELS, made
 from llama_shapes import LLAMA_SHAPES
-from pad_export.checkpoint import open_checkpoint
+from pad_export.read.checkpoint import open_checkpoint
 from random_adapter import ask_by_weights, write_adapter
 from smollm2 import WEIGHTS_PERSRM, find_smollm2
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from pad_export.export import export_bundle
 from pad_rt import Generator
-from pad_rt.bench import Workload, measure_replies, measure_steps, open_bundle
-from pad_rt.machine import cpu_name, num_cores
-from pad_rt.rounds import Spread, compare
-from pad_runtime.step import Step, StepRequest
+from pad_rt.bench.machine import cpu_name, num_cores
+from pad_rt.bench.rounds import Spread, compare
+from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle
+from pad_runtime.decode.step import Step, StepRequest
 from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
 RESULTS = Path(__file__).parent.parent / "results" / "step_ratio.json"

@@ -26,7 +26,7 @@ from methods import (
     trait_cell,
     users,
 )
-from pad_export.persrm.pair_choice import repeats_itself
+from pad_train.pairs.pair_choice import repeats_itself
 from replies import Reply, ReplyStore
 from traits import Trait
 

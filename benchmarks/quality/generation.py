@@ -16,7 +16,7 @@ import torch
 from methods import Cell, Method
 from pad_rt import GenerationConfig, Generator
 from pad_rt.preference import Preference, PreferenceLike
-from pad_rt.prompt import Prompt
+from pad_rt.text.prompt import Prompt
 from perplexity import BasePerplexity
 from quality_bundle import MAX_BATCH
 from random_reward import random_weights

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
-from pad_export.checkpoint import open_checkpoint
-from pad_export.kv_cache import cache_argument
-from pad_export.torch_model import load_model
-from pad_rt.chat_template import ChatTemplate
-from pad_rt.prompt import PromptEncoder
-from pad_rt.tokenizer import Tokenizer
-from pad_runtime.manifest import read_manifest
+from pad_export.read.checkpoint import open_checkpoint
+from pad_export.read.kv_cache import cache_argument
+from pad_export.verify.torch_model import load_model
+from pad_rt.text.chat_template import ChatTemplate
+from pad_rt.text.prompt import PromptEncoder
+from pad_rt.text.tokenizer import Tokenizer
+from pad_runtime.bundle.manifest import read_manifest
 from replies import Reply
 
 

@@ -28,7 +28,7 @@ from evaluation import Evaluation
 from generation import Job, fill
 from judges import load_judges
 from methods import ABOUT_ENDING, BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
-from pad_runtime.manifest import Precision
+from pad_runtime.bundle.manifest import Precision
 from quality_bundle import MAX_BATCH, RANDOM_SEED, ensure_bundle, ensure_scales, fingerprint
 from random_reward import factors, write_random_persrm
 from replies import ReplyStore, is_complete

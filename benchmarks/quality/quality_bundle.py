@@ -15,7 +15,7 @@ from pathlib import Path
 from methods import TOP_K, WIDE_TOP_K
 from pad_export.export import export_bundle
 from pad_rt import Generator
-from pad_runtime.manifest import Precision
+from pad_runtime.bundle.manifest import Precision
 from random_reward import NUM_FEATURES, Scale, calibrate
 from smollm2 import find_smollm2
 

@@ -13,7 +13,7 @@ from generation import CellGenerator
 from methods import Method, trait_cell
 from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.preference import PreferenceLike
-from pad_rt.prompt import Prompt
+from pad_rt.text.prompt import Prompt
 from traits import Trait
 
 TOKENS = 16  # short turns: what else the machine does then hits all methods alike

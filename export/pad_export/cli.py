@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-from pad_export.staging import clean
-from pad_runtime import contract
+from pad_export.output.staging import clean
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.manifest import Activations, DialectName, Precision, read_manifest
 from pad_runtime.command import run_interruptible
 from pad_runtime.errors import OptionError, PadError
-from pad_runtime.manifest import Activations, DialectName, Precision, read_manifest
 
 _EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
 
@@ -54,8 +54,8 @@ def _clean(options: argparse.Namespace) -> None:
 
 
 def _engines(options: argparse.Namespace) -> None:
-    from pad_export.engine import EngineBuilder
-    from pad_export.engines import add_engines
+    from pad_export.engines.add import add_engines
+    from pad_export.engines.build import EngineBuilder
 
     manifest = read_manifest(options.bundle)
     builder = EngineBuilder(options.target, options.compute_capability, timing_cache=options.timing_cache)

@@ -9,26 +9,25 @@ from typing import Literal
 
 import onnx
 
-from pad_export.adapter_file import write_adapter, write_head
-from pad_export.blocks import BLOCK, Blocks
-from pad_export.calibrate import calibrate_trunk
-from pad_export.engine import EngineBuilder
-from pad_export.engines import build_engines
-from pad_export.graph import Graph
-from pad_export.matrix import Storage, choose_storage
+from pad_export.engines.add import build_engines
+from pad_export.engines.build import EngineBuilder
+from pad_export.graph.matrix import Storage, choose_storage
+from pad_export.graph.step import build_base_graph, build_step_graph
+from pad_export.graph.trunk import Trunk, write_weights
+from pad_export.graph.writer import Graph
+from pad_export.output.stages import Stages
+from pad_export.output.staging import staged
 from pad_export.plan import Plan, make_plan
-from pad_export.spec import SITE_MODULES
-from pad_export.stages import Stages
-from pad_export.staging import staged
-from pad_export.step_graph import build_base_graph, build_step_graph
-from pad_export.tokenizer_check import check_tokenizer
-from pad_export.trunk import Trunk, write_weights
-from pad_export.verify import verify_bundle
-from pad_export.weights import WeightsFile
-from pad_runtime import contract
-from pad_runtime.errors import CheckpointError, OptionError
-from pad_runtime.file_info import FileInfo, describe_file
-from pad_runtime.manifest import (
+from pad_export.read.spec import SITE_MODULES
+from pad_export.read.tokenizer.check import check_tokenizer
+from pad_export.verify.verify import verify_bundle
+from pad_export.weights.adapter_file import write_adapter, write_head
+from pad_export.weights.blocks import BLOCK, Blocks
+from pad_export.weights.calibrate import calibrate_trunk
+from pad_export.weights.file import WeightsFile
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.file_info import FileInfo, describe_file
+from pad_runtime.bundle.manifest import (
     Activations,
     DialectName,
     GraphInfo,
@@ -39,7 +38,8 @@ from pad_runtime.manifest import (
     TrunkInfo,
     write_manifest,
 )
-from pad_runtime.ort_provider import OrtProvider
+from pad_runtime.devices.ort.provider import OrtProvider
+from pad_runtime.errors import CheckpointError, OptionError
 
 WEIGHTS_FILE = "weights.bin"
 DEFAULT_MAX_LENGTH = 4096  # or the model's own limit, where that is less: the rotary tables grow with it
@@ -83,7 +83,7 @@ def export_bundle(
         dialect: "ort" for ONNX Runtime's fused operators, "standard" for opset 24 alone; by default what the target
             takes, and that is "ort" for "onnx".
         target: "onnx" for the graphs alone, or a library to build engines of them with.
-        compute_capabilities, timing_cache: see `pad_export.engine.EngineBuilder`.
+        compute_capabilities, timing_cache: see `pad_export.engines.build.EngineBuilder`.
         max_length: most tokens of prompt and reply together; by default the model's limit, at most 4096.
         max_batch: most sequences at once.
         max_top_k: most candidates a step.

@@ -20,7 +20,6 @@ import gpu_group
 import gpu_machine
 import gpu_process
 import peer_static_cache
-import tiny_bundles
 from gpu_correctness import read_report
 from gpu_devices import export_options
 from gpu_rows import OURS, PRECISIONS, TRANSFORMERS, Group, cpu_groups, gpu_groups
@@ -28,14 +27,15 @@ from gpu_shapes import SHAPES, write_base
 from gpu_table import table
 from gpu_task import GpuTask
 from pad_rt import EncodedPrompt, GenerationConfig
-from pad_rt.bench import Workload
-from pad_rt.graph_weights import GraphWeights
-from pad_runtime.bundle import Bundle
+from pad_rt.bench.graph_weights import GraphWeights
+from pad_rt.bench.steps import Workload
+from pad_runtime.loaded_bundle import Bundle
 from peer_loop import choose
 from random_weights import RandomWeights, parameter_shapes
 from settings import Settings
 from step_bytes import element_size, step_bytes
 from step_kernels import NODES, count_kernels, covered
+from tests.support import tiny_bundles
 
 SETTINGS = Settings(rounds=1, new_tokens=3, threads=1)
 MACHINE = {"gpu": None, "no_device": "no CUDA device", "versions": {}}

@@ -17,25 +17,24 @@ import pytest
 import torch
 
 import copy_bandwidth
-import fake_cuda
-import fake_onnxruntime
 import gpu_bench
 import gpu_devices
 import gpu_group
 import gpu_machine
 import gpu_process
 import peer_static_cache
-from fake_cuda import RATE, FakeRuntime
 from gpu_correctness import run_tests
 from gpu_devices import export_options, why_absent
 from gpu_rows import OURS, TRANSFORMERS, Group
 from gpu_table import table
 from gpu_task import GpuTask
-from pad_rt.bench import Workload
-from pad_runtime.bundle import Bundle
+from pad_rt.bench.steps import Workload
 from pad_runtime.errors import EngineError
+from pad_runtime.loaded_bundle import Bundle
 from settings import Settings
 from step_kernels import NODES, PROFILER, count_kernels
+from tests.support import fake_cuda, fake_onnxruntime
+from tests.support.fake_cuda import RATE, FakeRuntime
 
 SUPPORT = Path(fake_cuda.__file__).parent
 SETTINGS = Settings(rounds=1, new_tokens=3, threads=1)
@@ -53,7 +52,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same in every process that is started from here."""
-    paths = [SUPPORT / "simulated_gpu", SUPPORT, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [SUPPORT / "simulated_gpu", SUPPORT.parents[1], *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
 
 

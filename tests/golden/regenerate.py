@@ -1,17 +1,14 @@
-"""Write tests/golden/greedy.json anew: python tests/golden/regenerate.py
+"""Write tests/golden/greedy.json anew: python -m tests.golden.regenerate
 
 Only after a change that is meant to change tokens; look at the difference before keeping it.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-
-import golden
+from tests.support import golden
 
 
 def main() -> None:

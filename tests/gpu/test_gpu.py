@@ -19,18 +19,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import tiny_bundles
-import tiny_models
 from gpu_devices import export_options, why_absent
 from gpu_rows import PRECISIONS
 from pad_export.plan import make_plan
-from pad_export.stored_weights import StoredWeights
-from pad_export.tolerance import difference
+from pad_export.verify.tolerance import difference
+from pad_export.weights.stored import StoredWeights
 from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator, Preference
-from pad_runtime.bundle import Bundle
-from pad_runtime.rows import Reward, pad_rows, plan_rows
-from pad_runtime.step import Step, StepRequest
-from torch_oracle import TorchModel
+from pad_runtime.decode.step import Step, StepRequest
+from pad_runtime.loaded_bundle import Bundle
+from pad_runtime.rows.row import Reward, pad_rows, plan_rows
+from tests.support import tiny_bundles, tiny_models
+from tests.support.torch_oracle import TorchModel
 
 # What computing in a type may change, relative to the largest logit; the weights are rounded alike on both sides, and
 # bfloat16 has 3 bits less than float16. Another PersRM changes more than 1.

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import golden
-import tiny_bundles
-from torch_oracle import Reward, TorchModel, decode
+from tests.support import golden, tiny_bundles
+from tests.support.torch_oracle import Reward, TorchModel, decode
 
 GREEDY_CASES = [case for case in golden.read() if "temperature" not in case.config]
 

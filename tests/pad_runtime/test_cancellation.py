@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-import tiny_bundles
-import tiny_models
-from guided_steps import make_request, run
 from pad_rt import EncodedPrompt, Generator
 from pad_runtime.cancellation import Cancellation, run_interruptibly
+from pad_runtime.devices.ort.graph import OrtGraph
 from pad_runtime.errors import CancelledError
-from pad_runtime.ort_graph import OrtGraph
+from tests.support import tiny_bundles, tiny_models
+from tests.support.guided_steps import make_request, run
 
 LONG = 2000  # tokens: read long enough for a signal to arrive
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from pad_runtime.bundle.file_info import describe_file
+from pad_runtime.bundle.manifest import checksum
 from pad_runtime.errors import PadError
-from pad_runtime.file_info import describe_file
-from pad_runtime.manifest import checksum
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 
 import onnxruntime
 
-from fake_cuda import STREAM, FakeRuntime
-from pad_runtime import contract
+from pad_runtime.bundle import contract
+from tests.support.fake_cuda import STREAM, FakeRuntime
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 _NO_GRAPH = -1

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from fake_cuda import STREAM, FakeRuntime
-from pad_export.engine_profile import make_profiles
-from pad_runtime import contract
-from pad_runtime.engine import this_platform
-from pad_runtime.file_info import describe_file
-from pad_runtime.manifest import EngineInfo, read_manifest, write_manifest
+from pad_export.engines.profile import make_profiles
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.file_info import describe_file
+from pad_runtime.bundle.manifest import EngineInfo, read_manifest, write_manifest
+from pad_runtime.devices.tensorrt.engine_choice import this_platform
+from tests.support.fake_cuda import STREAM, FakeRuntime
 
 VERSION = "10.13.3"
 GPU = "sm89"

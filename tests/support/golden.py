@@ -14,9 +14,9 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import tiny_bundles
 from pad_export.export import export_bundle
 from pad_rt import GenerationConfig, Generator, Preference
+from tests.support import tiny_bundles
 
 FILE = Path(__file__).parents[1] / "golden" / "greedy.json"
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, RANK = 80, 2, 5, 1, 16, 4

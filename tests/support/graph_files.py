@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pad_runtime.graph_file import GraphFile
-from pad_runtime.manifest import open_bundle
+from pad_runtime.bundle.graph_file import GraphFile
+from pad_runtime.bundle.manifest import open_bundle
 
 
 def read_graph(bundle: Path, name: str) -> GraphFile:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tiny_bundles
 from pad_rt import GenerationConfig, Preference
-from torch_oracle import TorchModel
+from tests.support import tiny_bundles
+from tests.support.torch_oracle import TorchModel
 
 PROMPTS = ("How do I boil an egg?", "the cook", "東京 naïve", "a")
 TEMPLATE = "[{p}] {x}"  # of the tiny PersRMs; one keeps the paper's

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pad_rt import EncodedPrompt, GenerationConfig, Generator
-from pad_runtime.step import GraphStep, StepRequest
-from torch_oracle import TorchModel
+from pad_runtime.decode.step import GraphStep, StepRequest
+from tests.support.torch_oracle import TorchModel
 
 PROMPTS = (((5, 17, 300, 41, 8), (9, 8, 7, 6, 5, 4, 200)), ((20, 21, 22), (250,)), ((3,), (4, 99, 98, 97)))
 NUM_STEPS = 50

@@ -12,7 +12,7 @@ import pytest
 from pad_rt import GenerationConfig, Generator, TextStream
 from pad_runtime.cancellation import Cancellation
 
-PAD = [sys.executable, "-c", "import sys; from pad_rt.cli import main; sys.exit(main())"]
+PAD = [sys.executable, "-c", "import sys; from pad_rt.cli.main import main; sys.exit(main())"]
 SHORT = GenerationConfig(max_new_tokens=6)
 CUT = "pad: cut at 6 tokens (--max-new-tokens)\n"  # what generate says of such a reply
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import tokenizers
 
-from error_checks import edit_manifest
 from pad_export.export import export_bundle
 from pad_rt import Generator
+from tests.support.error_checks import edit_manifest
 
 
 def export(output: Path, base: Path, persrms: Sequence[Path], *, eos: Sequence[int] = (), **options: Any) -> Path:

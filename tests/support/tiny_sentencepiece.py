@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from pad_export.sentencepiece_vocabulary import SentencePieceVocabulary, TokenType
+from pad_export.read.tokenizer.sentencepiece_vocabulary import SentencePieceVocabulary, TokenType
 
 _SPECIAL = [("<unk>", TokenType.UNKNOWN), ("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL)]
 _BYTES = [(f"<0x{byte:02X}>", TokenType.BYTE) for byte in range(256)]

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-import tiny_models
-from pad_export.checkpoint import Checkpoint, open_checkpoint
-from pad_export.persrm.backbone import Backbone, load_backbone
-from pad_export.persrm.feature import Feature
-from pad_export.persrm.options import ALL_LINEAR, TrainingOptions
-from pad_export.persrm.pair import Pair
-from pad_export.persrm.train import train_persrm
+from pad_export.read.checkpoint import Checkpoint, open_checkpoint
+from pad_train.options import ALL_LINEAR, TrainingOptions
+from pad_train.pairs.feature import Feature
+from pad_train.pairs.pair import Pair
+from pad_train.train.backbone import Backbone, load_backbone
+from pad_train.train.train import train_persrm
+from tests.support import tiny_models
 
 QUICK = TrainingOptions(
     beta=0.1,

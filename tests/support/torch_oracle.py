@@ -18,8 +18,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from pad_export.kv_cache import cache_argument
-from pad_export.tolerance import TOLERANCE, difference
+from pad_export.read.kv_cache import cache_argument
+from pad_export.verify.tolerance import TOLERANCE, difference
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from error_checks import edit_manifest, error_line
-from pad_command import PAD, SHORT, interrupted_stream, pipe_in
 from pad_rt import GenerationConfig, Generator, Preference
-from pad_rt.cli import main
+from pad_rt.cli.main import main
 from pad_rt.history import History
+from tests.support.error_checks import edit_manifest, error_line
+from tests.support.pad_command import PAD, SHORT, interrupted_stream, pipe_in
 
 CUT = "cut at 6 tokens (--max-new-tokens)\n"
 

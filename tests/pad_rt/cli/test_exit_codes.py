@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from error_checks import edit_manifest, error_line
-from pad_command import PAD, interrupted_stream, pipe_in
 from pad_rt import Generator
-from pad_rt.cli import main
+from pad_rt.cli.main import main
+from tests.support.error_checks import edit_manifest, error_line
+from tests.support.pad_command import PAD, interrupted_stream, pipe_in
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_closed_pipe_is_quiet(tiny_bundle: Path) -> None:
 
 def test_help_and_version_load_nothing_heavy() -> None:
     script = (
-        "import sys\nfrom pad_rt.cli import main\n"
+        "import sys\nfrom pad_rt.cli.main import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'jinja2'} & sys.modules.keys()\n"
         "sys.exit(f'{code} {sorted(heavy)}' if code or heavy else 0)"

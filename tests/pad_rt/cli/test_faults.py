@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from pad_command import CUT, PAD, SHORT
 from pad_rt import Generator
 from pad_runtime.command import MAX_STDIN
+from pad_runtime.devices.threads import check_threads
 from pad_runtime.errors import DeviceError
-from pad_runtime.threads import check_threads
+from tests.support.pad_command import CUT, PAD, SHORT
 
 EXPORT = [sys.executable, "-c", "import sys; from pad_export.cli import main; sys.exit(main())"]
-TRAIN = [sys.executable, "-c", "import sys; from pad_export.persrm.cli import main; sys.exit(main())"]
+TRAIN = [sys.executable, "-c", "import sys; from pad_train.cli import main; sys.exit(main())"]
 COMMANDS = {
     "pad generate": [*PAD, "generate", "BUNDLE", "hi", "--threads", "1"],
     "pad generate --json": [*PAD, "generate", "BUNDLE", "hi", "--json", "--threads", "1"],

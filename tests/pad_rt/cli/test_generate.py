@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from error_checks import edit_manifest, error_line
-from pad_command import CUT, PAD, SHORT, pipe_in
 from pad_rt import GenerationConfig, Generator, Preference, TextStream
-from pad_rt.cli import main
+from pad_rt.cli.main import main
 from pad_runtime.cancellation import Cancellation
+from tests.support.error_checks import edit_manifest, error_line
+from tests.support.pad_command import CUT, PAD, SHORT, pipe_in
 
 
 def test_generate_streams_the_reply(

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import fake_cuda
-from error_checks import error_line
-from pad_rt.cli import main
+from pad_rt.cli.main import main
+from tests.support import fake_cuda
+from tests.support.error_checks import error_line
 
 
 def test_info_tells_what_a_bundle_holds(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_info_describes_a_gpu(
 def test_info_check_finds_a_flipped_bit_in_the_weights(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pad_runtime.held_file._SMALL", 1000)  # as if these weights were large
+    monkeypatch.setattr("pad_runtime.bundle.held_file._SMALL", 1000)  # as if these weights were large
     assert main(["info", str(bundle), "--check"]) == 0
     assert "every file whole" in capsys.readouterr().out
     data = bytearray((bundle / "weights.bin").read_bytes())

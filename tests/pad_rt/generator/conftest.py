@@ -6,11 +6,10 @@ import json
 
 import pytest
 
-import tiny_bundles
-import tiny_models
-from guided_models import TEMPLATE, Models
 from pad_rt import Generator
-from torch_oracle import TorchModel
+from tests.support import tiny_bundles, tiny_models
+from tests.support.guided_models import TEMPLATE, Models
+from tests.support.torch_oracle import TorchModel
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tiny_bundles
-import tiny_models
-from guided_models import PROMPTS, TEMPLATE, Models, config
 from pad_rt import Preference
-from torch_oracle import tolerance
+from tests.support import tiny_bundles, tiny_models
+from tests.support.guided_models import PROMPTS, TEMPLATE, Models, config
+from tests.support.torch_oracle import tolerance
 
 NAMES = ("a", "b", "c", "d", "e", "f")  # more than the adapter sets that are kept on the device
 RANKS = {"a": 4, "b": 2, "c": 7, "d": 1, "e": 3, "f": 4}

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tiny_bundles
-from error_checks import edit_manifest, refused
-from guided_models import NUM_TOKENS, PROMPTS, Models, config
 from pad_rt import EncodedPrompt, Generator, PadError
 from pad_runtime.errors import OptionError
+from tests.support import tiny_bundles
+from tests.support.error_checks import edit_manifest, refused
+from tests.support.guided_models import NUM_TOKENS, PROMPTS, Models, config
 
 
 def first_time(ids: Sequence[int], *, after: int) -> int:

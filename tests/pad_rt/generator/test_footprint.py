@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-import tiny_bundles
-from guided_models import PREFERENCES, PROMPTS, Models, config
 from pad_rt import GenerationConfig, Generator
+from tests.support import tiny_bundles
+from tests.support.guided_models import PREFERENCES, PROMPTS, Models, config
 
 
 def test_requests_of_different_sizes_leave_nothing_behind(models: Models) -> None:

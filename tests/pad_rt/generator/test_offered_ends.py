@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-import tiny_bundles
-from guided_models import BETA, NUM_TOKENS, Models, config
-from pad_export.checkpoint import open_checkpoint
+from pad_export.read.checkpoint import open_checkpoint
 from pad_rt import EncodedPrompt, GenerationConfig, Generator, PadError
-from torch_oracle import Decoded, Reward, decode, tolerance, trace_difference
+from tests.support import tiny_bundles
+from tests.support.guided_models import BETA, NUM_TOKENS, Models, config
+from tests.support.torch_oracle import Decoded, Reward, decode, tolerance, trace_difference
 
 FEW = 2  # candidates that the base proposes
 READ = (((5, 17, 30, 41, 8), (9, 8, 7, 6, 5, 4, 20)), ((20, 21, 22), (25,)), ((3,), (4, 61, 60, 59)))

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-import tiny_bundles
-import tiny_models
-from guided_models import BETA, NUM_TOKENS, PREFERENCES, PROMPTS, TEMPLATE, TOP_K, Models, Plan, config
 from pad_rt import EncodedPrompt, GenerationResult, Generator, PadError, Preference
-from torch_oracle import Decoded, Reward, TorchModel, decode, tolerance, trace_difference
+from tests.support import tiny_bundles, tiny_models
+from tests.support.guided_models import BETA, NUM_TOKENS, PREFERENCES, PROMPTS, TEMPLATE, TOP_K, Models, Plan, config
+from tests.support.torch_oracle import Decoded, Reward, TorchModel, decode, tolerance, trace_difference
 
 PAPER_TEMPLATE = (
     "[Guidelines] Your task is to generate response by considering the following principle. "

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tiny_bundles
-from guided_models import NUM_TOKENS, PROMPTS, TOP_K, Models, config
 from pad_rt import EncodedPrompt, Generator, Preference
+from tests.support import tiny_bundles
+from tests.support.guided_models import NUM_TOKENS, PROMPTS, TOP_K, Models, config
 
 
 def test_a_seed_gives_its_tokens_again(generator: Generator) -> None:

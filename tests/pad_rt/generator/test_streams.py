@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from itertools import zip_longest
 
-import tiny_bundles
-from guided_models import PREFERENCES, PROMPTS, Models, config
 from pad_rt import EncodedPrompt, Generator, Usage
+from tests.support import tiny_bundles
+from tests.support.guided_models import PREFERENCES, PROMPTS, Models, config
 
 
 def test_pieces_of_a_stream_are_the_text(generator: Generator) -> None:

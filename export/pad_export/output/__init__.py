@@ -1,0 +1,1 @@
+"""Writing a folder, all or nothing."""

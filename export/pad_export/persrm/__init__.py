@@ -1,1 +1,0 @@
-"""The personalized reward model (PersRM): reading one, making preference pairs, training one."""

@@ -1,0 +1,1 @@
+"""Tokenizers as checkpoints hold them."""

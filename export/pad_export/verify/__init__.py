@@ -1,0 +1,1 @@
+"""A written bundle held against torch."""

@@ -1,0 +1,110 @@
+"""Calibration: what a model's linears read decides how their weights are rounded to 4 bits.
+
+The model reads a sample text once, with its whole weights, and each linear of 4 bits is fitted to the inputs it gets
+(GPTQ, arXiv 2210.17323). Behind linears that are rounded already it would lose no less, and what another machine's
+arithmetic rounds otherwise in one layer would change all codes of the next.
+
+The packaged texts are instructions and answers of self-instruct (Apache-2.0); the one for calibration goes on with
+questions of self-instruct and Amulet (MIT) and replies of SmolLM2-135M-Instruct. The held-out one is apart from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import resources
+
+import torch
+
+from pad_export.graph.matrix import Storage
+from pad_export.graph.trunk import (
+    LM_HEAD,
+    Trunk,
+    head_bits,
+    head_parameter,
+    linear_weight,
+    merged_weight,
+    stored_blocks,
+)
+from pad_export.output.stages import Progress
+from pad_export.read.checkpoint import Checkpoint
+from pad_export.read.gptq import quantise_for, second_moments
+from pad_export.read.spec import SITE_MODULES
+from pad_export.verify.torch_model import load_model
+from pad_export.weights.blocks import Blocks
+
+_SEQUENCE = 256  # tokens read at once
+_MAX_TOKENS = 16384
+
+
+def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Progress) -> dict[str, Blocks]:
+    """Linears that are worth fitting to what they read: those of 4 bits that are not stored so already."""
+    sites = []
+    for layer in range(trunk.spec.num_layers):
+        for site, names in SITE_MODULES.items():
+            modules = [f"model.layers.{layer}.{name}" for name in names]
+            if storage.bits(site, layer, trunk.spec.num_layers) == 4:
+                sites.append([module for module in modules if not stored_blocks(trunk, module, 4, storage)])
+    sites = [modules for modules in sites if modules]
+    own_head = head_bits(trunk, storage) == 4 and not trunk.checkpoint.blocks(head_parameter(trunk), 4)
+    progress.begin(sum(len(modules) for modules in sites) + own_head)
+    return _calibrate(trunk, sites, own_head, storage.symmetric, progress) if sites or own_head else {}
+
+
+def _calibrate(
+    trunk: Trunk, sites: Sequence[Sequence[str]], own_head: bool, symmetric: bool, progress: Progress
+) -> dict[str, Blocks]:
+    """Fit each site's modules, which read the same, when the first of them is about to run."""
+    found: dict[str, Blocks] = {}
+
+    def hook(modules: Sequence[str]) -> Callable[..., None]:
+        def fit(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            moments = second_moments(inputs[0])
+            for module in modules:
+                found[module] = quantise_for(linear_weight(trunk, module), 4, moments, symmetric=symmetric)
+                progress()
+
+        return fit
+
+    model = load_model(trunk.checkpoint, partial(_merged, trunk))
+    for modules in sites:
+        model.get_submodule(modules[0]).register_forward_pre_hook(hook(modules))
+    with torch.no_grad():
+        hidden = model.model(input_ids=_sample_ids(trunk.checkpoint, "calibration")).last_hidden_state
+    if own_head:
+        weights = trunk.checkpoint.tensor(head_parameter(trunk))
+        found[LM_HEAD] = quantise_for(weights, 4, second_moments(hidden), symmetric=symmetric)
+        progress()
+    return found
+
+
+def perplexity(trunk: Trunk, stored: Callable[[str], torch.Tensor | None] | None = None) -> float:
+    """Perplexity on the held-out text of a trunk, or of the parameters that `stored` gives in their place."""
+    model = load_model(trunk.checkpoint, stored or partial(_merged, trunk))
+    ids = _sample_ids(trunk.checkpoint, "held_out")
+    with torch.no_grad():
+        hidden = model.model(input_ids=ids).last_hidden_state
+        losses = [
+            torch.nn.functional.cross_entropy(model.lm_head(row[:-1]), targets[1:])
+            for row, targets in zip(hidden, ids, strict=True)
+        ]
+    return float(torch.stack(losses).mean().exp())
+
+
+def _merged(trunk: Trunk, parameter: str) -> torch.Tensor | None:
+    """A parameter that an adapter is merged into."""
+    return merged_weight(trunk, parameter.removesuffix(".weight"))
+
+
+def _sample_ids(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A packaged text in the checkpoint's tokens, [sequences, length] of at most 16,384 altogether.
+
+    Each sequence begins with BOS where the tokenizer begins texts with it: Gemma makes nothing of a text without.
+    """
+    text = resources.files("pad_export").joinpath(f"text/{name}.txt").read_text(encoding="utf-8")
+    backend, bos = checkpoint.tokenizer.backend, checkpoint.tokenizer.info.bos_id
+    first = [bos] if bos is not None and backend.encode("", add_special_tokens=True).ids[:1] == [bos] else []
+    ids = backend.encode(text, add_special_tokens=False).ids[:_MAX_TOKENS]
+    length = min(_SEQUENCE - len(first), len(ids), checkpoint.config.max_position_embeddings - len(first))
+    rows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+    return torch.cat([torch.tensor(first, dtype=rows.dtype).expand(len(rows), -1), rows], dim=1)

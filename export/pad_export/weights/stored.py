@@ -1,0 +1,82 @@
+"""Matrices that a bundle keeps in blocks, read back from its files under the parameters' names in transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import external_data_helper, numpy_helper
+
+from pad_export.graph.trunk import Trunk, head_weight
+from pad_export.read.spec import SITE_MODULES
+from pad_export.weights.blocks import BLOCK
+
+
+class StoredWeights:
+    """Gives a trunk's quantised parameters as the bundle has them, and None for those that it keeps whole."""
+
+    def __init__(self, folder: Path, graph_file: str, trunk: Trunk) -> None:
+        """Read the graph; weights are read when asked for.
+
+        Args:
+            folder: the bundle.
+            graph_file: name of a graph that has the trunk.
+            trunk: the trunk.
+        """
+        model = onnx.load(folder / graph_file, load_external_data=False)
+        self._folder = folder
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._places: dict[str, tuple[str, int, int | None]] = {
+            "model.embed_tokens.weight": (f"{trunk.name}/embed", 0, None),
+            "lm_head.weight": (head_weight(trunk, self._tensors), 0, None),
+        }  # parameter -> the bundle's tensor, and its first and last rows there
+        for layer in range(trunk.spec.num_layers):
+            for site, modules in SITE_MODULES.items():
+                first = 0
+                for module in modules:
+                    name = f"model.layers.{layer}.{module}.weight"
+                    end = first + trunk.checkpoint.shape(name)[0]
+                    self._places[name] = (f"{trunk.name}/layers.{layer}.{site}.weight", first, end)
+                    first = end
+
+    def __bool__(self) -> bool:
+        """Whether anything is kept in blocks."""
+        return any(name.endswith((".codes", ".int4")) for name in self._tensors)
+
+    def __call__(self, parameter: str) -> torch.Tensor | None:
+        """One parameter [out, in] in float32."""
+        name, first, end = self._places.get(parameter, ("", 0, None))
+        if f"{name}.int4" in self._tensors:
+            return self._read_signed(name)[first:end]
+        if f"{name}.codes" not in self._tensors and f"{name}.rows" not in self._tensors:
+            return None
+        scales = self._read(f"{name}.scales")[first:end]  # [out, in / 32]
+        rows, num_blocks = scales.shape
+        codes = "codes" if f"{name}.codes" in self._tensors else "rows"
+        packed = self._read(f"{name}.{codes}")[first:end].reshape(rows, -1)
+        columns = num_blocks * BLOCK
+        offsets = _unpack(packed, columns).reshape(rows, num_blocks, BLOCK).astype(np.float32)
+        offsets -= _unpack(self._read(f"{name}.zero_points")[first:end], num_blocks)[..., None]
+        return torch.from_numpy((offsets * scales[..., None]).reshape(rows, columns))
+
+    def _read_signed(self, name: str) -> torch.Tensor:
+        """A matrix that lies transposed, [in, out], in symmetric blocks: [out, in]."""
+        scales = self._read(f"{name}.scales").astype(np.float32)  # [in / 32, out]
+        values = self._read(f"{name}.int4").astype(np.float32) * scales.repeat(BLOCK, axis=0)
+        return torch.from_numpy(values.T.copy())
+
+    def _read(self, name: str) -> np.ndarray:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(self._tensors[name])
+        external_data_helper.load_external_data_for_tensor(tensor, str(self._folder))
+        array: np.ndarray = numpy_helper.to_array(tensor)
+        return array
+
+
+def _unpack(packed: np.ndarray, count: int) -> np.ndarray:
+    """Codes of `count` columns from bytes that hold one, or two, the first in the low half."""
+    if packed.shape[1] == count:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :count]

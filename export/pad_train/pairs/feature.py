@@ -1,0 +1,157 @@
+"""Named features: how people ask for them in words, and how replies that have more or less of them are sampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pad_export.read.json_file import read_object
+from pad_runtime.errors import OptionError
+from pad_train.pairs.pair import NAME
+
+
+@dataclass(frozen=True)
+class Style:
+    """A manner of replying that a model can be put into: a system message, and the first words of the reply."""
+
+    system: str = ""
+    start: str = ""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How `pad-train pairs` samples replies with more and with less of a feature.
+
+    Attributes:
+        scorer: "MODULE:NAME" or "FILE.py:NAME" of a callable (prompts, replies) -> scores, or "hf:DIR", a reward model.
+        styles: (more, less) pairs, taken in turn. Without any, only the scorer tells more from less.
+        contrast: gamma in z(plain) +- gamma * (z(more) - z(less)), the logits that a token is drawn from.
+        samples: candidates a block, of which the scorer keeps the best.
+        block: tokens between two choices of the scorer.
+        max_new_tokens: tokens of a reply.
+        min_gap: score of chosen minus score of rejected that a pair must exceed.
+        min_words: words that either reply of a pair must have.
+        ends_early: make a third pair of the usual reply and its own first sentence, ended there; for features that are
+            about when to stop.
+    """
+
+    scorer: str
+    styles: tuple[tuple[Style, Style], ...] = ()
+    contrast: float = 2.0
+    samples: int = 2
+    block: int = 12
+    max_new_tokens: int = 48
+    min_gap: float = 0.0
+    min_words: int = 4
+    ends_early: bool = False
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named feature.
+
+    Attributes:
+        more, less: wordings of a preference for more of it, and for less; a PersRM learns to read them.
+        sampling: how pairs are made, None if they come from elsewhere.
+    """
+
+    name: str
+    more: tuple[str, ...] = ()
+    less: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+
+def read_features(path: Path) -> dict[str, Feature]:
+    """Read a features file: {NAME: {"more": [...], "less": [...], "sampling": {"scorer": ..., ...}}}.
+
+    A scorer in a file is found relative to the features file.
+
+    Raises:
+        OptionError: no such file, no JSON object, or an entry that is not as above.
+    """
+    if not path.is_file():
+        raise OptionError(f"--features {path} does not exist", expected="a JSON file", hint="check the path")
+    features = {}
+    for name, entry in read_object(path, OptionError, hint="correct it").items():
+        where = f"{path}: {name}"
+        if not NAME.fullmatch(name):
+            raise OptionError(f"{where} is not a name", expected="letters, digits, '.', '_' and '-'")
+        values = _only(where, entry, "more", "less", "sampling")
+        features[name] = Feature(
+            name,
+            more=_texts(where, "more", values.get("more", [])),
+            less=_texts(where, "less", values.get("less", [])),
+            sampling=_read_sampling(path, where, values["sampling"]) if "sampling" in values else None,
+        )
+    if not features:
+        raise OptionError(f"{path} names no feature", expected="at least one")
+    return features
+
+
+def _read_sampling(path: Path, where: str, entry: Any) -> Sampling:
+    values = _only(where, entry, *Sampling.__dataclass_fields__)
+    scorer = values.get("scorer")
+    if not isinstance(scorer, str) or ":" not in scorer:
+        raise OptionError(f"{where}: scorer is {scorer!r}", expected="MODULE:NAME, FILE.py:NAME or hf:DIR")
+    if ".py:" in scorer or scorer.startswith("hf:."):
+        prefix, rest = ("hf:", scorer[3:]) if scorer.startswith("hf:") else ("", scorer)
+        scorer = f"{prefix}{path.resolve().parent / rest}"
+    styles = values.get("styles", [])
+    if not isinstance(styles, list):
+        raise OptionError(f"{where}: styles is {styles!r}", expected='a list of {"more": {...}, "less": {...}}')
+    counts = {
+        name: _count(where, name, values[name])
+        for name in ("samples", "block", "max_new_tokens", "min_words")
+        if name in values
+    }
+    ends_early = values.get("ends_early", False)
+    if not isinstance(ends_early, bool):
+        raise OptionError(f"{where}: ends_early is {ends_early!r}", expected="true or false")
+    return Sampling(
+        scorer,
+        styles=tuple(_read_styles(where, style) for style in styles),
+        contrast=_number(where, "contrast", values.get("contrast", Sampling.contrast), lowest=0.0),
+        min_gap=_number(where, "min_gap", values.get("min_gap", Sampling.min_gap), lowest=0.0),
+        ends_early=ends_early,
+        **counts,
+    )
+
+
+def _read_styles(where: str, entry: Any) -> tuple[Style, Style]:
+    values = _only(where, entry, "more", "less")
+    styles = []
+    for side in ("more", "less"):
+        texts = _only(where, values.get(side, {}), "system", "start")
+        for key, text in texts.items():
+            if not isinstance(text, str):
+                raise OptionError(f"{where}: {key} is {text!r}", expected="text")
+        styles.append(Style(**texts))
+    return styles[0], styles[1]
+
+
+def _only(where: str, entry: Any, *keys: str) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise OptionError(f"{where} is {entry!r}", expected=f"an object with {', '.join(keys)}")
+    for key in entry:
+        if key not in keys:
+            raise OptionError(f"{where} has the unknown key {key}", expected=f"only {', '.join(keys)}")
+    return entry
+
+
+def _texts(where: str, key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        raise OptionError(f"{where}: {key} is {value!r}", expected="a list of texts")
+    return tuple(value)
+
+
+def _number(where: str, key: str, value: Any, *, lowest: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not lowest <= value < 1e6:
+        raise OptionError(f"{where}: {key} is {value!r}", expected=f"a number of at least {lowest:g}")
+    return float(value)
+
+
+def _count(where: str, key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**20:
+        raise OptionError(f"{where}: {key} is {value!r}", expected="a positive integer")
+    return value

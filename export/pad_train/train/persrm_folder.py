@@ -1,0 +1,51 @@
+"""A trained PersRM as a folder: PEFT's adapter, the head, and the settings that pad-export reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from pad_export.output.disk import follow_umask
+from pad_export.read.adapter import WEIGHTS_NAME
+from pad_export.read.persrm import HEAD_NAME, PLAIN_TEMPLATE, PROMPT_TEMPLATE, SETTINGS_NAME
+from pad_train.train.reward_model import RewardModel
+
+RECORD_NAME = "training.json"
+
+
+def write_persrm(
+    folder: Path, model: RewardModel, *, name: str, base_name: str, reads_words: bool, record: dict[str, Any]
+) -> None:
+    """Write adapter, head (fp16; W_i = I + M_i) and settings.
+
+    Args:
+        folder: created; must not exist.
+        name: of the PersRM in a bundle.
+        base_name: what the adapter says it belongs to.
+        reads_words: whether it was trained on preferences in words; otherwise it is given the prompt alone.
+        record: how it was trained and what it reached, kept beside it as training.json.
+    """
+    folder.mkdir(parents=True)
+    state = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(model.trunk).items()}
+    save_file(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    config = model.trunk.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+    eye = torch.eye(model.head.shape[-1])
+    head = {"feature_head.weight": (eye + model.head.detach()).half(), "feature_head.bias": model.bias.detach().half()}
+    save_file({key: value.contiguous() for key, value in head.items()}, folder / HEAD_NAME)
+    settings = {
+        "name": name,
+        "features": list(model.features),
+        "default_weights": [round(value, 4) for value in model.learned_weights.tolist()],
+        "prompt_template": PROMPT_TEMPLATE if reads_words else PLAIN_TEMPLATE,
+    }
+    (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (folder / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    follow_umask(folder)

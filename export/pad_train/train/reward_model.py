@@ -1,0 +1,134 @@
+"""A PersRM while it is trained: backbone, LoRA and feature head, and the rewards they give each token."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from pad_runtime.errors import OptionError
+from pad_train.options import ALL_LINEAR
+from pad_train.train.backbone import Backbone
+from pad_train.train.example import Batch
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the base says at each position of a batch's replies.
+
+    Attributes:
+        candidates: [n, k] token ids: the token that the reply has there, then the base's likeliest others.
+        log_probs: [n, k] of the base, normalised over those k.
+    """
+
+    candidates: torch.Tensor
+    log_probs: torch.Tensor
+
+
+def _targets(backbone: Backbone, modules: str) -> list[str]:
+    """PEFT's `target_modules`. PEFT itself passes over a name that it does not find beside one that it does."""
+    layers = backbone.model.model.layers.named_modules()
+    known = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
+    if modules == ALL_LINEAR:
+        return known
+    targets = modules.split(",")
+    if unknown := [name for name in targets if name not in known]:
+        raise OptionError(f"--modules {unknown[0]}", expected=f"{ALL_LINEAR}, or some of {', '.join(known)}")
+    return targets
+
+
+class RewardModel(torch.nn.Module):
+    """phi_i(s, a) = log p_i(a|s) - log p_base(a|s), with p_i(a|s) = softmax over T of lm_head(h + M_i h + b_i).
+
+    T is the base's top k at s and the token itself. Decoding looks at no other token, and a normaliser over T cancels
+    there as one over the vocabulary does, so a normaliser over T is what the official decoder computes, and it makes
+    the head as cheap in training as it is at run time.
+
+    Args:
+        backbone: frozen.
+        features: names of the d features.
+        rank, alpha, modules, layers: of the LoRA, as in `TrainingOptions`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        features: Sequence[str],
+        *,
+        rank: int,
+        alpha: float,
+        modules: str = ALL_LINEAR,
+        layers: float = 1.0,
+    ) -> None:
+        super().__init__()
+        hidden, num_layers = backbone.model.config.hidden_size, backbone.model.config.num_hidden_layers
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            target_modules=_targets(backbone, modules),
+            layers_to_transform=[*range(num_layers - max(1, round(layers * num_layers)), num_layers)],
+            task_type="CAUSAL_LM",
+        )
+        self.features = tuple(features)
+        self.backbone = backbone
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers is for PEFT to mend
+            self.trunk: Any = get_peft_model(backbone.model, config)
+        self.head = torch.nn.Parameter(torch.zeros(len(features), hidden, hidden))  # M
+        self.bias = torch.nn.Parameter(torch.zeros(len(features), hidden))
+        self.learned_weights = torch.nn.Parameter(torch.zeros(len(features)))  # w_p of whoever names no weights
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Final hidden states before each reply token, [n, hidden]."""
+        decoder = self.trunk.get_base_model().model
+        output = decoder(batch.ids, attention_mask=self._masks(batch), position_ids=batch.positions)
+        states: torch.Tensor = output.last_hidden_state
+        return states[batch.rows, batch.sources]
+
+    @torch.no_grad()
+    def refer(self, batch: Batch, k: int) -> Reference:
+        """Ask the base, the adapter being off. The batch's prompts are the plain ones."""
+        self.eval()
+        with self.trunk.disable_adapter():
+            logits = self.backbone.logits(self.hidden(batch))  # [n, vocab]
+        k = min(k, logits.shape[-1])
+        own = batch.targets[:, None]
+        candidates = logits.scatter(1, own, torch.inf).topk(k).indices  # the token itself comes first
+        return Reference(candidates, logits.gather(1, candidates).log_softmax(-1))
+
+    def forward(self, hidden: torch.Tensor, reference: Reference) -> torch.Tensor:
+        """phi of every candidate, [d, n, k]; that of the reply's own token is [..., 0]."""
+        hidden = hidden.float()
+        changed = hidden + hidden @ self.head.transpose(1, 2) + self.bias[:, None]  # [d, n, hidden]
+        rows = self.backbone.model.lm_head.weight.detach()[reference.candidates].float()  # [n, k, hidden]
+        logits = self.backbone.cap(torch.einsum("nkh,dnh->dnk", rows, changed))
+        return logits.log_softmax(-1) - reference.log_probs
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """What training changes, by name: LoRA factors, head, bias and w_p."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if "lora_" in name or name in ("head", "bias", "learned_weights")
+        }
+
+    def _masks(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Who attends to whom, as the decoder takes it: [b, 1, width, width], of each kind of layer if it has several.
+
+        A mask that is given is not changed by the decoder: sliding windows and eager attention's form are up to us.
+        """
+        config = self.backbone.model.config
+        window = getattr(config, "sliding_window", None) or batch.ids.shape[1]
+        near = batch.positions[:, :, None] - batch.positions[:, None, :] < window
+        kinds = {"full_attention": batch.sees[:, None], "sliding_attention": (batch.sees & near)[:, None]}
+        if config._attn_implementation == "eager":  # adds its mask to the scores
+            lowest = torch.finfo(self.backbone.model.dtype).min
+            kinds = {
+                kind: torch.zeros(mask.shape, dtype=self.backbone.model.dtype).masked_fill(~mask, lowest)
+                for kind, mask in kinds.items()
+            }
+        return kinds if getattr(config, "layer_types", None) else kinds["sliding_attention"]

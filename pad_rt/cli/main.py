@@ -1,0 +1,297 @@
+"""The command `pad`: generate, chat, info and bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TextIO
+
+from pad_rt.bench.steps import Workload
+from pad_rt.config import GenerationConfig
+from pad_rt.generator import Generator
+from pad_rt.history import History
+from pad_rt.preference import Preference, parse_weight
+from pad_rt.text.prompt import Prompt
+from pad_runtime.command import read_stdin, run_command
+from pad_runtime.devices.choice import DEVICES
+from pad_runtime.errors import OptionError
+from pad_runtime.loaded_bundle import Bundle
+
+_CONSTANTS = {"True": True, "False": False, "None": None}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `pad` with these arguments (None: the process's own) and give its exit code."""
+    return run_command("pad", lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> None:
+    options = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        options.run(options)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    print(f"pad: {message}", file=sys.stderr)
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+def _generate(options: argparse.Namespace) -> None:
+    config, preference = _read_config(options), _read_preference(options)
+    text = read_stdin().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    prompt: Prompt = text if options.system is None else History(options.system).prompt(text)
+    generator = _open(options, preference)
+    if options.json:
+        result = generator.generate(prompt, preference=preference, config=config)
+        record = {
+            "text": result.text,
+            "token_ids": result.token_ids,
+            "finish_reason": result.finish_reason,
+            "usage": asdict(result.usage),
+            "timing": asdict(result.timing),
+            "preference": None if preference is None else asdict(preference),
+            "config": asdict(config),
+        }
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    stream = generator.stream(prompt, preference=preference, config=config)
+    for piece in stream:
+        print(piece, end="", flush=True)
+    print(flush=True)
+    if stream.result and stream.result.finish_reason == "length":
+        print(f"pad: {stream.result.describe_cut(config.max_new_tokens)}", file=sys.stderr)
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from pad_rt.cli.chat import Chat
+
+    config, preference = _read_config(options), _read_preference(options)
+    Chat(_open(options, preference), config, preference, system=options.system).run()
+
+
+def _info(options: argparse.Namespace) -> None:
+    from pad_rt.cli.info import BundleInfo
+
+    info = BundleInfo.read(options.bundle, check=options.check)
+    print(json.dumps(info.as_dict(), ensure_ascii=False) if options.json else info.as_text())
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from pad_rt.bench.report import BenchReport
+
+    workload = Workload(options.prompt_tokens, options.new_tokens, options.top_k, options.rounds)
+    report = BenchReport.measure(
+        options.bundle, workload, device=options.device, num_threads=options.threads, report=_show_progress
+    )
+    print(json.dumps(report.as_dict(), ensure_ascii=False) if options.json else report.as_text())
+
+
+def _show_progress(stage: str) -> None:
+    if sys.stderr.isatty():
+        print(f"measuring {stage}", file=sys.stderr)
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+
+
+def _open(options: argparse.Namespace, preference: Preference | None) -> Generator:
+    """Open only the graph that will run."""
+    bundle = Bundle(options.bundle, device=options.device, num_threads=options.threads)
+    for note in bundle.notes:
+        print(f"pad: {note}", file=sys.stderr)
+    generator = Generator(bundle)
+    generator.open(guided=preference is not None)
+    return generator
+
+
+def _read_config(options: argparse.Namespace) -> GenerationConfig:
+    """The options that were given over the defaults of `GenerationConfig`."""
+    names = GenerationConfig.__dataclass_fields__
+    given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
+    return GenerationConfig(**given, template_args=_read_template_args(options.template_arg))
+
+
+def _read_template_args(arguments: list[str]) -> dict[str, Any]:
+    """NAME=VALUE: a JSON value or a Python constant is that value, anything else is text."""
+    read: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not name or not equals:
+            raise OptionError(
+                f"--template-arg {argument!r}", expected="NAME=VALUE", hint="such as enable_thinking=false"
+            )
+        if name in read:
+            raise OptionError(f"--template-arg {name} given twice", expected="one value a name")
+        try:
+            read[name] = _CONSTANTS[text] if text in _CONSTANTS else json.loads(text)
+        except (ValueError, RecursionError):
+            read[name] = text
+    return read
+
+
+def _read_preference(options: argparse.Namespace) -> Preference | None:
+    weights: dict[str, float] = {}
+    for argument in options.weight:
+        name, weight = parse_weight(argument)
+        if name in weights:
+            raise OptionError(f"--weight {name} given twice", expected="one weight a feature")
+        weights[name] = weight
+    if options.preference is None and not weights:
+        return None
+    return Preference(text=options.preference, weights=weights)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pad", description="Personalized generation with a bundle that pad-export wrote.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"pad {version('pad-rt')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="reply to one prompt", allow_abbrev=False)
+    generate.set_defaults(run=_generate)
+    _add_bundle(generate)
+    generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from stdin")
+    _add_guidance(generate)
+    generate.add_argument("--json", action="store_true", help="print one JSON object at the end, no stream")
+
+    chat = commands.add_parser(
+        "chat", help="talk, one line a turn; /help lists what it understands", allow_abbrev=False
+    )
+    chat.set_defaults(run=_chat)
+    _add_bundle(chat)
+    _add_guidance(chat)
+
+    info = commands.add_parser("info", help="show what a bundle holds", allow_abbrev=False)
+    info.set_defaults(run=_info)
+    _add_bundle(info)
+    info.add_argument("--check", action="store_true", help="hash every file, the weights too")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+
+    bench = commands.add_parser("bench", help="measure what guidance costs here", allow_abbrev=False)
+    bench.set_defaults(run=_bench)
+    _add_bundle(bench)
+    _add_workload(bench)
+    _add_machine(bench)
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder written by pad-export")
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    defaults = GenerationConfig()
+    parser.add_argument("--system", metavar="TEXT", help="the system message, for chat models that take one")
+    parser.add_argument(
+        "--template-arg",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a variable of the chat template, such as enable_thinking=false: a JSON value, or else text",
+    )
+    guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
+    guidance.add_argument("--preference", metavar="TEXT", help='what the user likes, such as "cheerful and concise"')
+    guidance.add_argument(
+        "--weight", metavar="NAME=W", action="append", default=[], help="weight of a feature (pad info lists them)"
+    )
+    # An option that was not given leaves no trace, so that the defaults are those of GenerationConfig alone.
+    given: dict[str, Any] = {"default": argparse.SUPPRESS}
+    guidance.add_argument(
+        "--beta",
+        metavar="B",
+        type=float,
+        help=f"strength of the preference; 0 is the base alone (default {defaults.beta})",
+        **given,
+    )
+    guidance.add_argument(
+        "--top-k",
+        metavar="K",
+        type=int,
+        help=f"candidates that the base proposes for each token (default {defaults.top_k})",
+        **given,
+    )
+    guidance.add_argument(
+        "--base-sees-preference",
+        action="store_true",
+        help="put the preference into the base's prompt too, as the official PAD code does",
+        **given,
+    )
+    guidance.add_argument(
+        "--offer-end",
+        action="store_true",
+        help="let the reply end wherever the preference wants it to, also where the base would go on",
+        **given,
+    )
+    sampling = parser.add_argument_group("generation")
+    sampling.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=int,
+        help=f"most tokens of the reply (default {defaults.max_new_tokens})",
+        **given,
+    )
+    sampling.add_argument(
+        "--temperature", metavar="T", type=float, help="0 takes the best token, above 0 samples (default 0)", **given
+    )
+    sampling.add_argument(
+        "--top-p",
+        metavar="P",
+        type=float,
+        help=f"sample from the likeliest candidates of this probability mass (default {defaults.top_p})",
+        **given,
+    )
+    sampling.add_argument("--seed", metavar="S", type=int, help=f"of the sampling (default {defaults.seed})", **given)
+    sampling.add_argument(
+        "--stop",
+        metavar="TEXT",
+        action="append",
+        help="end the reply before this text, which may be a special token; may be given several times",
+        **given,
+    )
+    sampling.add_argument(
+        "--stop-token-id",
+        metavar="ID",
+        dest="stop_token_ids",
+        type=int,
+        action="append",
+        help="end the reply at this token; may be given several times",
+        **given,
+    )
+    _add_machine(parser)
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    defaults = Workload()
+    workload = parser.add_argument_group("workload", "random token ids, batch 1, greedy")
+    for option, what in (
+        ("prompt-tokens", "tokens of the base's prompt"),
+        ("new-tokens", "tokens decoded after each prefill"),
+        ("top-k", "candidates that the base proposes for each token"),
+        ("rounds", "prefills of each side, base and guided in turn"),
+    ):
+        default = getattr(defaults, option.replace("-", "_"))
+        workload.add_argument(f"--{option}", metavar="N", type=int, default=default, help=f"{what} (default {default})")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", metavar="DEVICE", default="auto", help=f"{', '.join(DEVICES)} (default auto)")
+    machine.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the physical cores)")

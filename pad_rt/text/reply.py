@@ -1,0 +1,67 @@
+"""One sequence on its way from token ids to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pad_rt.result import FinishReason
+from pad_rt.text.stopping import StopStrings
+from pad_rt.text.stream_decoder import StreamDecoder
+from pad_runtime.decode.step import StepTrace
+
+
+@dataclass
+class Reply:
+    """A reply that grows: it ends at an end-of-turn id, a stop string, or its token limit.
+
+    Attributes:
+        eos: ids that end the turn; they are no part of the reply.
+        max_new_tokens: the limit of this sequence, which may be lower than its batch's.
+        prompt_tokens: of the base's prompt.
+        special: tokens that are not shown, and what a stop string writes for them.
+        text: what was settled so far.
+    """
+
+    eos: frozenset[int]
+    max_new_tokens: int
+    prompt_tokens: int
+    decoder: StreamDecoder
+    stop: StopStrings
+    special: Mapping[int, str]
+    token_ids: list[int] = field(default_factory=list)
+    trace: list[StepTrace] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "length"
+    ended: bool = False
+
+    def push(self, token_id: int) -> str:
+        """Take one id and return the text it settles."""
+        piece = self._settle(token_id)
+        self.text += piece
+        return piece
+
+    def _settle(self, token_id: int) -> str:
+        special = self.special.get(token_id, "")
+        if token_id in self.eos:
+            self.ended, self.finish_reason = True, "stop"
+            return self._flush(special)
+        self.token_ids.append(token_id)
+        piece, stopped = self.stop.push(self.decoder.push(token_id), special=special)
+        if stopped:
+            self.ended, self.finish_reason = True, "stop"
+        elif len(self.token_ids) == self.max_new_tokens:
+            self.ended = True
+            return piece + self._flush()
+        return piece
+
+    def _flush(self, special: str = "") -> str:
+        """Text still held back at the end, which a special token may bring: it may complete a stop string."""
+        piece, stopped = self.stop.push(self.decoder.flush())
+        if not stopped and special:
+            rest, stopped = self.stop.push("", special=special)
+            piece += rest
+        if stopped:
+            self.ended, self.finish_reason = True, "stop"
+            return piece
+        return piece + self.stop.flush()

@@ -1,0 +1,107 @@
+"""The bundle's tokenizer: text to token ids and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from pad_rt.text.stream_decoder import StreamDecoder, TokenBytes
+from pad_runtime.errors import BundleError, PromptError
+
+
+class Tokenizer:
+    """`tokenizer.json` as an app needs it. Padding and truncation that the file asks for are switched off.
+
+    Args:
+        file: path of `tokenizer.json`.
+        bos_token: the text of the begin-of-sequence token; None for a model without one.
+        eos_token: the text of the end-of-sequence token; None for a model without one.
+        content: of the file, where it was read already.
+
+    Raises:
+        BundleError: the file is missing or broken, or a named token is not in its vocabulary.
+    """
+
+    def __init__(
+        self, file: Path, *, bos_token: str | None, eos_token: str | None, content: bytes | None = None
+    ) -> None:
+        if content is None and not file.is_file():
+            raise BundleError(f"no tokenizer at {file}", expected="a tokenizer.json", hint="export the bundle again")
+        try:
+            self._backend = tokenizers.Tokenizer.from_buffer(file.read_bytes() if content is None else content)
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise BundleError(
+                f"{file} cannot be read: {error}", expected="a complete tokenizer.json", hint="export the bundle again"
+            ) from error
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self.bos_id = self._find(bos_token, file, name="bos_token")
+        self.eos_id = self._find(eos_token, file, name="eos_token")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._backend.get_vocab_size()
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text; special tokens written out in the text become those tokens.
+
+        Args:
+            text: any text without lone surrogates.
+            add_special_tokens: add what the tokenizer's post-processor adds (BOS for most). False for a rendered
+                chat template, which writes them itself.
+
+        Raises:
+            PromptError: the text holds a lone surrogate, which no UTF-8 can carry.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"text with the lone surrogate {text[error.start]!a} at character {error.start}",
+                expected="text that UTF-8 can carry",
+                hint='clean it with text.encode("utf-8", "replace").decode()',
+            ) from error
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of all ids: exactly the pieces of a `StreamDecoder` joined."""
+        decoder = StreamDecoder(self._token_bytes if skip_special_tokens else self._token_bytes_with_special)
+        return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
+
+    def stream_decoder(self, *, has_begun: bool = False) -> StreamDecoder:
+        """A new decoder for one generated sequence, special tokens left out; one that `has_begun` goes on."""
+        return StreamDecoder(self._token_bytes, has_begun=has_begun)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of a text that one token can stand for, at most."""
+        return max(len(token.encode()) for token in self._backend.get_vocab())
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """Tokens that a stream decoder leaves out, and how a text writes them."""
+        return {id: token.content for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        return TokenBytes(self._backend, skip_special_tokens=True)
+
+    @cached_property
+    def _token_bytes_with_special(self) -> TokenBytes:
+        return TokenBytes(self._backend, skip_special_tokens=False)
+
+    def _find(self, token: str | None, file: Path, *, name: str) -> int | None:
+        token_id = None if token is None else self._backend.token_to_id(token)
+        if token is not None and token_id is None:
+            raise BundleError(
+                f"{name} {token!r} is not in {file}",
+                expected="a token of its vocabulary",
+                hint="export the bundle again",
+            )
+        return token_id

@@ -1,0 +1,1 @@
+"""LoRA factors and feature heads of PersRMs, as inputs of a graph."""

@@ -1,0 +1,103 @@
+"""The inputs and tables a graph must have by its manifest, and what differs in the graph that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.manifest import Manifest, TrunkInfo
+from pad_runtime.bundle.onnx_file import ExternalTensor
+
+Size: TypeAlias = int | str | None  # a number, the name of an axis, or any
+Shape: TypeAlias = tuple[Size, ...]
+
+_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
+
+
+def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) -> list[str]:
+    """Compare a session's inputs with what the runtime will feed: KV cache, adapters and heads, by name, size and type.
+
+    Args:
+        inputs: of `InferenceSession.get_inputs()`.
+        manifest: of the bundle.
+        guided: whether the graph is the one with the rewards.
+
+    Returns:
+        One phrase for each difference.
+    """
+    real = {value.name: value for value in inputs}
+    expected: dict[str, Shape] = {}
+    for trunk in manifest.trunks if guided else manifest.trunks[:1]:
+        at = contract.trunk_prefix(trunk.name)
+        shapes = _cache_shapes(trunk, guided=guided) | (_reward_shapes(trunk) if guided else {})
+        expected |= {at + name: shape for name, shape in shapes.items()}
+    found = []
+    float_type = _TYPES[manifest.float_type]
+    for name, shape in expected.items():
+        if name not in real:
+            found.append(f"the graph has no {name}")
+        elif real[name].type != float_type or not _fits(real[name].shape, shape):
+            found.append(f"{name} is {real[name].type} {real[name].shape} in the graph")
+    fed = {contract.trunk_prefix(trunk.name) + name for trunk in manifest.trunks for name in contract.TRUNK_INPUTS}
+    found += [f"nothing feeds {name}" for name in real if name not in fed | expected.keys() | {*contract.STEP_INPUTS}]
+    return found
+
+
+def find_table_mismatches(tensors: Iterable[ExternalTensor], manifest: Manifest, *, guided: bool) -> list[str]:
+    """Compare a graph's tables with the numbers of the manifest that are of them: vocabulary, hidden size, max_length.
+
+    Args:
+        tensors: of the graph's ONNX file.
+        manifest, guided: as above.
+
+    Returns:
+        One phrase for each difference.
+    """
+    shapes = {tensor.name: tensor.shape or (0,) for tensor in tensors}
+    found = []
+    for trunk in manifest.trunks if guided else manifest.trunks[:1]:
+        at, is_base = f"{trunk.name}/", trunk is manifest.trunks[0]
+        whole = at + contract.EMBEDDING
+        embedding = shapes.get(whole) or shapes.get(f"{whole}.rows") or (0,)
+        positions = min((shape[0] for name, shape in shapes.items() if name.startswith(at + contract.ROPE)), default=0)
+        for what, listed, real, may_have_more in (
+            ("vocab_size", manifest.vocab_size, embedding[0], not is_base),  # a reward's may have rows to spare
+            ("hidden_size", trunk.hidden_size, embedding[-1], False),
+            ("max_length", manifest.max_length, positions, True),
+        ):
+            if listed != real and not (may_have_more and listed < real):
+                found.append(f"{what} is {listed}, and {real} in the tables of trunk '{trunk.name}'")
+    return found
+
+
+def _cache_shapes(trunk: TrunkInfo, *, guided: bool) -> dict[str, Shape]:
+    """KV inputs: below the first adapter they are by prompt, above it by row; in the base's own graph all by prompt."""
+    at = contract.trunk_prefix(trunk.name)
+    shapes: dict[str, Shape] = {}
+    for layer in range(trunk.num_layers):
+        axis = contract.ROWS if guided and layer >= trunk.prompt_layers else contract.PROMPTS
+        for name in (contract.past_key(layer), contract.past_value(layer)):
+            shapes[name] = (at + axis, trunk.num_kv_heads, None, trunk.head_dim)
+    return shapes
+
+
+def _reward_shapes(trunk: TrunkInfo) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for site, (size_in, size_out) in trunk.lora_sites.items():
+        shapes[contract.lora_gate(site)] = (None, 1, None)
+        for layer in range(trunk.prompt_layers, trunk.num_layers):
+            shapes[contract.lora_a(layer, site)] = (size_in, None)
+            shapes[contract.lora_b(layer, site)] = (None, size_out)
+    if trunk.has_features:
+        shapes[contract.FEATURE_HEADS] = (None, trunk.hidden_size, trunk.hidden_size)
+        shapes[contract.FEATURE_BIASES] = (None, 1, trunk.hidden_size)
+        shapes[contract.PREFERENCE_WEIGHTS] = (None, None, None)
+    return shapes
+
+
+def _fits(real: Sequence[int | str | None], expected: Shape) -> bool:
+    """Whether the sizes that are fixed on both sides agree, and the names that axes have on both."""
+    return len(real) == len(expected) and all(
+        type(size) is not type(axis) or axis == size for axis, size in zip(real, expected, strict=True)
+    )

@@ -1,0 +1,96 @@
+"""The chosen ids on their way to the host: all that comes back from a step, read with no NumPy."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+import numpy as np
+
+from pad_runtime.devices.buffers import Buffer, CudaBuffer, HostBuffer
+from pad_runtime.devices.cuda import Cuda
+
+BYTES_PER_ID = ctypes.sizeof(ctypes.c_int64)
+
+
+class Ids(Protocol):
+    """Ids of a batch, int64.
+
+    Attributes:
+        buffer: what a graph writes them to.
+        ahead: whether a further step may be started before the ids of the last one are taken: where a device runs it.
+    """
+
+    buffer: Buffer
+    ahead: bool
+
+    def bind(self, run: Callable[[], object]) -> Callable[[], object]:
+        """`run`, and the ids that it chose are on their way."""
+
+    def take(self) -> Sequence[int]:
+        """The first ids that were not taken yet, once they are there. The run after the next one overwrites them."""
+
+    def forget(self) -> None:
+        """What is on its way is not asked for any more."""
+
+
+class HostIds:
+    """`Ids` of graphs that run on the host: the view is the memory itself."""
+
+    ahead = False
+
+    def __init__(self, count: int) -> None:
+        array = np.zeros(count, np.int64)
+        self.buffer: Buffer = HostBuffer(array)
+        self._view = cast(Sequence[int], (ctypes.c_int64 * count).from_buffer(array.data))  # keeps it
+
+    def bind(self, run: Callable[[], object]) -> Callable[[], object]:
+        """`run` itself."""
+        return run
+
+    def take(self) -> Sequence[int]:
+        """What the last run wrote."""
+        return self._view
+
+    def forget(self) -> None:
+        """Nothing is on its way."""
+
+
+class CudaIds:
+    """`Ids` of graphs that run on a device: 8 bytes an id are copied to one of two pinned places, which take turns."""
+
+    ahead = True
+
+    def __init__(self, cuda: Cuda, count: int) -> None:
+        self.buffer: Buffer = CudaBuffer(cuda, (count,), np.int64)
+        self._cuda = cuda
+        self._places = [cuda.pin(count * BYTES_PER_ID) for _ in range(2)]
+        self._views = [
+            cast(Sequence[int], (ctypes.c_int64 * count).from_address(place.address)) for place in self._places
+        ]
+        self._next = self._oldest = 0  # places, of what is copied next and of what is taken next
+
+    def bind(self, run: Callable[[], object]) -> Callable[[], object]:
+        """`run` and a copy, both put on the stream: nobody waits."""
+        lock, places, source = self._cuda.lock, self._places, self.buffer.address
+
+        def run_and_copy() -> None:
+            with lock:
+                run()
+                places[self._next].start_copy(source)
+            self._next ^= 1
+
+        return run_and_copy
+
+    def take(self) -> Sequence[int]:
+        """Wait for a copy, and for no step that was started after it."""
+        oldest = self._oldest
+        self._oldest ^= 1
+        self._places[oldest].wait()
+        return self._views[oldest]
+
+    def forget(self) -> None:
+        """Wait for it: its buffers may be about to go."""
+        if self._oldest != self._next:
+            self.take()

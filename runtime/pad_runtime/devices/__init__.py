@@ -1,0 +1,1 @@
+"""What runs a graph, and the memory that it reads and writes."""

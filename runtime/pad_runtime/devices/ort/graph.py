@@ -1,0 +1,106 @@
+"""A graph in a session of ONNX Runtime, and its runs on buffers."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pad_runtime.bundle import contract
+from pad_runtime.bundle.held_file import HeldFile, watching
+from pad_runtime.cancellation import Cancellation
+from pad_runtime.devices.buffers import Buffer
+from pad_runtime.devices.ort.mapped_weights import MappedWeights
+from pad_runtime.errors import DeviceError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # NumPy's name -> ONNX's number
+
+
+class OrtGraph:
+    """A graph in a session of ONNX Runtime.
+
+    Attributes:
+        inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
+        host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
+        capacity: slots that its KV caches must have; None: any number.
+    """
+
+    host_inputs = frozenset(contract.HOST_INPUTS)
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        options: Callable[[bool], tuple[ort.RunOptions, int | None]],
+        *,
+        capacity: int | None,
+        weights: MappedWeights | None = None,
+        read_in_place: Sequence[HeldFile] = (),
+    ) -> None:
+        """A session as it was opened.
+
+        Args:
+            session: runs the graph.
+            options: of a run, repeated or not, and the id of its capture.
+            capacity: see the class.
+            weights: those of its weights that are mapped here.
+            read_in_place: files that its runs read, for they lie mapped: no run counts that another content may be in.
+        """
+        self._read_in_place = tuple(read_in_place)
+        self._session, self._options, self._weights = session, options, weights
+        self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
+        self.capacity = capacity
+
+    def bind(
+        self,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        repeated: bool,
+        cancellation: Cancellation | None = None,
+    ) -> Callable[[], object]:
+        """A run of the graph on these buffers, which must live as long as it does.
+
+        Args:
+            inputs, outputs: by name; outputs that are left out are thrown away.
+            repeated: the run is used again and again, and may be captured.
+            cancellation: ends the run before its next operator.
+        """
+        binding = self._session.io_binding()
+        binding.weights = self._weights  # a run may outlive its graph, and reads them
+        for name, buffer in inputs.items():
+            binding.bind_input(name, *_describe(buffer))
+        for name, buffer in outputs.items():
+            binding.bind_output(name, *_describe(buffer))
+        options, graph_id = self._options(repeated)
+        if cancellation:
+            cancellation.on_want(functools.partial(setattr, options, "terminate", True))
+        run_binding = watching(self._read_in_place, self._session.run_with_iobinding)
+        run = functools.partial(run_binding, binding, options)
+        if self._weights and not repeated:
+            return self._weights.letting_go(run)
+        if graph_id is not None:  # or the session would keep the capture as long as it lives
+            weakref.finalize(run, self._session.release_captured_graph, graph_id).atexit = False
+        return run
+
+    def check_placement(self) -> None:
+        """Whether everything that lies on the device is read there: a binding copies it once, and never again.
+
+        Raises:
+            DeviceError: an input is read on the host.
+        """
+        for value, memory in zip(self.inputs, self._session.get_input_memory_infos(), strict=True):
+            on_host = value.name.rpartition(".")[2] in self.host_inputs
+            if not on_host and memory.name.lower().startswith("cpu"):
+                raise DeviceError(
+                    f"ONNX Runtime reads {value.name} on the host: it does not run all of the graph on the device",
+                    hint="pass another --device",
+                )
+
+
+def _describe(buffer: Buffer) -> tuple[str, int, int, tuple[int, ...], int]:
+    """Device type and number, element type, shape and address, as a binding takes them."""
+    return buffer.device, 0, _ELEMENT_TYPES[buffer.dtype.name], buffer.shape, buffer.address

@@ -1,0 +1,1 @@
+"""What a request computes: rows, readings and the arrays that a graph takes."""

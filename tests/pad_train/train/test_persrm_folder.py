@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from pad_export.read.persrm import PROMPT_TEMPLATE, read_persrm
+from pad_train.train.persrm_folder import write_persrm
+from pad_train.train.reward_model import RewardModel
+from tests.support import tiny_training
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> RewardModel:
+    model = RewardModel(tiny_training.make_backbone(tmp_path / "base"), ("a", "b"), rank=3, alpha=6.0)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def test_what_is_read_is_what_was_written(model: RewardModel, tmp_path: Path) -> None:
+    write_persrm(
+        tmp_path / "taste", model, name="taste", base_name="someone/base", reads_words=True, record={"seed": 3}
+    )
+    persrm = read_persrm(tmp_path / "taste")
+    assert (persrm.name, persrm.features, persrm.prompt_template) == ("taste", ("a", "b"), PROMPT_TEMPLATE)
+    assert persrm.default_weights == tuple(round(value, 4) for value in model.learned_weights.tolist())
+    assert persrm.head is not None
+    half = {"atol": 1e-3, "rtol": 1e-3}
+    torch.testing.assert_close(persrm.head.weight, torch.eye(84) + model.head.detach(), **half)
+    assert not torch.allclose(persrm.head.weight, model.head.detach(), **half)
+    torch.testing.assert_close(persrm.head.bias, model.bias.detach(), **half)
+    assert json.loads((tmp_path / "taste" / "training.json").read_text()) == {"seed": 3}
+
+
+@torch.no_grad()
+def test_peft_reads_the_adapter(model: RewardModel, tmp_path: Path) -> None:
+    write_persrm(
+        tmp_path / "taste", model, name="taste", base_name=str(tmp_path / "base"), reads_words=False, record={}
+    )
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    ids = torch.tensor([[5, 6, 40, 7, 20]])
+    plain = base(ids).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = PeftModel.from_pretrained(base, tmp_path / "taste").eval()
+    assert read_persrm(tmp_path / "taste").prompt_template == "{x}"
+    assert wrapped.peft_config["default"].base_model_name_or_path == str(tmp_path / "base")
+    torch.testing.assert_close(wrapped(ids).logits, model.trunk(ids).logits, atol=0.05, rtol=0.01)
+    assert (model.trunk(ids).logits - plain).abs().max() > 1

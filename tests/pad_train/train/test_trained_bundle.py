@@ -1,0 +1,136 @@
+"""From pairs to guided text: what training rewards is what the runtime adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from pad_export.read.checkpoint import open_checkpoint
+from pad_export.read.persrm import read_persrm
+from pad_rt import GenerationConfig, Generator, Preference
+from pad_train.train.backbone import load_backbone
+from pad_train.train.example import Example, feature_names, make_batch, with_words
+from pad_train.train.reward_model import Reference, RewardModel
+from tests.support import tiny_bundles, tiny_models, tiny_training
+
+CONFIG = GenerationConfig(beta=1.0, top_k=8, max_new_tokens=5, base_sees_preference=False)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A PersRM and what came of it."""
+
+    base: Path
+    folder: Path
+    metrics: dict[str, float]
+    generator: Generator
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    root = tmp_path_factory.mktemp("trained")
+    tiny_models.make_base(root / "base", "llama", seed=1)
+    pairs = with_words(tiny_training.make_pairs(24), tiny_training.FEATURES, 0)
+    options = replace(tiny_training.QUICK, epochs=3.0, head_epochs=2.0)
+    names = feature_names(pairs)
+    metrics = tiny_training.train(root / "base", pairs, root / "taste", options, features=names)
+    tiny_bundles.export(root / "bundle", root / "base", [root / "taste"], max_top_k=20)
+    return Trained(root / "base", root / "taste", metrics, tiny_bundles.load(root / "bundle"))
+
+
+def read_back(trained: Trained) -> RewardModel:
+    """The reward model as its folder holds it."""
+    persrm = read_persrm(trained.folder)
+    assert persrm.head is not None
+    backbone = load_backbone(open_checkpoint(trained.base), dtype=torch.float32)
+    model = RewardModel(backbone, persrm.features, rank=tiny_training.QUICK.rank, alpha=tiny_training.QUICK.alpha)
+    set_peft_model_state_dict(model.trunk, load_file(trained.folder / "adapter_model.safetensors"))
+    with torch.no_grad():
+        model.head.copy_(persrm.head.weight - torch.eye(persrm.head.weight.shape[-1]))
+        model.bias.copy_(persrm.head.bias)
+        model.learned_weights.copy_(torch.tensor(persrm.default_weights))
+    return model.eval()
+
+
+def test_what_can_be_learned_is(trained: Trained) -> None:
+    assert trained.metrics["accuracy_eggs"] > 0.95
+    assert trained.metrics["accuracy_noise"] > 0.95
+    assert trained.metrics["accuracy_words"] > 0.8
+    assert trained.metrics["loss"] < 0.4  # log 2 is that of a coin
+
+
+def test_the_bundle_names_what_was_trained(trained: Trained) -> None:
+    (info,) = trained.generator.manifest.persrms
+    assert trained.generator.manifest.topology == "shared"
+    assert tuple(info.features) == ("eggs", "noise", "words")
+    assert info.takes_text
+    assert tuple(info.default_weights) == read_persrm(trained.folder).default_weights
+
+
+@pytest.mark.parametrize(
+    "preference",
+    [
+        Preference(weights={"eggs": 1.0}),
+        Preference(weights={"eggs": 1.0, "noise": -0.5}),
+        Preference(text="boil the egg"),
+        Preference(text="be loud", weights={"noise": 0.75, "words": 1.0}),
+    ],
+    ids=["one feature", "two features", "words", "both"],
+)
+@torch.no_grad()
+def test_the_runtime_adds_what_training_rewarded(trained: Trained, preference: Preference) -> None:
+    model = read_back(trained)
+    messages = [{"role": "user", "content": "the 7 cook, {x} and {p}"}]
+    result = trained.generator.generate(messages, preference=preference, config=CONFIG, trace=True)
+    plain = model.backbone.encode_prompt(messages)
+    prompt = model.backbone.encode_prompt(messages, preference.text) if preference.text else plain
+    weights = _weights(preference.weights, model)
+    reply = list(result.token_ids)
+    candidates = torch.tensor(np.stack([step.candidates for step in result.trace]))
+    row_logits = torch.tensor(np.stack([step.row_logits for step in result.trace]))  # [steps, rows, k]
+    scores = torch.tensor(np.stack([step.scores for step in result.trace]))
+    batch = make_batch([Example(plain, prompt, reply, [0], None, "x")])
+    with model.trunk.disable_adapter():
+        plain_batch = make_batch([Example(plain, prompt, reply, [0], None, "x")], plain=True)
+        base = model.backbone.candidate_logits(model.hidden(plain_batch)[: len(reply)], candidates)
+    torch.testing.assert_close(row_logits[:, 0], base, atol=1e-3, rtol=1e-3)
+    phi = model(model.hidden(batch)[: len(reply)], Reference(candidates, base.log_softmax(-1)))  # [d, steps, k]
+    reward = torch.einsum("d,dnk->nk", weights, phi)
+    added = scores - row_logits[:, 0]
+    # Normalisers are the same for all candidates of a step, and choose nothing.
+    torch.testing.assert_close(_centred(added), _centred(reward), atol=3e-3, rtol=1e-3)
+    assert _centred(reward).abs().max() > 0.1
+    assert not torch.allclose(_centred(added), _centred(-reward), atol=3e-3)
+    if len(preference.weights) > 1:
+        first = torch.einsum("d,dnk->nk", _weights({"eggs": 1.0}, model), phi)
+        assert not torch.allclose(_centred(added), _centred(first), atol=3e-3)
+
+
+def test_a_preference_steers(trained: Trained) -> None:
+    config = replace(CONFIG, beta=3.0, top_k=20, max_new_tokens=24, temperature=1.0)
+    prompts = [f"the {index} cook a" for index in range(4)]
+    counts = {}
+    for sign in (1.0, -1.0):
+        texts = [
+            trained.generator.generate(prompt, preference=Preference(weights={"eggs": sign}), config=config).text
+            for prompt in prompts
+        ]
+        counts[sign] = sum(text.count("egg") + text.count("boil") for text in texts)
+    assert counts[1.0] > counts[-1.0]
+
+
+def _weights(named: Mapping[str, float], model: RewardModel) -> torch.Tensor:
+    if not named:
+        return model.learned_weights
+    return torch.tensor([named.get(name, 0.0) for name in model.features])
+
+
+def _centred(values: torch.Tensor) -> torch.Tensor:
+    return values - values.mean(-1, keepdim=True)
