@@ -54,9 +54,7 @@ class PersrmFiles:
         """PersRMs whose feature heads a trunk's inputs hold: see `_present`."""
         return self._present(trunk, active, lambda info: info.head)
 
-    def _present(
-        self, trunk: TrunkInfo, active: Iterable[int], file: Callable[[PersRMInfo], str | None]
-    ) -> list[int]:
+    def _present(self, trunk: TrunkInfo, active: Iterable[int], file: Callable[[PersRMInfo], str | None]) -> list[int]:
         """The active PersRMs of a trunk that have such a file.
 
         If none is active, the first that has one: a graph's input cannot be empty, and no row or reading uses it.

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
 
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.decode.kv_group import KvGroup, Move, Window
@@ -18,6 +21,7 @@ from pad_runtime.errors import OutOfMemoryError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
 _BLOCK, _CAPTURED_BLOCK = 64, 256  # capacity grows by such blocks; another capacity is captured anew
+Array = npt.NDArray[Any]
 _ROOMY = 4  # an idle arena that is so many times too large is made anew
 
 
@@ -55,7 +59,6 @@ class KvArena:
     Args:
         manifest: sizes of the trunks.
         memory: makes the buffers.
-        capacity: slots that a cache must have; None grows with what is asked for.
         captures: whether runs are captured, for whom a cache that grows is a new one.
 
     Attributes:
@@ -103,7 +106,7 @@ class KvArena:
             self._order.pop()
 
     def gather(self, leases: Iterable[Lease], room: int) -> list[Lease]:
-        """Have rows in memory for all leases, with capacity for `room`, and those of some lie side by side.
+        """Have memory for all leases, each row with a capacity of at least `room`, and have some lie side by side.
 
         Returns:
             These leases in the order in which they lie.
@@ -165,6 +168,17 @@ class KvArena:
         first = min(lease.first[trunk] for lease in leases)
         return Window(first[0], below), Window(first[1], above)
 
+    def row_window(self, lease: Lease, trunk: int, number: int) -> tuple[Window, Window]:
+        """One row of a lease on a trunk, and the row of the prompt that it reads."""
+        below, above = lease.first[trunk]
+        return Window(below + lease.prompts[trunk].index(lease.rows[trunk][number]), 1), Window(above + number, 1)
+
+    def read(self, lease: Lease, trunk: int, number: int, layer: int) -> tuple[Array, Array]:
+        """Copies of keys and values of one row in a layer, [kv_heads, length, head_dim] each."""
+        side = layer >= self._manifest.trunks[trunk].prompt_layers
+        window = self.row_window(lease, trunk, number)[side]
+        return self._groups[trunk][side].read(window, layer, lease.cached[lease.rows[trunk][number]])
+
     def buffers(self, trunk: int, windows: tuple[Window, Window] | None) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
         """Cache inputs and outputs of a trunk; without windows those of a spare row that nobody reads."""
         if windows is None:
@@ -210,7 +224,7 @@ class KvArena:
 
     def _apply(self, order: Sequence[Lease], moves: Sequence[tuple[list[Move], ...]], room: int) -> None:
         """Make or keep the buffers, and move what is in them."""
-        capacity = self._fixed or min(-(-room // self._block) * self._block, self._manifest.max_length)
+        capacity = min(-(-room // self._block) * self._block, self._manifest.max_length)
         idle = not any(move for trunk in moves for side in trunk for move in side)
         if not idle or capacity <= self.capacity < _ROOMY * capacity:
             capacity = max(capacity, self.capacity)
@@ -231,6 +245,4 @@ class KvArena:
 
 def _moves(lease: Lease, placed: Sequence[tuple[int, int]], trunk: int, side: int) -> list[Move]:
     source, target = lease.first[trunk][side], placed[trunk][side]
-    return [
-        Move(source + number, target + number, length) for number, length in enumerate(lease.lengths(trunk)[side])
-    ]
+    return [Move(source + number, target + number, length) for number, length in enumerate(lease.lengths(trunk)[side])]

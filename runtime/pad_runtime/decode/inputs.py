@@ -17,7 +17,6 @@ from pad_runtime.rows.batch import Batch, Member, TrunkPart
 Array = npt.NDArray[Any]
 END_OFFERED = 1e9  # beyond the logits of any model
 _KEEP_ALL = 2.0  # top_p of 1: mass sums to 1 only up to rounding, so the limit is put out of reach
-_IN_PROMPT = 0.5  # of `contract.WRITTEN`
 
 
 class InputBuilder:
@@ -26,24 +25,24 @@ class InputBuilder:
     def __init__(self, manifest: Manifest, factors: LoraFactors, heads: FeatureHeads) -> None:
         self._manifest, self._factors, self._heads = manifest, factors, heads
 
-    def arrays(self, batch: Batch, names: Collection[str], *, past_is_new: bool) -> dict[str, Array]:
+    def arrays(self, batch: Batch, names: Collection[str], *, is_repeated: bool) -> dict[str, Array]:
         """All inputs but KV caches and LoRA factors, by name.
 
         Args:
             batch: what the run reads.
             names: the graph's inputs; others are left out.
-            past_is_new: whether the run is bound to be repeated, so that `total_sequence_length` must say "behind a
-                cache" at any step: a value above every length.
+            is_repeated: whether it is a step that is used again and again: `total_sequence_length` then says "behind a
+                cache" at any length.
         """
         values = _choice(batch.members, batch.max_top_k, self._manifest.vocab_size)
         coefficients: list[Array] = []
         for index, (trunk, part) in enumerate(zip(self._manifest.trunks, batch.trunks, strict=False)):
             at = contract.trunk_prefix(trunk.name)
             values |= {at + name: value for name, value in _reading(part).items()}
-            if past_is_new:
+            if is_repeated:
                 values[at + contract.TOTAL_SEQUENCE_LENGTH] = np.array(self._manifest.max_length + 1, np.int32)
             values |= self._factors.gates(trunk, batch.active, [each.row for each in part.rows])
-            if at + contract.READING_ROW in names:
+            if batch.reads(index) and at + contract.READING_ROW in names:
                 values |= self._readings(batch, index, trunk)
                 coefficients.append(_coefficients(batch, index))
         values[contract.BASE_ROW] = _base_rows(batch)
@@ -61,9 +60,7 @@ class InputBuilder:
             at + contract.READING_SEQUENCE: np.array([part.sequence for part in parts], np.int64),
         }
         if trunk.has_features:
-            uses = [
-                HeadUse(part.persrm if part.reading.weights else None, part.reading.weights) for part in parts
-            ]
+            uses = [HeadUse(part.persrm if part.reading.weights else None, part.reading.weights) for part in parts]
             values |= self._heads.inputs(trunk, batch.active, uses)
         return values
 
@@ -166,7 +163,7 @@ def _written(members: Sequence[Member], vocab_size: int) -> Array:
     values = np.zeros((len(members), vocab_size), np.float32)
     for value, member in zip(values, members, strict=True):
         if member.sequence.controls.counts:
-            value[list(member.prompt_ids)] = _IN_PROMPT
+            value[list(member.prompt_ids)] = contract.IN_PROMPT
             np.add.at(value, list(member.chosen_ids), 1.0)
     return values
 

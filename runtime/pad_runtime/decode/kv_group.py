@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import TrunkInfo
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.memory import DeviceMemory
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class KvGroup:
 
     def __init__(self, memory: DeviceMemory, trunk: TrunkInfo, layers: range, dtype: np.dtype[Any]) -> None:
         self._memory, self._trunk, self._dtype = memory, trunk, dtype
-        at = contract.trunk_prefix(trunk.name)
+        self._at = at = contract.trunk_prefix(trunk.name)
         self._names = [
             (at + past(layer), at + present(layer))
             for layer in layers
@@ -96,6 +99,12 @@ class KvGroup:
     def outputs(self, window: Window) -> dict[str, Buffer]:
         """The same memory, by output name."""
         return {present: self._buffers[past].window(window.first, window.count) for past, present in self._names}
+
+    def read(self, window: Window, layer: int, length: int) -> tuple[Array, Array]:
+        """Copies of keys and values of a window of one row in a layer, [kv_heads, length, head_dim] each."""
+        names = (contract.past_key(layer), contract.past_value(layer))
+        key, value = (self.inputs(window)[self._at + name].read()[0, :, :length] for name in names)
+        return key, value
 
     def _shape(self, num_rows: int, capacity: int) -> tuple[int, ...]:
         return (num_rows, self._trunk.num_kv_heads, capacity, self._trunk.head_dim)

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from pad_runtime.bundle import contract
-from pad_runtime.decode.trace import StepTrace
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.choice import Graph
 from pad_runtime.devices.memory import DeviceMemory
@@ -31,7 +29,7 @@ class Run:
         factors: LoRA factors, by input name.
         arrays: all other inputs, as they are at first.
         state: the output that becomes each input of the next step, by input name.
-        trace: shapes of the trace's outputs, by name; empty without a trace.
+        trace: shapes and types of the trace's outputs, by name; empty without a trace.
 
     Attributes:
         ids: the chosen ids of the last step: a view that the next one overwrites.
@@ -47,7 +45,7 @@ class Run:
         factors: Mapping[str, Buffer],
         arrays: Mapping[str, Array],
         state: Mapping[str, str],
-        trace: Mapping[str, tuple[int, ...]],
+        trace: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]],
     ) -> None:
         self._inputs = {
             # A copy: on a host a buffer is the array's own memory, and this one will be written to.
@@ -57,7 +55,7 @@ class Run:
         self._loaded = dict(arrays)
         self._next = {name: memory.zeros(arrays[name].shape, arrays[name].dtype) for name in state}
         self._ids = memory.ids(len(arrays[contract.BASE_ROW]))
-        self._trace = {name: memory.zeros(shape, _TRACE_TYPES[name]) for name, shape in trace.items()}
+        self._trace = {name: memory.zeros(shape, dtype) for name, (shape, dtype) in trace.items()}
         kept = {**caches[0], **factors}
         turns = (self._inputs, {**self._inputs, **self._next})
         self._turns: list[Callable[[], object]] = []
@@ -112,6 +110,3 @@ class Run:
         """Let the device end what it is doing, before buffers go."""
         if hasattr(self, "_ids"):
             self._ids.forget()
-
-
-_TRACE_TYPES: dict[str, npt.DTypeLike] = {contract.CANDIDATES: np.int64, contract.BASE_LOGITS: np.float32, contract.READING_LOGITS: np.float32, contract.SCORES: np.float32}

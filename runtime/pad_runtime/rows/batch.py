@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,26 @@ class Member:
     allowed: npt.NDArray[np.uint8] | None = None
 
 
+_NOTHING = Reading(0, (), 0.0)
+
+
+@dataclass(frozen=True)
+class ReadingPart:
+    """One reading that is taken.
+
+    Attributes:
+        row: index into the rows of the trunk.
+        sequence: whose scores it adds to.
+        persrm: whose feature heads it mixes, if the reading has weights.
+        reading: weights and coefficient.
+    """
+
+    row: int
+    sequence: int
+    persrm: int | None
+    reading: Reading
+
+
 @dataclass(frozen=True)
 class Batch:
     """One run.
@@ -98,6 +118,10 @@ class Batch:
         """Candidates of the sequence with the most."""
         return max(member.sequence.sampling.top_k for member in self.members)
 
+    def reads(self, trunk: int) -> bool:
+        """Whether rows of a trunk have readings: with trunks of their own for the rewards, the base's has none."""
+        return trunk > 0 or len(self.trunks) == 1
+
     def readings(self, trunk: int) -> tuple[ReadingPart, ...]:
         """Readings of the rows on a trunk, the base's own left out; never empty."""
         found = [
@@ -108,22 +132,7 @@ class Batch:
         ]
         return tuple(found) or (ReadingPart(0, self.trunks[trunk].rows[0].sequence, None, _NOTHING),)
 
-
-_NOTHING = Reading(0, (), 0.0)
-
-
-@dataclass(frozen=True)
-class ReadingPart:
-    """One reading that is taken.
-
-    Attributes:
-        row: index into the rows of the trunk.
-        sequence: whose scores it adds to.
-        persrm: whose feature heads it mixes, if the reading has weights.
-        reading: weights and coefficient.
-    """
-
-    row: int
-    sequence: int
-    persrm: int | None
-    reading: Reading = field(default=_NOTHING)
+    @property
+    def all_readings(self) -> tuple[ReadingPart, ...]:
+        """Readings of all trunks that have any, side by side."""
+        return tuple(part for trunk in range(len(self.trunks)) if self.reads(trunk) for part in self.readings(trunk))
