@@ -14,9 +14,11 @@ from onnx import TensorProto
 
 from pad_export.graph.dialect import DIALECTS
 from pad_export.graph.matrix import Storage, gather_rows, multiply_transposed
-from pad_export.graph.trunk import Trunk, emit_trunk, head_weight
+from pad_export.graph.trunk import emit_trunk
 from pad_export.graph.writer import Graph, element_type
+from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
+from pad_export.weights.stream import head_weight
 from pad_runtime.bundle import contract
 
 _FLOAT, _INT64, _INT32 = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.INT32)

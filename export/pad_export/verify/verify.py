@@ -16,9 +16,9 @@ from pathlib import Path
 import onnx
 import torch
 
-from pad_export.graph.trunk import Trunk
 from pad_export.graph.writer import element_type, torch_type
 from pad_export.plan import Plan
+from pad_export.trunk import Trunk
 from pad_export.verify.findings import Findings, Number, Place
 from pad_export.verify.float32_twin import float32_twin
 from pad_export.verify.float64 import Float64Arithmetic
