@@ -211,7 +211,7 @@ class _Emitter:
         inputs = TrunkInputs(
             prefix=at,
             name=at,
-            input_ids=g.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.axis, f"{at}s"]),
+            input_ids=g.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.axis, at + contract.NEW_TOKENS]),
             seqlens_k=g.input(at + contract.SEQLENS_K, TensorProto.INT32, [self.axis]),
             last_token=g.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.axis, 1]),
             total_length=self.dialect.total_length(at),
@@ -223,7 +223,7 @@ class _Emitter:
         rows = f"{at}{contract.ROWS}"
         row_prompt = g.input(at + contract.ROW_PROMPT, TensorProto.INT64, [rows]) if by_row else ""
         self.gates = {
-            site: g.input(at + contract.lora_gate(site), self.float_type, [rows, 1, f"{at}rank.{site}"])
+            site: g.input(at + contract.lora_gate(site), self.float_type, [rows, 1, at + contract.rank_axis(site)])
             for site in self.trunk.lora_sites
         }
         self.dialect.begin(inputs)
@@ -316,7 +316,7 @@ class _Emitter:
         y = multiply(g, self.weights, f"{stored}.weight", x, name=name, bias=bias)
         if site in self.gates and layer >= trunk.prompt_layers:
             size_in, size_out = trunk.site_sizes(site)
-            rank = f"{trunk.prefix}rank.{site}"
+            rank = trunk.prefix + contract.rank_axis(site)
             a = g.input(trunk.prefix + contract.lora_a(layer, site), self.float_type, [size_in, rank])
             b = g.input(trunk.prefix + contract.lora_b(layer, site), self.float_type, [rank, size_out])
             low = g.op("MatMul", x, a, name=f"{name}/lora_a")  # [R, s, rank]
@@ -331,4 +331,4 @@ class _Emitter:
         return self.graph.input(self.trunk.prefix + name, self.float_type, self._cache_shape())
 
     def _cache_shape(self) -> list[int | str]:
-        return [self.axis, self.spec.num_kv_heads, "capacity", self.spec.head_dim]
+        return [self.axis, self.spec.num_kv_heads, contract.CAPACITY, self.spec.head_dim]
