@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pad_runtime.decode.step import Step, StepRequest, StepTrace
+
 from pad_rt.config import GenerationConfig
 from pad_rt.planner import MAX_STRENGTH, RowPlanner
 from pad_rt.preference import PreferenceLike
@@ -26,7 +28,6 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.held_file import HeldFile
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation
-from pad_runtime.decode.step import Step, StepRequest, StepTrace
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Row, pad_rows

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pad_runtime.decode.step import StepTrace
+
 from pad_rt.result import FinishReason
 from pad_rt.text.stopping import StopStrings
 from pad_rt.text.stream_decoder import StreamDecoder
-from pad_runtime.decode.step import StepTrace
 
 
 @dataclass

@@ -204,7 +204,7 @@ def _make_profile(builder: Any, network: Any, model: onnx.ModelProto, axes: dict
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:  # top_k: its value sizes others
-            profile.set_shape_input(tensor.name, *((size,) for size in axes["k"]))
+            profile.set_shape_input(tensor.name, *((size,) for size in axes[contract.K]))
             continue
         sizes = [axes[dim.dim_param] if dim.dim_param else (dim.dim_value,) * 3 for dim in shapes[tensor.name]]
         profile.set_shape(tensor.name, *zip(*sizes, strict=True))

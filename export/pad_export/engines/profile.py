@@ -16,14 +16,14 @@ from pad_runtime.bundle.manifest import Manifest, TrunkInfo
 
 Range: TypeAlias = tuple[int, int, int]  # least, tuned for, most
 
-_MAX_ROWS = 8  # of one sequence on one trunk: the base and seven rewards or references
+_MAX_ROWS = _MAX_READINGS = 8  # on one trunk, times the most sequences: what one has too few of, another may use
 _TYPICAL_PROMPT = 128
 _TYPICAL_K = 10
 _SPARE_RANK = 4  # times the rank of the bundle's own adapters: room for a PersRM that is swapped in
 
 
 def make_profiles(folder: Path, manifest: Manifest, graph: str) -> dict[str, dict[str, Range]]:
-    """Ranges of every named axis of a graph, by profile. A guided step has at least one reward row."""
+    """Ranges of every named axis of a graph, by profile. A guided step has a reading on each trunk that is read."""
     guided = graph == contract.STEP_GRAPH
     return {
         name: _Axes(folder, manifest).of(manifest.trunks if guided else manifest.trunks[:1], guided, name == "prefill")
@@ -37,42 +37,49 @@ class _Axes:
 
     def of(self, trunks: list[TrunkInfo], guided: bool, prefill: bool) -> dict[str, Range]:
         manifest = self._manifest
-        longest = manifest.max_length
-        batch = (1, 1, manifest.max_batch)
+        longest, vocab, batch = manifest.max_length, manifest.vocab_size, manifest.max_batch
         axes = {
-            "batch": batch,
-            "k": (1, min(_TYPICAL_K, manifest.max_top_k), manifest.max_top_k),
-            "noise_steps": (1, 1, longest),
+            contract.SEQUENCES: (1, 1, batch),
+            contract.K: (1, min(_TYPICAL_K, manifest.max_top_k), manifest.max_top_k),
+            contract.NOISE_STEPS: (1, 1, longest),
             contract.CAPACITY: (longest, longest, longest),
+            contract.BIAS_SEQUENCES: (1, 1, batch),
+            contract.BIAS_WIDTH: (1, 1, vocab),
+            contract.ALLOWED_SEQUENCES: (1, 1, batch),
+            contract.ALLOWED_WIDTH: (1, 1, -(-vocab // 8)),
+            contract.WRITTEN_WIDTH: (1, 1, vocab),
         }
         total = (0, 0, 0)
         for trunk in trunks:
             at = contract.trunk_prefix(trunk.name)
-            rows = self._rows(trunk, alone=len(trunks) == 1) if guided else (1, 1, 1)
-            total = _add(total, rows)
-            axes[f"{at}prompts"] = (batch[0], batch[1], batch[2] * rows[2])
+            is_read = guided and (len(trunks) == 1 or trunk.name != contract.BASE_TRUNK)
+            axes[at + contract.PROMPTS] = (1, 1, batch * (_MAX_ROWS if is_read else 1))
+            axes[at + contract.NEW_TOKENS] = (1, min(_TYPICAL_PROMPT, longest), longest) if prefill else (1, 1, 1)
             if guided:
-                axes[f"{at}rows"] = (batch[0] * rows[0], batch[1] * rows[1], batch[2] * rows[2])
-            axes[f"{at}s"] = (1, min(_TYPICAL_PROMPT, longest), longest) if prefill else (1, 1, 1)
-            if guided:
-                axes |= {f"{at}rank.{site}": self._rank(trunk, site) for site in trunk.lora_sites}
+                axes[at + contract.ROWS] = self._rows(trunk, is_read=is_read)
+                axes |= {at + contract.rank_axis(site): self._rank(trunk, site) for site in trunk.lora_sites}
+            if is_read:
+                readings = self._readings(trunk)
+                axes[at + contract.READINGS], total = readings, _add(total, readings)
                 if trunk.has_features:
-                    is_base = trunk.name == contract.BASE_TRUNK
-                    axes[f"{at}reward_rows"] = _add(rows, (-1, -1, -1)) if is_base else rows
-                    axes[f"{at}features"] = self._features(trunk)
-                    axes[f"{at}weights"] = _add(self._features(trunk), (1, 1, 1))
+                    axes[at + contract.FEATURES] = self._features(trunk)
+                    axes[at + contract.WEIGHT_COLUMNS] = _add(self._features(trunk), (1, 1, 1))
         if guided:
-            axes["total_rows"] = total
+            axes[contract.TOTAL_READINGS] = total
         return axes
 
-    def _rows(self, trunk: TrunkInfo, *, alone: bool) -> Range:
-        """Rows of one sequence on a trunk: with trunks of their own for the rewards, the base's has the base alone."""
-        is_base = trunk.name == contract.BASE_TRUNK
-        if is_base and not alone:
-            return (1, 1, 1)
+    def _rows(self, trunk: TrunkInfo, *, is_read: bool) -> Range:
+        """Rows on a trunk: with trunks of their own for the rewards, the base's has one for each sequence."""
+        if not is_read:
+            return (1, 1, self._manifest.max_batch)
+        typical = (trunk.name == contract.BASE_TRUNK) + self._readings(trunk)[1]
+        return (1, typical, self._manifest.max_batch * _MAX_ROWS)
+
+    def _readings(self, trunk: TrunkInfo) -> Range:
+        """Readings on a trunk that is read, tuned for those of one preference."""
         rewards = any(persrm.trunk == trunk.name for persrm in self._manifest.persrms)
         references = any(persrm.reference_trunk == trunk.name for persrm in self._manifest.persrms)
-        return (1 + is_base, is_base + rewards + references, _MAX_ROWS)
+        return (1, rewards + references, self._manifest.max_batch * _MAX_READINGS)
 
     def _rank(self, trunk: TrunkInfo, site: str) -> Range:
         """Columns of the adapters at a site, tuned for one of them; at most all at once, or one with room to spare."""

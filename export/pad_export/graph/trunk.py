@@ -56,7 +56,7 @@ class _Emitter:
         self.rows = f"{at}{contract.ROWS}"
         self.inputs = TrunkInputs(
             name=at,
-            input_ids=graph.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.axis, f"{at}s"]),
+            input_ids=graph.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.axis, at + contract.NEW_TOKENS]),
             seqlens_k=graph.input(at + contract.SEQLENS_K, TensorProto.INT32, [self.axis]),
             last_token=graph.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.axis, 1]) if cached else "",
             total_length=dialect.total_length(at),
@@ -68,7 +68,9 @@ class _Emitter:
         )
         self.row_prompt = graph.input(at + contract.ROW_PROMPT, TensorProto.INT64, [self.rows]) if by_row else ""
         self.gates = {
-            site: graph.input(at + contract.lora_gate(site), self.float_type, [self.rows, 1, f"{at}rank.{site}"])
+            site: graph.input(
+                at + contract.lora_gate(site), self.float_type, [self.rows, 1, at + contract.rank_axis(site)]
+            )
             for site in trunk.lora_sites
         }
 
@@ -163,7 +165,7 @@ class _Emitter:
         y = multiply(g, self.weights, trunk.linear(layer, site), x, name=name, bias=bias)
         if site in self.gates and layer >= trunk.prompt_layers:
             size_in, size_out = trunk.site_sizes(site)
-            rank = f"{trunk.prefix}rank.{site}"
+            rank = trunk.prefix + contract.rank_axis(site)
             a = g.input(trunk.prefix + contract.lora_a(layer, site), self.float_type, [size_in, rank])
             b = g.input(trunk.prefix + contract.lora_b(layer, site), self.float_type, [rank, size_out])
             low = g.op("MatMul", x, a, name=f"{name}/lora_a")  # [R, s, rank]

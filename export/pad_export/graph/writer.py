@@ -43,12 +43,13 @@ class Graph:
         self._initializers.setdefault(tensor.name, tensor)
         return str(tensor.name)
 
-    def constant(self, array: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
-        """A small inline constant, named after its value so that equal constants are one."""
+    def constant(self, array: npt.ArrayLike, dtype: npt.DTypeLike, *, name: str = "") -> str:
+        """An inline constant: a small one is named after its value, so that equal ones are one, a table by `name`."""
         value = np.asarray(array, dtype=dtype)
-        text = "x".join(str(item) for item in value.reshape(-1).tolist()) or "empty"
-        shape = "scalar" if value.ndim == 0 else "x".join(str(n) for n in value.shape)
-        name = f"const/{value.dtype}/{shape}/{text}"
+        if not name:
+            text = "x".join(str(item) for item in value.reshape(-1).tolist()) or "empty"
+            shape = "scalar" if value.ndim == 0 else "x".join(str(n) for n in value.shape)
+            name = f"const/{value.dtype}/{shape}/{text}"
         if name not in self._initializers:
             self._initializers[name] = numpy_helper.from_array(value, name)
         return name

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from pad_runtime.decode.step import GraphStep, StepRequest, StepTrace
 
 from pad_export.graph.writer import element_type, torch_type
 from pad_export.plan import Plan
@@ -29,7 +30,6 @@ from pad_export.weights.calibrate import perplexity
 from pad_export.weights.stored import StoredWeights
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, read_manifest
-from pad_runtime.decode.step import GraphStep, StepRequest, StepTrace
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Reward, Row, TrunkPrompts, pad_rows, plan_rows
 

@@ -12,7 +12,7 @@ from pad_runtime.errors import BundleError
 if TYPE_CHECKING:
     from pad_runtime.bundle.manifest import EngineInfo, Manifest, PersRMInfo, TrunkInfo
 
-_PROFILE_AXES = {"batch", "s"}
+_PROFILE_AXES = (contract.SEQUENCES, contract.NEW_TOKENS)
 _Rule: TypeAlias = tuple[bool, str, str]  # whether it holds, what is given, what is expected
 
 
@@ -113,4 +113,5 @@ def _engine_rules(engine: EngineInfo) -> Iterator[_Rule]:
         " and ".join(contract.ENGINE_PROFILES),
     )
     for name, axes in engine.profiles.items():
-        yield axes.keys() >= _PROFILE_AXES, f"profile {name} of {engine.file} lacks an axis", "batch and s"
+        has_both = axes.keys() >= {*_PROFILE_AXES}
+        yield has_both, f"profile {name} of {engine.file} lacks an axis", " and ".join(_PROFILE_AXES)

@@ -92,7 +92,7 @@ def _reward_shapes(trunk: TrunkInfo) -> dict[str, Shape]:
     if trunk.has_features:
         shapes[contract.FEATURE_HEADS] = (None, trunk.hidden_size, trunk.hidden_size)
         shapes[contract.FEATURE_BIASES] = (None, 1, trunk.hidden_size)
-        shapes[contract.PREFERENCE_WEIGHTS] = (None, None, None)
+        shapes[contract.READING_WEIGHTS] = (None, None)
     return shapes
 
 

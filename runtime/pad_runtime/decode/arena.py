@@ -1,13 +1,13 @@
 """The KV arena: which rows of which caches belong to whom.
 
 A trunk's layers below the first adapter keep one row for each prompt, those above it one for each row of a sequence. A
-lease is the rows of one sequence, side by side in every cache; a graph's cache inputs are windows over the leases that a
-run steps together.
+lease is the rows of one sequence, side by side in every cache; a graph's cache inputs are windows over the leases that
+a run steps together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,15 +59,17 @@ class KvArena:
     Args:
         manifest: sizes of the trunks.
         memory: makes the buffers.
-        captures: whether runs are captured, for whom a cache that grows is a new one.
+        captures: whether runs are captured.
+        before_resize: called before buffers are made anew: what is bound to the old ones lets go of them.
 
     Attributes:
-        generation: grows when buffers were made anew, and whatever was bound to them is void.
         capacity: slots of each cache.
     """
 
-    def __init__(self, manifest: Manifest, memory: DeviceMemory, *, capacity: int | None, captures: bool) -> None:
-        self._manifest, self._fixed = manifest, capacity
+    def __init__(
+        self, manifest: Manifest, memory: DeviceMemory, *, captures: bool, before_resize: Callable[[], object]
+    ) -> None:
+        self._manifest, self._before_resize = manifest, before_resize
         self._block = _CAPTURED_BLOCK if captures else _BLOCK
         dtype = manifest.dtype
         self._groups = [
@@ -186,7 +188,7 @@ class KvArena:
             if spare.capacity != self.capacity:
                 spare.resize(1, self.capacity, ())
             return spare.inputs(row), spare.outputs(row)
-        inputs, outputs = {}, {}
+        inputs, outputs = dict[str, Buffer](), dict[str, Buffer]()
         for group, window in zip(self._groups[trunk], windows, strict=True):
             inputs |= group.inputs(window)
             outputs |= group.outputs(window)

@@ -1,8 +1,8 @@
 """The decoder: sequences that join, go on, fork and leave, over one KV arena.
 
-A sequence that is decoded never depends on who else is in the batch, on the parts in which its prompts were read, or on
-what was in its rows before. What a slot knows are token ids; what it has in the cache is a part of them, and whatever is
-missing there is read when it is needed.
+What a sequence decodes never depends on who else is in the batch, on the parts in which its prompts were read, or on
+what was in its rows before. What a slot knows are token ids; what it has in the cache is a part of them, and whatever
+is missing there is read when it is needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pad_runtime.bundle.held_file import BundleFiles
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation, run_interruptibly
 from pad_runtime.decode.arena import KvArena
-from pad_runtime.decode.ids import BYTES_PER_ID
 from pad_runtime.decode.inputs import InputBuilder
 from pad_runtime.decode.kv_group import Window
 from pad_runtime.decode.ready import Chosen, ReadyStep
@@ -33,6 +32,7 @@ from pad_runtime.decode.slot import Slot
 from pad_runtime.decode.trace import SequenceTrace, split_trace, trace_shapes
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.choice import Graph, Provider
+from pad_runtime.devices.ids import BYTES_PER_ID
 from pad_runtime.errors import CancelledError, PromptError
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
 from pad_runtime.rows.row import Row
@@ -258,7 +258,7 @@ class Decoder:
             self._touch(slot)
         graph = self._graph(name)
         leases = self._gather(slots)
-        batch = self._batch(name, slots, [slot for slot in leases])
+        batch = self._batch(name, slots, leases)
         arrays = self._builder.arrays(batch, _names(graph), is_repeated=True)
         windows = self._windows(name, leases)
         shapes = trace_shapes(batch) if trace else {}
@@ -272,7 +272,7 @@ class Decoder:
             return Run(
                 graph,
                 self._memory,
-                caches=self._caches(name, windows),
+                caches=self._caches(windows),
                 factors=self._factors.buffers(batch.active) if name == contract.STEP_GRAPH else {},
                 arrays=arrays,
                 state=self._state(name),
@@ -346,7 +346,7 @@ class Decoder:
     ) -> tuple[list[int], dict[str, Array]]:
         """Run a graph once; the chosen ids, and what was weighed."""
         graph, memory = self._graph(name), self._memory
-        inputs, outputs = self._caches(name, windows)
+        inputs, outputs = self._caches(windows)
         inputs |= self._factors.buffers(batch.active) if name == contract.STEP_GRAPH else {}
         for each, array in self._builder.arrays(batch, _names(graph), is_repeated=False).items():
             inputs[each] = memory.upload(array, host=each.rpartition(".")[2] in graph.host_inputs)
@@ -370,7 +370,7 @@ class Decoder:
             raise CancelledError("the reading of a prompt was cancelled")
         return list(ids.take()), {each: buffer.read() for each, buffer in weighed.items()}
 
-    # -- from slots to batches ------------------------------------------------------------------------------------------
+    # -- from slots to batches ----------------------------------------------------------------------------------------
 
     def _batch(
         self,
@@ -393,7 +393,7 @@ class Decoder:
         """
         trunks = range(1 if name == contract.BASE_GRAPH else len(self._manifest.trunks))
         parts = tuple(
-            _trunk_part(trunk, [(slots.index(slot), slot) for slot in ordered], lengths, rows and rows[trunk])
+            _trunk_part(trunk, [(slots.index(slot), slot) for slot in ordered], lengths, rows[trunk] if rows else None)
             for trunk in trunks
         )
         members = tuple(
@@ -420,7 +420,7 @@ class Decoder:
             for trunk in trunks
         )
 
-    def _caches(self, name: str, windows: _Windows) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
+    def _caches(self, windows: _Windows) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
         inputs, outputs = dict[str, Buffer](), dict[str, Buffer]()
         for trunk, window in enumerate(windows):
             of_trunk = self._arena.buffers(trunk, window)

@@ -1,7 +1,7 @@
 """A step that is ready: a graph bound to windows of the KV arena, twice, with small state that takes turns.
 
-What a step reads and what the next one reads (input ids, lengths, step, counts) lie in two sets of buffers. Each binding
-reads one set and writes the other, so a step runs one of two ready bindings and nothing else.
+What a step reads and what the next one reads (input ids, lengths, step, counts) lie in two sets of buffers. Each
+binding reads one set and writes the other, so a step runs one of two ready bindings and nothing else.
 """
 
 from __future__ import annotations

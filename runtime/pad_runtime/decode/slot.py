@@ -15,7 +15,7 @@ from pad_runtime.rows.noise import NoiseTape
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
 if TYPE_CHECKING:
-    from pad_runtime.decode.decoder import ReadyStep
+    from pad_runtime.decode.ready import ReadyStep
 
 
 class Slot:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.decode.ids import CudaIds, HostIds, Ids
 from pad_runtime.devices.buffers import Array, Buffer, CudaBuffer, HostBuffer
 from pad_runtime.devices.cuda import Cuda
+from pad_runtime.devices.ids import CudaIds, HostIds, Ids
 from pad_runtime.errors import out_of_memory
 
 
@@ -23,6 +23,11 @@ class DeviceMemory:
 
     def __init__(self, cuda: Cuda | None) -> None:
         self._cuda = cuda
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a run may be started before the ids of the one before are taken."""
+        return self._cuda is not None
 
     def zeros(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Buffer:
         """A zeroed buffer on the device.
