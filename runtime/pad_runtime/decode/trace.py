@@ -31,6 +31,11 @@ class SequenceTrace:
     reading_logits: Array
     scores: Array
 
+    @property
+    def row_logits(self) -> Array:
+        """Logits of the candidates by reading, the base's first: [readings, k] float32."""
+        return np.concatenate([self.base_logits[None], self.reading_logits])
+
 
 def trace_shapes(batch: Batch) -> dict[str, tuple[tuple[int, ...], npt.DTypeLike]]:
     """Shapes and types of the trace's outputs, by name."""
