@@ -23,7 +23,7 @@ from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import BundleFiles, HeldFile
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
 from pad_runtime.devices.buffers import Buffer
-from pad_runtime.devices.choice import Provider
+from pad_runtime.devices.provider import Provider
 from pad_runtime.rows.row import Row
 
 _KEPT_SETS = 8  # device copies of adapter combinations and of heads kept for the next request

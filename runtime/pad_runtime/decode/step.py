@@ -18,9 +18,9 @@ from pad_runtime.adapters.bank import AdapterBank
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation, run_interruptibly
-from pad_runtime.decode.ids import BYTES_PER_ID
 from pad_runtime.devices.buffers import Buffer
-from pad_runtime.devices.choice import Graph, Provider
+from pad_runtime.devices.ids import BYTES_PER_ID
+from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import CancelledError, OutOfMemoryError
 from pad_runtime.rows.row import Row, TrunkPrompts
 
@@ -105,7 +105,7 @@ class GraphStep:
 
     def __init__(self, graph: Graph, manifest: Manifest, bank: AdapterBank, provider: Provider) -> None:
         self._graph, self._manifest, self._bank = graph, manifest, bank
-        self._memory, self._captures = provider.memory, provider.captures
+        self._memory, self._captures = provider.memory, provider.freezes_host_inputs
         self._input_names = [value.name for value in graph.inputs]
         self._output_names = [value.name for value in graph.outputs]
         self._trunks = [

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.decode.ids import CudaIds, HostIds, Ids
 from pad_runtime.devices.buffers import Array, Buffer, CudaBuffer, HostBuffer
 from pad_runtime.devices.cuda import Cuda
+from pad_runtime.devices.ids import CudaIds, HostIds, Ids
 from pad_runtime.errors import out_of_memory
 
 
