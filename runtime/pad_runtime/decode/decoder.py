@@ -31,8 +31,8 @@ from pad_runtime.decode.run import Run
 from pad_runtime.decode.slot import Slot
 from pad_runtime.decode.trace import SequenceTrace, split_trace, trace_shapes
 from pad_runtime.devices.buffers import Buffer
-from pad_runtime.devices.choice import Graph, Provider
 from pad_runtime.devices.ids import BYTES_PER_ID
+from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import CancelledError, PromptError
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
 from pad_runtime.rows.row import Row
@@ -66,7 +66,7 @@ class Decoder:
         persrms = PersrmFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, self._memory)
         self._builder = InputBuilder(manifest, self._factors, FeatureHeads(persrms, manifest))
-        self._arena = KvArena(manifest, self._memory, captures=provider.captures, before_resize=self._let_go)
+        self._arena = KvArena(manifest, self._memory, captures=provider.freezes_host_inputs, before_resize=self._let_go)
         self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_RUNS)
         self._slots: set[Slot] = set()
         self._closed: deque[Slot] = deque()
@@ -263,7 +263,7 @@ class Decoder:
         windows = self._windows(name, leases)
         shapes = trace_shapes(batch) if trace else {}
         key = (name, windows, batch.active, trace, *((each, array.shape) for each, array in arrays.items()))
-        if self._provider.captures:  # a captured step has read its host inputs for good
+        if self._provider.freezes_host_inputs:  # a captured step has read its host inputs for good
             key += tuple(
                 array.tobytes() for each, array in arrays.items() if each.rpartition(".")[2] in graph.host_inputs
             )
