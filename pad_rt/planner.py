@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.text.prompt import EncodedPrompt, Prompt, PromptEncoder
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import PreferenceError
-from pad_runtime.rows.row import Reward, Row, plan_rows
+from pad_runtime.rows.plan import Plan, Reward, plan_rows
 
 MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, float32 still holds it
 _MAX_WEIGHT = {
@@ -33,8 +33,8 @@ class RowPlanner:
         beta: float,
         base_sees_preference: bool,
         template_args: Mapping[str, Any],
-    ) -> list[list[Row]]:
-        """Rows by trunk, the base row first; without a preference that is all.
+    ) -> Plan:
+        """Rows and readings, the base's first; without a preference that is all.
 
         Raises:
             PromptError: the prompt is empty, malformed, or refused by the chat template.
@@ -58,9 +58,9 @@ class RowPlanner:
             base = self._encoder.encode_reward(prompt, words, template, template_args)
         else:
             base = self._encoder.encode(prompt, template_args)
-        rows = plan_rows(self._manifest, tuple(base), rewards, beta)
-        _check_strengths(rows, _MAX_WEIGHT[self._manifest.float_type])
-        return rows
+        plan = plan_rows(self._manifest, tuple(base), rewards, beta)
+        _check_strengths(plan, _MAX_WEIGHT[self._manifest.float_type])
+        return plan
 
     def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:
         """Preference weights by PersRM: features find theirs; words alone go to the first that reads words."""
@@ -103,12 +103,19 @@ class RowPlanner:
         return tuple(self._encoder.encode_reward(prompt, preference.text, info.prompt_template, template_args))
 
 
-def _check_strengths(trunks: Sequence[list[Row]], max_weight: float) -> None:
+def _check_strengths(plan: Plan, max_weight: float) -> None:
     """What lies beyond would make scores infinite."""
-    rows = [row for trunk in trunks for row in trunk]
     for values, limit, hint in (
-        ([row.coefficient for row in rows], MAX_STRENGTH, "it is the product of beta and the weights: lower them"),
-        ([weight for row in rows for weight in row.weights], max_weight, "lower the weights and raise beta instead"),
+        (
+            [reading.coefficient for reading in plan.readings],
+            MAX_STRENGTH,
+            "it is the product of beta and the weights: lower them",
+        ),
+        (
+            [weight for reading in plan.readings for weight in reading.weights],
+            max_weight,
+            "lower the weights and raise beta instead",
+        ),
     ):
         beyond = [value for value in values if not abs(value) <= limit]  # NaN too
         if beyond:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pad_runtime.decode.step import StepTrace
+from pad_runtime.decode.trace import SequenceTrace
 
 FinishReason = Literal["stop", "length"]
 
@@ -53,8 +53,8 @@ class GenerationResult:
             max_new_tokens or at the bundle's max_length.
         usage: tokens read and made.
         timing: of the call, shared by all replies of a batch.
-        trace: with `trace=True`, one `StepTrace` a chosen token (the end-of-turn token too): candidates [k], row_logits
-            [rows, k], scores [k].
+        trace: with `trace=True`, one `SequenceTrace` a chosen token (the end-of-turn token too): candidates [k],
+            row_logits [readings, k] (the base's first), scores [k].
     """
 
     text: str
@@ -62,7 +62,7 @@ class GenerationResult:
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
-    trace: tuple[StepTrace, ...] = ()
+    trace: tuple[SequenceTrace, ...] = ()
 
     def describe_cut(self, max_new_tokens: int) -> str:
         """For a user, where a reply of `finish_reason` "length" was cut: at the limit asked for, or the bundle's."""

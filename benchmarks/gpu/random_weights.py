@@ -77,7 +77,7 @@ def random_weights() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch("pad_export.read.checkpoint.open_safetensors", RandomWeights))
         stack.enter_context(patch("pad_export.export.calibrate_trunk", lambda *_: {}))
-        stack.enter_context(patch("pad_export.graph.trunk.quantise", _random_blocks))
+        stack.enter_context(patch("pad_export.weights.stream.quantise", _random_blocks))
         for method in ("write", "write_int4"):
             stack.enter_context(patch.object(WeightsFile, method, _filling(getattr(WeightsFile, method))))
         yield

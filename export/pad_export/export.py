@@ -13,18 +13,19 @@ from pad_export.engines.add import build_engines
 from pad_export.engines.build import EngineBuilder
 from pad_export.graph.matrix import Storage, choose_storage
 from pad_export.graph.step import build_base_graph, build_step_graph
-from pad_export.graph.trunk import Trunk, write_weights
 from pad_export.graph.writer import Graph
 from pad_export.output.stages import Stages
 from pad_export.output.staging import staged
 from pad_export.plan import Plan, make_plan
 from pad_export.read.spec import SITE_MODULES
 from pad_export.read.tokenizer.check import check_tokenizer
+from pad_export.trunk import Trunk
 from pad_export.verify.verify import verify_bundle
 from pad_export.weights.adapter_file import write_adapter, write_head
 from pad_export.weights.blocks import BLOCK, Blocks
 from pad_export.weights.calibrate import calibrate_trunk
 from pad_export.weights.file import WeightsFile
+from pad_export.weights.stream import write_weights
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.file_info import FileInfo, describe_file
 from pad_runtime.bundle.manifest import (

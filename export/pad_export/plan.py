@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pad_export.graph.trunk import Trunk
 from pad_export.read.adapter import LoraAdapter, check_fits
 from pad_export.read.checkpoint import Checkpoint, open_checkpoint
 from pad_export.read.model_name import is_model_name, path_names, same_name
@@ -16,6 +15,7 @@ from pad_export.read.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, rea
 from pad_export.read.spec import SITE_MODULES, DecoderSpec, read_spec
 from pad_export.read.tokenizer.checkpoint_tokenizer import CheckpointTokenizer, has_tokenizer, load_folder_tokenizer
 from pad_export.read.tokenizer.sentencepiece_vocabulary import SPACE
+from pad_export.trunk import Trunk
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import PersRMInfo, Reference, Topology
 from pad_runtime.errors import AdapterError, CheckpointError, OptionError, TokenizerMismatchError

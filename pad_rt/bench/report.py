@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pad_runtime.decode.step import StepRequest
+
 from pad_rt.bench.fresh_start import FreshStart, measure_fresh_start
 from pad_rt.bench.graph_weights import GraphWeights
 from pad_rt.bench.machine import cpu_name, num_cores, read_bandwidth
@@ -18,7 +20,6 @@ from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bu
 from pad_rt.generator import Generator
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.decode.step import StepRequest
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import TrunkPrompts
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pad_runtime.decode.step import Step, StepRequest
 
 from pad_rt.bench.rounds import time_turns
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.decode.step import Step, StepRequest
 from pad_runtime.errors import OptionError
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Reward, plan_rows

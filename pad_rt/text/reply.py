@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pad_rt.result import FinishReason
 from pad_rt.text.stopping import StopStrings
 from pad_rt.text.stream_decoder import StreamDecoder
-from pad_runtime.decode.step import StepTrace
+from pad_runtime.decode.trace import SequenceTrace
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Reply:
     stop: StopStrings
     special: Mapping[int, str]
     token_ids: list[int] = field(default_factory=list)
-    trace: list[StepTrace] = field(default_factory=list)
+    trace: list[SequenceTrace] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason = "length"
     ended: bool = False

@@ -76,6 +76,14 @@ class OutOfMemoryError(PadError):
     """The weights or the KV cache do not fit in memory."""
 
 
+def out_of_memory(size: int) -> OutOfMemoryError:
+    """The error for a buffer of that many bytes."""
+    return OutOfMemoryError(
+        f"no memory for a buffer of {size / 2**20:,.0f} MiB",
+        hint="use shorter prompts, fewer new tokens or a smaller batch",
+    )
+
+
 def not_copied(what: str) -> PadError:
     """The error for what is to be pickled or copied and cannot be."""
     return PadError(

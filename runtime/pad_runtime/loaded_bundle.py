@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
-from pad_runtime.adapters.bank import AdapterBank
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.graph_file import GraphFile
 from pad_runtime.bundle.manifest import open_bundle
 from pad_runtime.bundle.signature import find_mismatches, find_table_mismatches
-from pad_runtime.decode.step import GraphStep
+from pad_runtime.decode.decoder import Decoder
 from pad_runtime.devices.choice import Graph, find_provider
 from pad_runtime.errors import BundleError, not_copied
 
 
 class Bundle:
-    """A bundle on one device. Its graphs are shared by any number of steps; each step has its own KV cache.
+    """A bundle on one device. Its graphs are shared by any number of decoders; each has its own KV arena.
 
-    It is a snapshot: its files are open from now on. Whatever happens to the folder, its steps choose the tokens of
+    It is a snapshot: its files are open from now on. Whatever happens to the folder, its decoders choose the tokens of
     what was loaded, or raise a BundleError.
 
     Attributes:
@@ -40,7 +38,7 @@ class Bundle:
         capture: bool = True,
         check: bool = False,
     ) -> None:
-        """Read and check the manifest, open and check the files; a graph's session is made when a step asks for it.
+        """Read and check the manifest, open and check the files; a graph's session is made when it is first used.
 
         Args:
             folder: the bundle.
@@ -56,23 +54,17 @@ class Bundle:
         self.provider, self.notes = find_provider(
             device, self.folder, self.manifest, num_threads=num_threads, low_memory=low_memory, capture=capture
         )
-        self._bank = AdapterBank(self.files, self.manifest, self.provider)
+        self._graphs: dict[str, Graph] = {}
 
-    def guided_step(self) -> GraphStep:
-        """A step over all rows of a request."""
-        return GraphStep(self._step_graph, self.manifest, self._bank, self.provider)
+    def decoder(self) -> Decoder:
+        """A decoder of its own KV arena over the bundle's graphs."""
+        return Decoder(self.graph, self.manifest, self.files, self.provider)
 
-    def base_step(self) -> GraphStep:
-        """A step of the base alone, at the base's own cost."""
-        return GraphStep(self._base_graph, self.manifest, self._bank, self.provider)
-
-    @cached_property
-    def _step_graph(self) -> Graph:
-        return self._open(contract.STEP_GRAPH)
-
-    @cached_property
-    def _base_graph(self) -> Graph:
-        return self._open(contract.BASE_GRAPH)
+    def graph(self, name: str) -> Graph:
+        """One of the bundle's graphs by its name, opened when it is first asked for."""
+        if name not in self._graphs:
+            self._graphs[name] = self._open(name)
+        return self._graphs[name]
 
     def _open(self, name: str) -> Graph:
         """Open a graph and hold its tables, inputs and outputs against the manifest's."""

@@ -35,7 +35,7 @@ class FakeRuntime(types.ModuleType):
         devices, driver: how many GPUs, and the driver's CUDA version (0: no driver).
         failing: what waiting for the stream returns.
         memory, copied: bytes that the device has, and that were copied so far; a copy takes its size over `RATE`.
-        calls: "copy" and "wait", in order.
+        calls: "copy", "copy rows" and "wait", in order.
         blocks: memory that was taken and not given back, by address: device and pinned.
         launched: how often a captured graph ran.
         captured: how many captures there are.
@@ -62,6 +62,10 @@ class FakeRuntime(types.ModuleType):
     def taken(self) -> int:
         """Bytes."""
         return sum(map(len, list(self.blocks.values())))  # a copy: what is collected meanwhile gives memory back
+
+    def holds(self, address: int, size: int) -> bool:
+        """Whether these bytes lie within one block that was not given back."""
+        return any(start <= address and address + size <= start + len(it) for start, it in list(self.blocks.items()))
 
     def enqueue(self, work: Callable[[], None]) -> None:
         """Put work on the stream: it is done at once, or recorded."""
@@ -152,9 +156,30 @@ class FakeRuntime(types.ModuleType):
 
     def cuda_memcpy_async(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
         assert stream == STREAM
+        assert kind == 2 or self.holds(to, size), "to memory that is not the device's"
+        assert kind == 1 or self.holds(source, size), "from memory that is not the device's"
         self.calls.append("copy")
         self.copied += size
         self.enqueue(lambda: ctypes.memmove(to, source, size) and None)
+        return (0,)
+
+    def cuda_memcpy2_d_async(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, width: int, height: int, kind: int, stream: int
+    ) -> tuple[int]:
+        assert (stream, kind) == (STREAM, 3)
+        assert width <= min(to_pitch, source_pitch), "a row runs into the next one"
+        sizes = [(height - 1) * pitch + width for pitch in (to_pitch, source_pitch)]
+        assert self.holds(to, sizes[0]), "to memory that is not the device's"
+        assert self.holds(source, sizes[1]), "from memory that is not the device's"
+        assert to + sizes[0] <= source or source + sizes[1] <= to, "what overlaps is copied in any order"
+        self.calls.append("copy rows")
+        self.copied += width * height
+
+        def work() -> None:
+            for row in range(height):
+                ctypes.memmove(to + row * to_pitch, source + row * source_pitch, width)
+
+        self.enqueue(work)
         return (0,)
 
     # -- capture ------------------------------------------------------------------------------------------------------

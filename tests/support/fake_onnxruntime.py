@@ -7,6 +7,7 @@ good what it was captured with: names, addresses, and the values of host inputs.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from tests.support.fake_cuda import STREAM, FakeRuntime
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 _NO_GRAPH = -1
-_HOST_SIZES = {6: 4, 7: 8}  # bytes of the element types of host inputs, by ONNX's number
+_SIZES = {1: 4, 6: 4, 7: 8, 10: 2, 16: 2}  # bytes of an element, by ONNX's number of its type
 
 
 @dataclass
@@ -54,8 +55,9 @@ def install(replace: Callable[[Any, str, Any], object], runtime: FakeRuntime) ->
         ) -> None:
             on_host = name.rpartition(".")[2] in contract.HOST_INPUTS
             assert device == ("cpu" if on_host else "cuda"), name
-            assert on_host or address in runtime.blocks, f"{name} is not on the device"
-            size = _HOST_SIZES[kind] if on_host else 0
+            size = math.prod(shape) * _SIZES[kind]
+            assert on_host or runtime.holds(address, size), f"{name} is not on the device"
+            size = size if on_host else 0
             self.bound.append((name, address, lambda: ctypes.string_at(address, size)))
             self.real.bind_input(name, "cpu", number, kind, shape, address)
 
@@ -63,7 +65,7 @@ def install(replace: Callable[[Any, str, Any], object], runtime: FakeRuntime) ->
             self, name: str, device: str, number: int, kind: int, shape: Sequence[int], address: int
         ) -> None:
             assert device == "cuda", name
-            assert address in runtime.blocks, f"{name} is not on the device"
+            assert runtime.holds(address, math.prod(shape) * _SIZES[kind]), f"{name} is not on the device"
             self.bound.append((name, address, lambda: b""))
             self.real.bind_output(name, "cpu", number, kind, shape, address)
 

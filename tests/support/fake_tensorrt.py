@@ -166,8 +166,8 @@ class Context:
         engine, addresses, shapes = self._engine, dict(self._addresses), dict(self._shapes)
         missing = [name for name in (*engine.inputs, *engine.outputs) if name not in addresses]
         assert not missing, missing
-        assert self._scratch in engine.runtime.blocks, "memory to work in, and not given back"
         scratch, size = self._scratch, SCRATCH[self._profile]
+        assert engine.runtime.holds(scratch, size), "memory to work in, and not given back"
         (k,) = engine.at(addresses[contract.MAX_TOP_K], "INT64", (1,))
         addresses[contract.MAX_TOP_K] = engine.keep(np.array([k]))
 
@@ -243,14 +243,15 @@ class Engine:
         binding = self.session.io_binding()
         for name, shape in shapes.items():
             kind = _KINDS[self.inputs[name].type]
-            if "past_key_values" not in name:
-                assert addresses[name] in self.runtime.blocks or name == contract.MAX_TOP_K, f"{name} is not on the device"
+            size = math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize
+            assert name == contract.MAX_TOP_K or self.runtime.holds(addresses[name], size), f"{name} is not on the device"
             binding.bind_input(name, "cpu", 0, _NUMBERS[kind], shape, addresses[name])
         for name in self.outputs:
             binding.bind_output(name, "cpu")
         self.session.run_with_iobinding(binding)
         for name, value in zip(self.outputs, binding.get_outputs(), strict=True):
             array = value.numpy()
+            assert self.runtime.holds(addresses[name], array.nbytes), f"{name} is not on the device"
             ctypes.memmove(addresses[name], array.ctypes.data, array.nbytes)
 
 

@@ -55,10 +55,16 @@ class TorchModel:
             self._heads = list(pairs)
 
     @torch.inference_mode()
+    def states(self, ids: Sequence[int]) -> torch.Tensor:
+        """Final-norm hidden states: [s, hidden]."""
+        output = self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+        states: torch.Tensor = output.last_hidden_state[0]
+        return states
+
+    @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Next-token logits of every feature: [d, vocab]."""
-        output = self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
-        hidden = output.last_hidden_state[0, -1]
+        hidden = self.states(ids)[-1]
         features = [hidden] if self._heads is None else [weight @ hidden + bias for weight, bias in self._heads]
         logits = self._model.lm_head(torch.stack(features))
         cap = getattr(self._model.config, "final_logit_softcapping", None)

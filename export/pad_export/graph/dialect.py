@@ -3,12 +3,15 @@
 `OrtDialect` uses ONNX Runtime's fused operators: GroupQueryAttention writes the KV cache in place and reads only the
 slots that are filled. `StandardDialect` uses opset 24 alone (RMSNormalization, RotaryEmbedding, TensorScatter,
 Attention): what TensorRT parses, and the portable fallback.
+
+Without a KV cache each call's tokens are all that there is, and attention is over their own keys.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,16 +27,29 @@ from pad_runtime.bundle import contract
 class TrunkInputs:
     """Value names that layers of one trunk share: those that run by prompt, or those that run by row.
 
-    `prefix` begins the names of the trunk's inputs, `name` those of what a dialect derives from these.
+    `name` begins the names of what a dialect derives from these.
     """
 
-    prefix: str
     name: str
     input_ids: str  # [N, s]
     seqlens_k: str  # [N or R]
-    last_token: str  # [N or R, 1]
+    last_token: str  # [N or R, 1]; "" without a cache
     total_length: str  # []; "" in the standard dialect
+    past_key: str  # of the first layer, as the graph takes it in; "" without a cache
     rope_tables: tuple[tuple[str, str], ...]  # (cos, sin), each [max_length, head_dim / 2]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Value names of where the new tokens stand and what they see: `inputs`, and what a dialect derives from them.
+
+    In the ort dialect that is nothing: its attention derives it itself.
+    """
+
+    inputs: TrunkInputs
+    past: str = ""  # [N or R], tokens in the cache before this call; "" without a cache
+    new: str = ""  # [N or R, s], of the new tokens
+    masks: Mapping[int, str] = field(default_factory=dict)  # by window, [N or R or 1, 1, s, capacity or s], additive
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,9 @@ class Dialect(ABC):
         del prefix
         return ""
 
-    def begin(self, trunk: TrunkInputs) -> None:  # noqa: B027 - not every dialect derives something
-        """Emit what the layers after this share."""
+    def begin(self, trunk: TrunkInputs) -> Positions:
+        """Emit what the layers that share these inputs share too."""
+        return Positions(trunk)
 
     @abstractmethod
     def norm(self, x: str, weight: str, name: str) -> str:
@@ -78,11 +95,18 @@ class Dialect(ABC):
 
     @abstractmethod
     def attention(
-        self, qkv: str, norms: tuple[str, str] | None, layer: int, trunk: TrunkInputs, cache: LayerCache, name: str
+        self,
+        qkv: str,
+        norms: tuple[str, str] | None,
+        layer: int,
+        positions: Positions,
+        cache: LayerCache | None,
+        name: str,
     ) -> str:
         """Causal attention of packed qkv [R, s, q + k + v] over the cache: [R, s, heads x head_dim].
 
-        `norms` are the weights of per-head q and k norms, where the family has them.
+        `norms` are the weights of per-head q and k norms, where the family has them; `positions` are what `begin`
+        returned. Without a cache it is over the new tokens alone.
         """
 
     def activation(self, x: str, name: str) -> str:
@@ -140,7 +164,13 @@ class OrtDialect(Dialect):
         return self.graph.op("QuickGelu", x, name=name, domain=MICROSOFT, alpha=1.0)
 
     def attention(
-        self, qkv: str, norms: tuple[str, str] | None, layer: int, trunk: TrunkInputs, cache: LayerCache, name: str
+        self,
+        qkv: str,
+        norms: tuple[str, str] | None,
+        layer: int,
+        positions: Positions,
+        cache: LayerCache | None,
+        name: str,
     ) -> str:
         """GroupQueryAttention: rotary, cache update and attention in one node, positions from seqlens_k."""
         g, spec = self.graph, self.spec
@@ -164,18 +194,20 @@ class OrtDialect(Dialect):
             attributes["local_window_size"] = layer_spec.window
         if spec.attention_softcap:
             attributes["softcap"] = spec.attention_softcap
-        cos, sin = trunk.rope_tables[layer_spec.rope]
+        cos, sin = positions.inputs.rope_tables[layer_spec.rope]
+        past, present = ["", ""], []
+        if cache:
+            past, present = [cache.past_key, cache.past_value], [cache.present_key, cache.present_value]
         return g.ops(
             "GroupQueryAttention",
             *inputs,
-            cache.past_key,
-            cache.past_value,
-            trunk.seqlens_k,
-            trunk.total_length,
+            *past,
+            positions.inputs.seqlens_k,
+            positions.inputs.total_length,
             cos,
             sin,
             name=name,
-            outputs=[f"{name}/out", cache.present_key, cache.present_value],
+            outputs=[f"{name}/out", *present],
             domain=MICROSOFT,
             **attributes,
         )[0]
@@ -186,31 +218,21 @@ class StandardDialect(Dialect):
 
     name = "standard"
 
-    def begin(self, trunk: TrunkInputs) -> None:
-        """Positions of the new tokens, and one additive mask per attention window, from each row's own length.
+    def begin(self, trunk: TrunkInputs) -> Positions:
+        """Positions of the new tokens, and one additive mask per attention window.
 
-        past = seqlens_k - last_token; position of the i-th new token = past + i; a key slot is seen when it lies at
-        or before the query's position, and inside its window. Slots past a row's length are always after it.
+        A key slot is seen when it lies at or before the query's position, and inside its window. Slots past a row's
+        length are always after it.
         """
         g, at = self.graph, trunk.name
-        axis1 = g.constant([1], np.int64)
-        seqlens = g.op(
-            "Unsqueeze",
-            g.op("Cast", trunk.seqlens_k, name=f"{at}positions/seqlens", to=TensorProto.INT64),
-            axis1,
-            name=f"{at}positions/column",
-        )
-        past = g.op("Sub", seqlens, trunk.last_token, name=f"{at}positions/past")  # [R, 1]
-        self._past = g.op("Squeeze", past, axis1, name=f"{at}positions/past_flat")  # [R]
-        self._positions = g.op(
-            "Add", past, self._range(trunk.input_ids, 1, f"{at}positions/new"), name=f"{at}positions"
-        )
-        queries = g.op(
-            "Reshape", self._positions, g.constant([0, 1, -1, 1], np.int64), name=f"{at}mask/queries"
-        )  # [R, 1, s, 1]
-        keys = self._range(f"{trunk.prefix}{contract.past_key(0)}", 2, f"{at}mask/keys")  # [capacity]
-        seen = g.op("LessOrEqual", keys, queries, name=f"{at}mask/causal")  # [R, 1, s, capacity]
-        self._masks: dict[int, str] = {}
+        past, new = self._standing(trunk)
+        queries = g.op("Reshape", new, g.constant([0, 1, -1, 1], np.int64), name=f"{at}mask/queries")  # [R, 1, s, 1]
+        if trunk.past_key:
+            keys = self._range(trunk.past_key, 2, f"{at}mask/keys")  # [capacity]
+        else:
+            keys = self._range(trunk.input_ids, 1, f"{at}mask/keys")  # [s]
+        seen = g.op("LessOrEqual", keys, queries, name=f"{at}mask/causal")  # [R, 1, s, keys]
+        masks: dict[int, str] = {}
         for window in sorted({layer.window for layer in self.spec.layers}):
             visible = seen
             if window:
@@ -218,13 +240,35 @@ class StandardDialect(Dialect):
                 inside = g.op("Greater", keys, oldest, name=f"{at}mask/window{window}/inside")
                 visible = g.op("And", seen, inside, name=f"{at}mask/window{window}/seen")
             dtype, lowest = np.dtype(self.float_type), torch.finfo(torch_type(self.float_type)).min
-            self._masks[window] = g.op(
+            masks[window] = g.op(
                 "Where",
                 visible,
                 g.constant(0.0, dtype),
                 g.constant(lowest, dtype),  # finite: TensorRT's fp16 attention takes no infinity
                 name=f"{at}mask/window{window}",
             )
+        return Positions(trunk, past, new, masks)
+
+    def _standing(self, trunk: TrunkInputs) -> tuple[str, str]:
+        """How many tokens each row has in the cache [R], and the positions of its new ones [R, s].
+
+        past = seqlens_k - last_token; position of the i-th new token = past + i. Without a cache: i.
+        """
+        g, at = self.graph, trunk.name
+        axis1 = g.constant([1], np.int64)
+        index = self._range(trunk.input_ids, 1, f"{at}positions/new")  # [s]
+        if not trunk.last_token:
+            sizes = [
+                g.op("Shape", value, name=f"{at}positions/{name}", start=axis, end=axis + 1)
+                for value, axis, name in ((trunk.seqlens_k, 0, "rows"), (trunk.input_ids, 1, "length"))
+            ]
+            shape = g.op("Concat", *sizes, name=f"{at}positions/shape", axis=0)
+            return "", g.op("Expand", index, shape, name=f"{at}positions")
+        seqlens = g.op("Cast", trunk.seqlens_k, name=f"{at}positions/seqlens", to=TensorProto.INT64)
+        column = g.op("Unsqueeze", seqlens, axis1, name=f"{at}positions/column")
+        past = g.op("Sub", column, trunk.last_token, name=f"{at}positions/past")  # [R, 1]
+        flat = g.op("Squeeze", past, axis1, name=f"{at}positions/past_flat")
+        return flat, g.op("Add", past, index, name=f"{at}positions")
 
     def norm(self, x: str, weight: str, name: str) -> str:
         """RMSNormalization."""
@@ -240,7 +284,13 @@ class StandardDialect(Dialect):
         return self.graph.op("Mul", x, self.graph.op("Sigmoid", x, name=f"{name}/sigmoid"), name=name)
 
     def attention(
-        self, qkv: str, norms: tuple[str, str] | None, layer: int, trunk: TrunkInputs, cache: LayerCache, name: str
+        self,
+        qkv: str,
+        norms: tuple[str, str] | None,
+        layer: int,
+        positions: Positions,
+        cache: LayerCache | None,
+        name: str,
     ) -> str:
         """RotaryEmbedding on q and k, TensorScatter into the cache, Attention over all slots under the mask."""
         g, spec = self.graph, self.spec
@@ -248,26 +298,24 @@ class StandardDialect(Dialect):
             g.op("Transpose", self.heads(part, norm, f"{name}/{p}"), name=f"{name}/{p}_rows", perm=[0, 2, 1, 3])
             for part, norm, p in zip(self.split(qkv, name), (*(norms or ("", "")), ""), "qkv", strict=True)
         )  # [R, heads, s, head_dim]
-        cos, sin = trunk.rope_tables[spec.layers[layer].rope]
+        cos, sin = positions.inputs.rope_tables[spec.layers[layer].rope]
         q, k = (
-            g.op("RotaryEmbedding", part, cos, sin, self._positions, name=f"{name}/{p}_rotary")
+            g.op("RotaryEmbedding", part, cos, sin, positions.new, name=f"{name}/{p}_rotary")
             for part, p in ((q, "q"), (k, "k"))
         )
-        g.op("TensorScatter", cache.past_key, k, self._past, name=f"{name}/k_cache", output=cache.present_key, axis=-2)
-        g.op(
-            "TensorScatter",
-            cache.past_value,
-            v,
-            self._past,
-            name=f"{name}/v_cache",
-            output=cache.present_value,
-            axis=-2,
-        )
+        if cache:
+            k, v = (
+                g.op("TensorScatter", past, new, positions.past, name=f"{name}/{p}_cache", output=present, axis=-2)
+                for past, new, present, p in (
+                    (cache.past_key, k, cache.present_key, "k"),
+                    (cache.past_value, v, cache.present_value, "v"),
+                )
+            )
         attributes: dict[str, Any] = {"scale": spec.attention_scale}
         if spec.attention_softcap:
             attributes["softcap"] = spec.attention_softcap
-        mask = self._masks[spec.layers[layer].window]
-        out = g.op("Attention", q, cache.present_key, cache.present_value, mask, name=name, **attributes)
+        mask = positions.masks[spec.layers[layer].window]
+        out = g.op("Attention", q, k, v, mask, name=name, **attributes)
         out = g.op("Transpose", out, name=f"{name}/out_rows", perm=[0, 2, 1, 3])
         return g.op("Reshape", out, g.constant([0, 0, -1], np.int64), name=f"{name}/out")
 

@@ -16,9 +16,10 @@ import numpy as np
 from onnx import TensorProto
 
 from pad_export.graph.matrix import gather_rows
-from pad_export.graph.trunk import Trunk, head_weight
 from pad_export.graph.writer import Graph, element_type
+from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
+from pad_export.weights.stream import head_weight
 from pad_runtime.bundle import contract
 
 _FLOAT, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)

@@ -16,9 +16,11 @@ from pad_export.graph.controls import control_logits, count_written
 from pad_export.graph.dialect import DIALECTS
 from pad_export.graph.matrix import Storage, multiply_transposed
 from pad_export.graph.readings import mix_readings, read_rows, softcap, to_float
-from pad_export.graph.trunk import Trunk, emit_trunk, head_weight
+from pad_export.graph.trunk import emit_trunk
 from pad_export.graph.writer import Graph
+from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
+from pad_export.weights.stream import head_weight
 from pad_runtime.bundle import contract
 
 _FLOAT, _INT64, _INT32 = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.INT32)

@@ -1,171 +1,19 @@
-"""A trunk: one set of decoder weights in the step graph. Streams its weights to disk, then emits its layers."""
+"""A trunk in a graph: its inputs, its layers, and the hidden states that they come to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 from onnx import TensorProto
 
-from pad_export.graph.dialect import Dialect, LayerCache, TrunkInputs
-from pad_export.graph.matrix import Storage, gather_rows, multiply, write_blocks
-from pad_export.graph.writer import Graph, element_type, torch_type
-from pad_export.read.adapter import LoraAdapter
-from pad_export.read.checkpoint import Checkpoint
-from pad_export.read.spec import SITE_MODULES, DecoderSpec, norm_modules
-from pad_export.weights.blocks import Blocks, concatenate, quantise
+from pad_export.graph.dialect import Dialect, LayerCache, Positions, TrunkInputs
+from pad_export.graph.matrix import gather_rows, multiply
+from pad_export.graph.writer import Graph, element_type
+from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
+from pad_export.weights.stream import site_has_bias
 from pad_runtime.bundle import contract
-
-LM_HEAD = "lm_head"  # what a fitted lm_head is called beside fitted linears
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """One set of weights and how its rows may differ from them.
-
-    `merged` is added into the weights at export; `lora_sites` take their adapter as graph inputs, per row, from layer
-    `first_adapted` on; `has_features` says that reward rows pass through the PersRMs' feature heads.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    spec: DecoderSpec
-    merged: LoraAdapter | None = None
-    lora_sites: tuple[str, ...] = ()
-    first_adapted: int = 0
-    has_features: bool = False
-
-    @property
-    def prompt_layers(self) -> int:
-        """How many layers run once for each prompt, whatever rows read it: all of them where no adapter is."""
-        return self.first_adapted if self.lora_sites else self.spec.num_layers
-
-    @property
-    def prefix(self) -> str:
-        """Prefix of this trunk's inputs and outputs."""
-        return contract.trunk_prefix(self.name)
-
-    def site_sizes(self, site: str) -> tuple[int, int]:
-        """(in_features, out_features) of one packed linear."""
-        spec = self.spec
-        attended = spec.num_heads * spec.head_dim
-        return {
-            "qkv": (spec.hidden_size, sum(spec.qkv_sizes)),
-            "o": (attended, spec.hidden_size),
-            "gate_up": (spec.hidden_size, 2 * spec.intermediate_size),
-            "down": (spec.intermediate_size, spec.hidden_size),
-        }[site]
-
-
-# -- weights --------------------------------------------------------------------------------------------------------
-
-
-def write_weights(
-    trunk: Trunk,
-    file: WeightsFile,
-    *,
-    storage: Storage,
-    max_length: int,
-    progress: Callable[[int], object],
-    calibrated: Mapping[str, Blocks],
-) -> None:
-    """Stream a trunk's weights to `file`, one packed tensor at a time; `progress(1)` is called after each layer.
-
-    `calibrated` holds linears that are already quantised, by their path in the checkpoint.
-    """
-    dtype = torch_type(storage.float_type)
-    for name, weight in _tensors(trunk, storage, max_length, calibrated):
-        if isinstance(weight, Blocks):
-            write_blocks(file, f"{trunk.name}/{name}", weight, storage)
-        else:
-            file.write(f"{trunk.name}/{name}", weight.to(dtype))
-        if name.endswith(".down.weight"):
-            progress(1)
-
-
-def _tensors(
-    trunk: Trunk, storage: Storage, max_length: int, calibrated: Mapping[str, Blocks]
-) -> Iterator[tuple[str, torch.Tensor | Blocks]]:
-    """Every weight of a trunk under its name in the graph, in the order in which the graph uses them."""
-    source, spec = trunk.checkpoint, trunk.spec
-    yield contract.EMBEDDING, _rows(source, "model.embed_tokens.weight", storage.embedding_bits)
-    for i, rope in enumerate(spec.ropes):
-        cos, sin = rope.tables(max_length)
-        yield f"{contract.ROPE}{i}.cos", cos
-        yield f"{contract.ROPE}{i}.sin", sin
-    for layer in range(spec.num_layers):
-        at = f"model.layers.{layer}."
-        for graph_name, norm in norm_modules(spec.model_type).items():
-            yield f"layers.{layer}.{graph_name}", source.tensor(f"{at}{norm}.weight").float() + spec.norm_offset
-        for site, modules in SITE_MODULES.items():
-            bits = storage.bits(site, layer, spec.num_layers)
-            if bits:
-                parts = [
-                    calibrated.get(at + module) or _linear_blocks(trunk, at + module, bits, storage)
-                    for module in modules
-                ]
-                yield f"layers.{layer}.{site}.weight", concatenate(parts)
-            else:
-                yield (
-                    f"layers.{layer}.{site}.weight",
-                    torch.cat([linear_weight(trunk, at + module) for module in modules]).T,
-                )
-            if site_has_bias(trunk, layer, site):
-                biases = [
-                    source.tensor(f"{at}{module}.bias")
-                    if f"{at}{module}.bias" in source.names
-                    else torch.zeros(source.shape(f"{at}{module}.weight")[0])
-                    for module in modules
-                ]
-                yield f"layers.{layer}.{site}.bias", torch.cat(biases)
-    yield "norm", source.tensor("model.norm.weight").float() + spec.norm_offset
-    bits = head_bits(trunk, storage)
-    if not spec.tied or bits != storage.embedding_bits:
-        yield "lm_head", calibrated.get(LM_HEAD) or _rows(source, head_parameter(trunk), bits)
-
-
-def linear_weight(trunk: Trunk, module: str) -> torch.Tensor:
-    """Weight [out, in] of one linear, with the merged adapter added in float32."""
-    merged = merged_weight(trunk, module)
-    return trunk.checkpoint.tensor(f"{module}.weight") if merged is None else merged
-
-
-def merged_weight(trunk: Trunk, module: str) -> torch.Tensor | None:
-    """The same where an adapter is merged into it, None elsewhere."""
-    delta = trunk.merged.delta.get(module) if trunk.merged else None
-    return None if delta is None else trunk.checkpoint.tensor(f"{module}.weight").float() + delta.b @ delta.a
-
-
-def _linear_blocks(trunk: Trunk, module: str, bits: int, storage: Storage) -> Blocks:
-    return stored_blocks(trunk, module, bits, storage) or quantise(
-        linear_weight(trunk, module), bits, symmetric=storage.symmetric
-    )
-
-
-def stored_blocks(trunk: Trunk, module: str, bits: int, storage: Storage) -> Blocks | None:
-    """The checkpoint's own blocks of a linear, where it is stored in such and nothing is merged into them."""
-    merged = trunk.merged is not None and module in trunk.merged.delta
-    blocks = None if merged else trunk.checkpoint.blocks(f"{module}.weight", bits)
-    return blocks if blocks and (blocks.is_symmetric or not storage.symmetric) else None
-
-
-def _rows(source: Checkpoint, name: str, bits: int) -> torch.Tensor | Blocks:
-    """A matrix whose rows are looked up: embedding or lm_head."""
-    if not bits:
-        return source.tensor(name)
-    return source.blocks(name, bits) or quantise(source.tensor(name), bits)
-
-
-def site_has_bias(trunk: Trunk, layer: int, site: str) -> bool:
-    """Whether any linear packed into the site has a bias."""
-    at = f"model.layers.{layer}."
-    return any(f"{at}{module}.bias" in trunk.checkpoint.names for module in SITE_MODULES[site])
-
-
-# -- layers ---------------------------------------------------------------------------------------------------------
 
 
 def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect, *, by_row: bool) -> str:
@@ -178,57 +26,60 @@ def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialec
     Returns:
         The final-norm hidden state of each row's last valid token: [R, hidden]; of each prompt's without `by_row`.
     """
-    return _Emitter(graph, trunk, weights, dialect).run(by_row=by_row)
+    emitter = _Emitter(graph, trunk, weights, dialect, by_row=by_row, cached=True)
+    normed, inputs = emitter.run()
+    hidden = graph.op("GatherND", normed, inputs.last_token, name=f"{trunk.prefix}last_hidden", batch_dims=1)
+    return emitter.of_rows(hidden)
 
 
-def head_bits(trunk: Trunk, storage: Storage) -> int:
-    """Bits of a trunk's lm_head: the base's is multiplied by, of any other a step looks up a few rows."""
-    return storage.head_bits if trunk.name == contract.BASE_TRUNK else storage.embedding_bits
+def emit_trunk_without_cache(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> str:
+    """Emit inputs and layers of one trunk that reads whole texts, and neither takes nor keeps a KV cache.
 
-
-def head_parameter(trunk: Trunk) -> str:
-    """The checkpoint's name of the lm_head's weight: the embedding's, where they are tied."""
-    return "model.embed_tokens.weight" if trunk.spec.tied else "lm_head.weight"
-
-
-def head_weight(trunk: Trunk, stored: Iterable[str]) -> str:
-    """Name of the lm_head's weight [vocab, hidden] among those that are stored: the embedding's, without its own."""
-    own = f"{trunk.name}/lm_head"
-    return own if any(name.startswith(own) for name in stored) else f"{trunk.name}/{contract.EMBEDDING}"
+    Returns:
+        The final-norm hidden states of each row, at all positions: [R, s, hidden]. Those of the padding mean nothing.
+    """
+    emitter = _Emitter(graph, trunk, weights, dialect, by_row=True, cached=False)
+    normed, _ = emitter.run()
+    return emitter.of_rows(normed)
 
 
 class _Emitter:
-    def __init__(self, graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> None:
-        self.graph, self.trunk, self.weights, self.dialect = graph, trunk, weights, dialect
+    def __init__(
+        self, graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect, *, by_row: bool, cached: bool
+    ) -> None:
+        self.graph, self.trunk, self.weights, self.dialect, self.cached = graph, trunk, weights, dialect, cached
         self.spec = trunk.spec
-        self.axis = (
-            f"{trunk.prefix}{contract.PROMPTS}"  # what runs at the layer that is being emitted: prompts, later rows
-        )
+        at = trunk.prefix
         self.float_type = element_type(dialect.float_type)
-
-    def run(self, *, by_row: bool) -> str:
-        g, spec, at = self.graph, self.spec, self.trunk.prefix
-        inputs = TrunkInputs(
-            prefix=at,
+        # What runs at the layer that is being emitted: prompts, later rows.
+        self.axis = f"{at}{contract.PROMPTS}"
+        self.rows = f"{at}{contract.ROWS}"
+        self.inputs = TrunkInputs(
             name=at,
-            input_ids=g.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.axis, at + contract.NEW_TOKENS]),
-            seqlens_k=g.input(at + contract.SEQLENS_K, TensorProto.INT32, [self.axis]),
-            last_token=g.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.axis, 1]),
-            total_length=self.dialect.total_length(at),
+            input_ids=graph.input(at + contract.INPUT_IDS, TensorProto.INT64, [self.axis, at + contract.NEW_TOKENS]),
+            seqlens_k=graph.input(at + contract.SEQLENS_K, TensorProto.INT32, [self.axis]),
+            last_token=graph.input(at + contract.LAST_TOKEN, TensorProto.INT64, [self.axis, 1]) if cached else "",
+            total_length=dialect.total_length(at),
+            past_key=at + contract.past_key(0) if cached else "",
             rope_tables=tuple(
                 (self._weight(f"{contract.ROPE}{i}.cos"), self._weight(f"{contract.ROPE}{i}.sin"))
-                for i in range(len(spec.ropes))
+                for i in range(len(self.spec.ropes))
             ),
         )
-        rows = f"{at}{contract.ROWS}"
-        row_prompt = g.input(at + contract.ROW_PROMPT, TensorProto.INT64, [rows]) if by_row else ""
+        self.row_prompt = graph.input(at + contract.ROW_PROMPT, TensorProto.INT64, [self.rows]) if by_row else ""
         self.gates = {
-            site: g.input(at + contract.lora_gate(site), self.float_type, [rows, 1, at + contract.rank_axis(site)])
-            for site in self.trunk.lora_sites
+            site: graph.input(
+                at + contract.lora_gate(site), self.float_type, [self.rows, 1, at + contract.rank_axis(site)]
+            )
+            for site in trunk.lora_sites
         }
-        self.dialect.begin(inputs)
+
+    def run(self) -> tuple[str, TrunkInputs]:
+        """The final-norm hidden states [N or R, s, hidden], and the inputs that go with them."""
+        g, spec, at = self.graph, self.spec, self.trunk.prefix
+        positions = self.dialect.begin(self.inputs)
         x = gather_rows(
-            g, self.weights, f"{self.trunk.name}/{contract.EMBEDDING}", inputs.input_ids, name=f"{at}embed"
+            g, self.weights, self.trunk.weight(contract.EMBEDDING), self.inputs.input_ids, name=f"{at}embed"
         )  # [N, s, hidden]
         if spec.embedding_scale != 1.0:
             scale = g.constant(spec.embedding_scale, np.dtype(self.dialect.float_type))
@@ -237,32 +88,35 @@ class _Emitter:
         for layer in range(spec.num_layers):
             name = f"{at}layers.{layer}"
             x, normed = self._residual(x, delta, f"layers.{layer}.attention_norm", name)
-            if by_row and layer == self.trunk.prompt_layers:
-                x, normed, inputs = self._part(x, normed, inputs, row_prompt)
-                self.axis = rows
-            attended = self._attention(normed, layer, inputs)
+            if self.row_prompt and layer == self.trunk.prompt_layers:
+                x, normed, positions = self._part(x, normed)
+            attended = self._attention(normed, layer, positions)
             x, normed = self._residual(x, attended, f"layers.{layer}.mlp_norm", name)
             delta = self._mlp(normed, layer)
-        _, normed = self._residual(x, delta, "norm", f"{at}final")
-        hidden = g.op("GatherND", normed, inputs.last_token, name=f"{at}last_hidden", batch_dims=1)
-        if by_row and self.axis != rows:
-            hidden = g.op("Gather", hidden, row_prompt, name=f"{at}row_hidden", axis=0)
-        return hidden
+        return self._residual(x, delta, "norm", f"{at}final")[1], positions.inputs
 
-    def _part(self, x: str, normed: str, inputs: TrunkInputs, row_prompt: str) -> tuple[str, str, TrunkInputs]:
+    def of_rows(self, hidden: str) -> str:
+        """What prompts have come to, [N, ..], for each row, [R, ..]; unless the rows have parted and it is theirs."""
+        if not self.row_prompt or self.axis == self.rows:
+            return hidden
+        return self.graph.op("Gather", hidden, self.row_prompt, name=f"{self.trunk.prefix}row_hidden", axis=0)
+
+    def _part(self, x: str, normed: str) -> tuple[str, str, Positions]:
         """From here on every row runs by itself: what its prompt has come to, and how long that is."""
+        inputs = self.inputs
 
         def taken(value: str, name: str) -> str:
-            return self.graph.op("Gather", value, row_prompt, name=f"{inputs.name}part/{name}", axis=0)
+            return self.graph.op("Gather", value, self.row_prompt, name=f"{inputs.name}part/{name}", axis=0)
 
         by_row = replace(
             inputs,
             name=f"{inputs.name}part/",
             seqlens_k=taken(inputs.seqlens_k, "seqlens_k"),
-            last_token=taken(inputs.last_token, "last_token"),
+            last_token=taken(inputs.last_token, "last_token") if inputs.last_token else "",
         )
-        self.dialect.begin(by_row)
-        return taken(x, "x"), taken(normed, "normed"), by_row
+        self.axis = self.rows
+        positions = self.dialect.begin(by_row)
+        return taken(x, "x"), taken(normed, "normed"), positions
 
     def _residual(self, x: str, delta: str, norm: str, name: str) -> tuple[str, str]:
         """(x + delta, its norm); at the first layer there is no delta yet."""
@@ -271,21 +125,17 @@ class _Emitter:
             return x, self.dialect.norm(x, weight, name)
         return self.dialect.add_norm(x, delta, weight, name)
 
-    def _attention(self, x: str, layer: int, inputs: TrunkInputs) -> str:
-        g, at, spec = self.graph, self.trunk.prefix, self.spec
-        cache = LayerCache(
-            past_key=self._cache_input(contract.past_key(layer)),
-            past_value=self._cache_input(contract.past_value(layer)),
-            present_key=at + contract.present_key(layer),
-            present_value=at + contract.present_value(layer),
-        )
+    def _attention(self, x: str, layer: int, positions: Positions) -> str:
+        cache = self._cache(layer) if self.cached else None
         norms = None
-        if spec.qk_norm:
+        if self.spec.qk_norm:
             norms = (self._weight(f"layers.{layer}.q_norm"), self._weight(f"layers.{layer}.k_norm"))
         qkv = self._linear(x, layer, "qkv")
-        out = self.dialect.attention(qkv, norms, layer, inputs, cache, f"{at}layers.{layer}/attention")
-        for present in (cache.present_key, cache.present_value):
-            g.output(present, self.float_type, self._cache_shape())
+        name = f"{self.trunk.prefix}layers.{layer}/attention"
+        out = self.dialect.attention(qkv, norms, layer, positions, cache, name)
+        if cache:
+            for present in (cache.present_key, cache.present_value):
+                self.graph.output(present, self.float_type, self._cache_shape())
         return self._post_norm(self._linear(out, layer, "o"), layer, "attention_post_norm")
 
     def _mlp(self, x: str, layer: int) -> str:
@@ -311,9 +161,8 @@ class _Emitter:
         """x @ W (+ bias) (+ gate * (x @ A) @ B): the gate is zero on rows that have no adapter, and exact there."""
         g, trunk = self.graph, self.trunk
         name = f"{trunk.prefix}layers.{layer}/{site}"
-        stored = f"{trunk.name}/layers.{layer}.{site}"
-        bias = f"{stored}.bias" if site_has_bias(trunk, layer, site) else ""
-        y = multiply(g, self.weights, f"{stored}.weight", x, name=name, bias=bias)
+        bias = trunk.bias(layer, site) if site_has_bias(trunk, layer, site) else ""
+        y = multiply(g, self.weights, trunk.linear(layer, site), x, name=name, bias=bias)
         if site in self.gates and layer >= trunk.prompt_layers:
             size_in, size_out = trunk.site_sizes(site)
             rank = trunk.prefix + contract.rank_axis(site)
@@ -325,10 +174,16 @@ class _Emitter:
         return y
 
     def _weight(self, name: str) -> str:
-        return self.graph.weight(self.weights[f"{self.trunk.name}/{name}"])
+        return self.graph.weight(self.weights[self.trunk.weight(name)])
 
-    def _cache_input(self, name: str) -> str:
-        return self.graph.input(self.trunk.prefix + name, self.float_type, self._cache_shape())
+    def _cache(self, layer: int) -> LayerCache:
+        g, at = self.graph, self.trunk.prefix
+        return LayerCache(
+            past_key=g.input(at + contract.past_key(layer), self.float_type, self._cache_shape()),
+            past_value=g.input(at + contract.past_value(layer), self.float_type, self._cache_shape()),
+            present_key=at + contract.present_key(layer),
+            present_value=at + contract.present_value(layer),
+        )
 
     def _cache_shape(self) -> list[int | str]:
         return [self.axis, self.spec.num_kv_heads, contract.CAPACITY, self.spec.head_dim]

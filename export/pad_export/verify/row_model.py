@@ -19,10 +19,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import DynamicCache
 
-from pad_export.graph.trunk import Trunk
 from pad_export.plan import Plan
 from pad_export.read.kv_cache import cache_argument
 from pad_export.read.persrm import FeatureHead
+from pad_export.trunk import Trunk
 from pad_export.verify.torch_model import load_model
 from pad_runtime.errors import AdapterError
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import onnx
 import torch
+from pad_runtime.decode.step import GraphStep, StepRequest, StepTrace
 
-from pad_export.graph.trunk import Trunk
 from pad_export.graph.writer import element_type, torch_type
 from pad_export.plan import Plan
+from pad_export.trunk import Trunk
 from pad_export.verify.findings import Findings, Number, Place
 from pad_export.verify.float32_twin import float32_twin
 from pad_export.verify.float64 import Float64Arithmetic
@@ -29,7 +30,6 @@ from pad_export.weights.calibrate import perplexity
 from pad_export.weights.stored import StoredWeights
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, read_manifest
-from pad_runtime.decode.step import GraphStep, StepRequest, StepTrace
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Reward, Row, TrunkPrompts, pad_rows, plan_rows
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pad_export.graph.trunk import Trunk
 from pad_export.graph.writer import torch_type
 from pad_export.read.adapter import LoraAdapter
 from pad_export.read.persrm import FeatureHead
 from pad_export.read.spec import SITE_MODULES
+from pad_export.trunk import Trunk
 from pad_runtime.bundle import contract
 
 

@@ -9,9 +9,11 @@ import onnx
 import torch
 from onnx import external_data_helper, numpy_helper
 
-from pad_export.graph.trunk import Trunk, head_weight
 from pad_export.read.spec import SITE_MODULES
+from pad_export.trunk import Trunk
 from pad_export.weights.blocks import BLOCK
+from pad_export.weights.stream import head_weight
+from pad_runtime.bundle import contract
 
 
 class StoredWeights:
@@ -29,7 +31,7 @@ class StoredWeights:
         self._folder = folder
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._places: dict[str, tuple[str, int, int | None]] = {
-            "model.embed_tokens.weight": (f"{trunk.name}/embed", 0, None),
+            "model.embed_tokens.weight": (trunk.weight(contract.EMBEDDING), 0, None),
             "lm_head.weight": (head_weight(trunk, self._tensors), 0, None),
         }  # parameter -> the bundle's tensor, and its first and last rows there
         for layer in range(trunk.spec.num_layers):
@@ -38,7 +40,7 @@ class StoredWeights:
                 for module in modules:
                     name = f"model.layers.{layer}.{module}.weight"
                     end = first + trunk.checkpoint.shape(name)[0]
-                    self._places[name] = (f"{trunk.name}/layers.{layer}.{site}.weight", first, end)
+                    self._places[name] = (trunk.linear(layer, site), first, end)
                     first = end
 
     def __bool__(self) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.errors import OutOfMemoryError
-
-if TYPE_CHECKING:
-    from pad_runtime.devices.cuda import Cuda
+from pad_runtime.devices.cuda import Cuda
 
 Array = npt.NDArray[Any]
 
@@ -37,40 +35,68 @@ class Buffer(Protocol):
     def read(self) -> Array:
         """A copy of the values."""
 
+    def window(self, first: int, count: int) -> Buffer:
+        """Rows `first` to `first + count` of axis 0 as a buffer in the same memory, which lives as long as it does.
+
+        Raises:
+            IndexError: there are no such rows.
+        """
+
 
 class HostBuffer:
-    """A `Buffer` in the host's memory: an array's own."""
+    """A `Buffer` in the host's memory: an array's own.
+
+    Attributes:
+        array: that array, in C order.
+    """
 
     device = "cpu"
 
     def __init__(self, array: Array) -> None:
-        self._array = np.asarray(array, order="C")
+        self.array = np.asarray(array, order="C")
         self.shape, self.dtype = array.shape, array.dtype
-        self.address = self._array.ctypes.data
+        self.address = self.array.ctypes.data
 
     def write(self, array: Array) -> None:
         """Copy."""
-        self._array[...] = array
+        self.array[...] = array
 
     def read(self) -> Array:
         """Copy."""
-        return self._array.copy()
+        return self.array.copy()
+
+    def window(self, first: int, count: int) -> HostBuffer:
+        """A view."""
+        _check_rows(self.shape, first, count)
+        return HostBuffer(self.array[first : first + count])
 
 
 class CudaBuffer:
-    """A `Buffer` on the device, zero at first. Its memory goes back when the last reference does."""
+    """A `Buffer` on the device, zero at first. Its memory goes back when it and all of its windows are gone."""
 
     device = "cuda"
 
-    def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
-        """Allocate.
+    def __init__(
+        self,
+        cuda: Cuda,
+        shape: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        within: CudaBuffer | None = None,
+        offset: int = 0,
+    ) -> None:
+        """Allocate, or lie within another buffer's memory, `offset` bytes after its first.
 
         Raises:
             OutOfMemoryError: says how much was asked for.
         """
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self._cuda, self._size = cuda, int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-        self.address = cuda.allocate(self._size)
+        self.shape, self.dtype = tuple(map(int, shape)), np.dtype(dtype)
+        self._cuda, self._size = cuda, math.prod(self.shape) * self.dtype.itemsize
+        if within is None:
+            self._memory = cuda.allocate(self._size)
+            self.address = self._memory.address
+        else:
+            self._memory, self.address = within._memory, within.address + offset
 
     def write(self, array: Array) -> None:
         """Copy to the device; `array` may go when this returns."""
@@ -83,15 +109,15 @@ class CudaBuffer:
         self._cuda.copy_out(array.ctypes.data, self.address, self._size)
         return array
 
-    def __del__(self) -> None:
-        """Give the memory back."""
-        if hasattr(self, "address"):
-            self._cuda.free(self.address)
+    def window(self, first: int, count: int) -> CudaBuffer:
+        """The same memory from another address on."""
+        _check_rows(self.shape, first, count)
+        _, *sizes = self.shape
+        offset = first * math.prod(sizes) * self.dtype.itemsize
+        return CudaBuffer(self._cuda, (count, *sizes), self.dtype, within=self, offset=offset)
 
 
-def out_of_memory(size: int) -> OutOfMemoryError:
-    """The error for a buffer of that many bytes."""
-    return OutOfMemoryError(
-        f"no memory for a buffer of {size / 2**20:,.0f} MiB",
-        hint="use shorter prompts, fewer new tokens or a smaller batch",
-    )
+def _check_rows(shape: tuple[int, ...], first: int, count: int) -> None:
+    """On a device nothing else notices a window that lies in other memory."""
+    if not shape or not 0 <= first <= first + count <= shape[0]:
+        raise IndexError(f"rows {first} to {first + count} of a buffer of shape {list(shape)}")

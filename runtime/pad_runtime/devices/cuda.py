@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pad_runtime.devices.buffers import out_of_memory
-from pad_runtime.errors import DeviceError
+from pad_runtime.errors import DeviceError, out_of_memory
 
 _INSTALL = "pip install 'pad-rt[cuda]'"
 _CPU = "pass --device cpu"
@@ -43,6 +42,7 @@ class Cuda:
     The stream does not wait for the process's default stream, so that what others do there cannot spoil a capture.
 
     Attributes:
+        runtime: cuda-python's module; a failing call of it is noticed by `call` alone.
         stream: its handle.
         lock: held around every call: a copy of one thread must not become part of another's capture, and ONNX Runtime
             captures in CUDA's global mode, in which no thread may so much as allocate or wait.
@@ -50,50 +50,55 @@ class Cuda:
 
     def __init__(self, runtime: Any) -> None:
         """Use `find_cuda`: there is one of these in a process."""
-        self._runtime = runtime
+        self.runtime = runtime
         self.lock = threading.RLock()
-        if self._call("cudaGetDeviceCount") < 1:
+        if self.call("cudaGetDeviceCount") < 1:
             raise DeviceError("this machine has no CUDA device", hint=_CPU)
-        self._call("cudaSetDevice", 0)
-        self.stream = int(self._call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
+        self.call("cudaSetDevice", 0)
+        self.stream = int(self.call("cudaStreamCreateWithFlags", runtime.cudaStreamNonBlocking))
 
     def gpu(self) -> Gpu:
         """The device that is used."""
-        properties = self._call("cudaGetDeviceProperties", 0)
+        properties = self.call("cudaGetDeviceProperties", 0)
         name = properties.name
         return Gpu(
             name=name.decode() if isinstance(name, bytes) else str(name),
             compute_capability=f"sm{properties.major}{properties.minor}",
             memory=int(properties.totalGlobalMem),
-            driver=_version(self._call("cudaDriverGetVersion")),
-            runtime=_version(self._call("cudaRuntimeGetVersion")),
+            driver=_version(self.call("cudaDriverGetVersion")),
+            runtime=_version(self.call("cudaRuntimeGetVersion")),
         )
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
-    def allocate(self, size: int) -> int:
-        """The address of `size` zeroed bytes on the device.
+    def allocate(self, size: int) -> CudaAllocation:
+        """`size` zeroed bytes on the device.
 
         Raises:
             OutOfMemoryError: says how much was asked for.
         """
-        with self.lock:
-            address = self._call("cudaMalloc", max(1, size), size=size)
-            self._call("cudaMemsetAsync", address, 0, size, self.stream)
-        return int(address)
-
-    def free(self, address: int) -> None:
-        """Give memory back; the device ends first what it has to do."""
-        with self.lock:
-            self._runtime.cudaFree(address)
+        return CudaAllocation(self, size)
 
     def copy_in(self, device: int, host: int, size: int) -> None:
         """Copy to the device; done when this returns."""
-        self._copy(device, host, size, self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
+        self._copy(device, host, size, self.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
 
     def copy_out(self, host: int, device: int, size: int) -> None:
         """Copy from the device; done when this returns."""
-        self._copy(host, device, size, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        self._copy(host, device, size, self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
+    def copy_rows(self, to: int, to_pitch: int, source: int, source_pitch: int, size: int, count: int) -> None:
+        """Put a copy within the device's memory on the stream: `size` bytes of each of `count` rows.
+
+        Args:
+            to, source: addresses of the first rows, which must not overlap.
+            to_pitch, source_pitch: bytes from one row to the next.
+            size: of a row, at most either pitch.
+            count: of rows.
+        """
+        kind = self.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        with self.lock:
+            self.call("cudaMemcpy2DAsync", to, to_pitch, source, source_pitch, size, count, kind, self.stream)
 
     def pin(self, size: int) -> PinnedMemory:
         """Bytes of the host that the device copies to by itself."""
@@ -102,34 +107,34 @@ class Cuda:
     def synchronize(self) -> None:
         """Wait for the stream."""
         with self.lock:
-            self._call("cudaStreamSynchronize", self.stream)
+            self.call("cudaStreamSynchronize", self.stream)
 
     def _copy(self, to: int, source: int, size: int, kind: Any) -> None:
         with self.lock:
-            self._call("cudaMemcpyAsync", to, source, size, kind, self.stream)
+            self.call("cudaMemcpyAsync", to, source, size, kind, self.stream)
             self.synchronize()
 
     # -- capture ------------------------------------------------------------------------------------------------------
 
     def capture(self, enqueue: Callable[[], None]) -> CapturedGraph:
         """What `enqueue` puts on the stream, recorded and not run."""
-        thread_local = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        thread_local = self.runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         with self.lock:
-            self._call("cudaStreamBeginCapture", self.stream, thread_local)
+            self.call("cudaStreamBeginCapture", self.stream, thread_local)
             try:
                 enqueue()
             finally:  # the stream takes nothing else before the capture has ended
-                graph = self._call("cudaStreamEndCapture", self.stream)
+                graph = self.call("cudaStreamEndCapture", self.stream)
             try:
-                return CapturedGraph(self, self._call("cudaGraphInstantiate", graph, 0))
+                return CapturedGraph(self, self.call("cudaGraphInstantiate", graph, 0))
             finally:
-                self._call("cudaGraphDestroy", graph)
+                self.call("cudaGraphDestroy", graph)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def _call(self, name: str, *arguments: Any, size: int = 0) -> Any:
+    def call(self, name: str, *arguments: Any, size: int = 0) -> Any:
         """A call of the runtime; its value, if it has one. `size` is what it asks for, for an error that says so."""
-        error, *values = getattr(self._runtime, name)(*arguments)
+        error, *values = getattr(self.runtime, name)(*arguments)
         if int(error) == _OUT_OF_MEMORY:
             raise out_of_memory(size)
         if int(error):
@@ -150,7 +155,7 @@ class Cuda:
 
     def describe(self, error: Any) -> str:
         """CUDA's words for an error."""
-        reason = self._runtime.cudaGetErrorString(error)[1]
+        reason = self.runtime.cudaGetErrorString(error)[1]
         return reason.decode() if isinstance(reason, bytes) else str(reason)
 
 
@@ -170,12 +175,32 @@ def find_cuda() -> Cuda:
 _find = functools.cache(Cuda)
 
 
+class CudaAllocation:
+    """Memory of the device, zero at first. It goes back with the last reference.
+
+    Attributes:
+        address: of its first byte.
+    """
+
+    def __init__(self, cuda: Cuda, size: int) -> None:
+        self._cuda = cuda
+        with cuda.lock:
+            self.address = int(cuda.call("cudaMalloc", max(1, size), size=size))
+            cuda.call("cudaMemsetAsync", self.address, 0, size, cuda.stream)
+
+    def __del__(self) -> None:
+        """Give it back; the device ends first what it has to do."""
+        if hasattr(self, "address"):
+            with self._cuda.lock:
+                self._cuda.runtime.cudaFree(self.address)
+
+
 class CapturedGraph:
     """Work of a stream that is started as one."""
 
     def __init__(self, cuda: Cuda, executable: Any) -> None:
         self._cuda, self._executable = cuda, executable
-        self._launch, self._stream = cuda._runtime.cudaGraphLaunch, cuda.stream
+        self._launch, self._stream = cuda.runtime.cudaGraphLaunch, cuda.stream
 
     def launch(self) -> None:
         """Put it on the stream once more."""
@@ -186,7 +211,7 @@ class CapturedGraph:
         """Give it back."""
         if hasattr(self, "_executable"):
             with self._cuda.lock:
-                self._cuda._runtime.cudaGraphExecDestroy(self._executable)
+                self._cuda.runtime.cudaGraphExecDestroy(self._executable)
 
 
 class PinnedMemory:
@@ -197,11 +222,11 @@ class PinnedMemory:
     """
 
     def __init__(self, cuda: Cuda, size: int) -> None:
-        runtime = cuda._runtime
+        runtime = cuda.runtime
         self._cuda, self._size = cuda, size
         with cuda.lock:
-            self._event = cuda._call("cudaEventCreateWithFlags", runtime.cudaEventDisableTiming)
-            self.address = int(cuda._call("cudaMallocHost", size, size=size))
+            self._event = cuda.call("cudaEventCreateWithFlags", runtime.cudaEventDisableTiming)
+            self.address = int(cuda.call("cudaMallocHost", size, size=size))
         self._copy, self._record, self._wait = (
             runtime.cudaMemcpyAsync,
             runtime.cudaEventRecord,
@@ -232,8 +257,8 @@ class PinnedMemory:
         if hasattr(self, "address"):
             with self._cuda.lock:
                 self._wait(self._event)
-                self._cuda._runtime.cudaFreeHost(self.address)
-                self._cuda._runtime.cudaEventDestroy(self._event)
+                self._cuda.runtime.cudaFreeHost(self.address)
+                self._cuda.runtime.cudaEventDestroy(self._event)
 
 
 def _version(number: int) -> str:

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pad_export.graph.matrix import choose_storage
-from pad_export.graph.trunk import Trunk
 from pad_export.output import stages
 from pad_export.plan import make_plan
 from pad_export.read.checkpoint import open_checkpoint
 from pad_export.read.gptq import quantise_for, second_moments
+from pad_export.trunk import Trunk
 from pad_export.weights import calibrate
 from pad_export.weights.blocks import Blocks
 from pad_export.weights.calibrate import calibrate_trunk, perplexity

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pad_runtime.decode.ids import CudaIds
+from pad_runtime.devices.ids import CudaIds
 from pad_runtime.devices.buffers import CudaBuffer
 from pad_runtime.devices.cuda import Gpu, find_cuda
 from pad_runtime.errors import DeviceError, OutOfMemoryError
@@ -148,7 +148,8 @@ def test_cuda_python_takes_these_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRuntime()
     names = [name for name in vars(fake) if name.startswith("cuda") and callable(getattr(fake, name))]
     assert len(names) > 15
-    kind, mode = real.cudaMemcpyKind.cudaMemcpyHostToDevice, real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    kind, within = real.cudaMemcpyKind.cudaMemcpyHostToDevice, real.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+    mode = real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     arguments = {
         "cudaGetErrorString": [real.cudaError_t.cudaErrorInsufficientDriver],
         "cudaSetDevice": [0],
@@ -163,6 +164,7 @@ def test_cuda_python_takes_these_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         "cudaMallocHost": [64],
         "cudaMemsetAsync": [4096, 0, 64, 77],
         "cudaMemcpyAsync": [4096, 8192, 64, kind, 77],
+        "cudaMemcpy2DAsync": [4096, 64, 8192, 64, 32, 2, within, 77],
         "cudaStreamBeginCapture": [77, mode],
         "cudaStreamEndCapture": [77],
         "cudaGraphInstantiate": [real.cudaGraph_t(0), 0],

@@ -12,7 +12,7 @@ import pytest
 
 from pad_rt import Generator, PadError, Preference
 from pad_runtime.bundle.manifest import Manifest, PersRMInfo, read_manifest
-from pad_runtime.decode.ids import HostIds
+from pad_runtime.devices.ids import HostIds
 from pad_runtime.errors import PreferenceError
 from pad_runtime.rows.row import Reward, Row, pad_rows, plan_rows
 

@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_inference_collection as ort_python
 
 from pad_rt import Generator
 from pad_runtime.bundle import contract
-from pad_runtime.decode import ids
+from pad_runtime.devices import ids
 from pad_runtime.decode import step as step_module
 from pad_runtime.decode.step import GraphStep
 from pad_runtime.devices import buffers
@@ -171,7 +171,7 @@ def test_a_step_only_runs_the_graph(generator: Generator, guided: bool) -> None:
     assert watched.forbidden == []
     assert watched.held == []
     runs = {name: count for name, count in watched.calls.items() if name.startswith("onnxruntime.")}
-    own = {"pad_runtime.decode.step:step": NUM_STEPS, "pad_runtime.decode.ids:take": NUM_STEPS}
+    own = {"pad_runtime.decode.step:step": NUM_STEPS, "pad_runtime.devices.ids:take": NUM_STEPS}
     # A look at the weights' file before the run and after: nothing of another content is given out.
     own |= {"pad_runtime.bundle.held_file:watched": NUM_STEPS, "pad_runtime.bundle.held_file:check": 2 * NUM_STEPS}
     own["posix:fstat"] = 2 * NUM_STEPS

@@ -1,0 +1,115 @@
+"""One request: a prompt, a preference and a config, turned into what a decoder takes and a reply that grows."""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import dataclass
+
+from pad_rt.config import GenerationConfig
+from pad_rt.planner import MAX_STRENGTH, RowPlanner
+from pad_rt.preference import PreferenceLike
+from pad_rt.text.prompt import EncodedPrompt, Prompt, continues_reply
+from pad_rt.text.reply import Reply
+from pad_rt.text.stopping import StopStrings
+from pad_rt.text.tokenizer import Tokenizer
+from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.errors import OptionError, PromptError
+from pad_runtime.rows.plan import Plan
+from pad_runtime.rows.sequence import Sampling, Sequence
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a decoder takes of one prompt.
+
+    Attributes:
+        sequence: its rows, and how its tokens are chosen.
+        prompts: token ids by prompt of the sequence.
+        room: positions that the longest prompt and the reply may come to.
+        reply: what the chosen ids become.
+    """
+
+    sequence: Sequence
+    prompts: tuple[tuple[int, ...], ...]
+    room: int
+    reply: Reply
+
+
+class RequestMaker:
+    """Makes the requests of one bundle."""
+
+    def __init__(self, manifest: Manifest, planner: RowPlanner, tokenizer: Tokenizer) -> None:
+        self._manifest, self._planner, self._tokenizer = manifest, planner, tokenizer
+
+    def make(
+        self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig, *, seed: int, trace: bool
+    ) -> Request:
+        """Check everything, and turn prompt and preference into rows.
+
+        Raises:
+            PromptError, PreferenceError, OptionError: what was given, what was expected, what to do.
+        """
+        manifest = self._manifest
+        num_ends = self._num_ends(config)
+        beyond = [id for id in config.stop_token_ids if id >= manifest.vocab_size]
+        if beyond:
+            raise OptionError(
+                f"stop_token_ids with {reprlib.repr(beyond[0])}",
+                expected=f"ids below {manifest.vocab_size}, the vocabulary's size",
+            )
+        plan = self.plan(prompt, preference, config)
+        if plan.longest >= manifest.max_length:
+            raise PromptError(
+                f"a prompt of {plan.longest} tokens",
+                expected=f"at most {manifest.max_length - 1}: the bundle's max_length, less a token of reply",
+                hint="shorten it, or export with a larger --max-length",
+            )
+        # A preference that changes nothing, such as a contrast with the base's own prompt, leaves the base alone.
+        guided = trace or len(plan.rows) > 1
+        limit = min(config.max_new_tokens, manifest.max_length - plan.longest)
+        sampling = Sampling(
+            top_k=min(config.top_k + num_ends * guided, manifest.vocab_size),
+            temperature=min(config.temperature, MAX_STRENGTH),  # any hotter, and all candidates are as likely
+            top_p=config.top_p,
+            seed=seed,
+            offer_end=config.offer_end and guided,
+        )
+        special = self._tokenizer.special_tokens if config.stop else {}
+        reply = Reply(
+            eos=frozenset(manifest.eos_token_ids) | frozenset(config.stop_token_ids),
+            max_new_tokens=limit,
+            prompt_tokens=len(plan.prompts[0]),
+            decoder=self._tokenizer.stream_decoder(has_begun=continues_reply(prompt)),
+            stop=StopStrings(config.stop, special.values()),
+            special=special,
+        )
+        return Request(plan.sequence(sampling), plan.prompts, plan.longest + limit, reply)
+
+    def plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> Plan:
+        """Rows and readings alone."""
+        return self._planner.plan(
+            prompt,
+            preference,
+            beta=config.beta,
+            base_sees_preference=config.base_sees_preference,
+            template_args=config.template_args,
+        )
+
+    def _num_ends(self, config: GenerationConfig) -> int:
+        """Ends of the turn that are candidates beside the top_k; there is room for all of them."""
+        manifest = self._manifest
+        num_ends = len(manifest.eos_token_ids) if config.offer_end else 0
+        if config.offer_end and not num_ends:
+            raise OptionError("offer_end", expected="a base with an end of turn; this bundle's has none")
+        if max(config.top_k, min(config.top_k + num_ends, manifest.vocab_size)) > manifest.max_top_k:
+            raise OptionError(
+                f"top_k {config.top_k}" + f" beside {num_ends} offered ends of turn" * bool(num_ends),
+                expected=f"at most {manifest.max_top_k - num_ends}",
+                hint="export with a larger --max-top-k" if manifest.max_top_k < manifest.vocab_size else "",
+            )
+        return num_ends
+
+
+def asks_for_reward(prompt: Prompt, preference: PreferenceLike) -> bool:
+    """Whether anything is to guide the reply."""
+    return preference is not None or (isinstance(prompt, EncodedPrompt) and prompt.reward is not None)

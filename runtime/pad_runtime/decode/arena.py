@@ -1,0 +1,250 @@
+"""The KV arena: which rows of which caches belong to whom.
+
+A trunk's layers below the first adapter keep one row for each prompt, those above it one for each row of a sequence. A
+lease is the rows of one sequence, side by side in every cache; a graph's cache inputs are windows over the leases that
+a run steps together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+
+from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.decode.kv_group import KvGroup, Move, Window
+from pad_runtime.devices.buffers import Buffer
+from pad_runtime.devices.memory import DeviceMemory
+from pad_runtime.errors import OutOfMemoryError
+from pad_runtime.rows.sequence import Sequence as RowSequence
+
+_BLOCK, _CAPTURED_BLOCK = 64, 256  # capacity grows by such blocks; another capacity is captured anew
+Array = npt.NDArray[Any]
+_ROOMY = 4  # an idle arena that is so many times too large is made anew
+
+
+@dataclass(eq=False)
+class Lease:
+    """Rows of the arena.
+
+    Attributes:
+        prompts: by trunk, the prompts of the sequence that have a row below the first adapter, in order.
+        rows: by trunk, the prompt of each row above it, in order.
+        cached: positions that are filled, by prompt of the sequence.
+        first: by trunk, the first row below and the first above.
+        is_free: whether it was given back.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[int, ...], ...]
+    cached: list[int]
+    first: list[tuple[int, int]] = field(default_factory=list)
+    is_free: bool = False
+
+    @property
+    def widths(self) -> tuple[tuple[int, int], ...]:
+        """Rows below and above the first adapter, by trunk."""
+        return tuple(zip(map(len, self.prompts), map(len, self.rows), strict=True))
+
+    def lengths(self, trunk: int) -> tuple[list[int], list[int]]:
+        """Filled positions of each of its rows, below and above."""
+        return [self.cached[prompt] for prompt in self.prompts[trunk]], [self.cached[row] for row in self.rows[trunk]]
+
+
+class KvArena:
+    """Leases over the caches of all trunks.
+
+    Args:
+        manifest: sizes of the trunks.
+        memory: makes the buffers.
+        captures: whether runs are captured.
+        before_resize: called before buffers are made anew: what is bound to the old ones lets go of them.
+
+    Attributes:
+        capacity: slots of each cache.
+    """
+
+    def __init__(
+        self, manifest: Manifest, memory: DeviceMemory, *, captures: bool, before_resize: Callable[[], object]
+    ) -> None:
+        self._manifest, self._before_resize = manifest, before_resize
+        self._block = _CAPTURED_BLOCK if captures else _BLOCK
+        dtype = manifest.dtype
+        self._groups = [
+            (
+                KvGroup(memory, trunk, range(trunk.prompt_layers), dtype),
+                KvGroup(memory, trunk, range(trunk.prompt_layers, trunk.num_layers), dtype),
+            )
+            for trunk in manifest.trunks
+        ]
+        self._spare = [KvGroup(memory, trunk, range(trunk.num_layers), dtype) for trunk in manifest.trunks]
+        self._order: list[Lease] = []
+        self.capacity = 0
+
+    # -- leases -------------------------------------------------------------------------------------------------------
+
+    def lend(self, sequence: RowSequence) -> Lease:
+        """Rows for a sequence: those of a lease of the same widths that was given back, or new ones at the end."""
+        trunks = range(len(self._manifest.trunks))
+        lease = Lease(
+            prompts=tuple(sequence.prompts_on(trunk) for trunk in trunks),
+            rows=tuple(tuple(sequence.rows[row].prompt for row in sequence.rows_on(trunk)) for trunk in trunks),
+            cached=[0] * sequence.num_prompts,
+        )
+        for number, other in enumerate(self._order):
+            if other.is_free and other.widths == lease.widths:
+                lease.first, self._order[number] = other.first, lease
+                return lease
+        self._order.append(lease)
+        lease.first = self._place(self._order)[lease]
+        return lease
+
+    def give_back(self, lease: Lease) -> None:
+        """Free its rows."""
+        lease.is_free = True
+        while self._order and self._order[-1].is_free:
+            self._order.pop()
+
+    def gather(self, leases: Iterable[Lease], room: int) -> list[Lease]:
+        """Have memory for all leases, each row with a capacity of at least `room`, and have some lie side by side.
+
+        Returns:
+            These leases in the order in which they lie.
+
+        Raises:
+            OutOfMemoryError: the caches do not fit; no lease has anything cached any more.
+        """
+        chosen = set(leases)
+        order = self._gathered(chosen)
+        placed = self._place(order)
+        kept = [lease for lease in order if not lease.is_free and any(lease.cached)]
+        moves = [
+            tuple([move for lease in kept for move in _moves(lease, placed[lease], trunk, side)] for side in (0, 1))
+            for trunk in range(len(self._groups))
+        ]
+        try:
+            self._apply(order, moves, room)
+        except OutOfMemoryError:
+            for lease in order:
+                lease.cached[:] = [0] * len(lease.cached)
+            raise
+        for lease, first in placed.items():
+            lease.first = first
+        self._order = order
+        return [lease for lease in order if lease in chosen]
+
+    def fork(self, source: Lease, target: Lease, rows: Sequence[Sequence[int | None]]) -> None:
+        """Copy the filled part of a lease to another one's rows; both are in memory.
+
+        Args:
+            source, target: leases.
+            rows: by trunk, the row of `source` that each row of `target` is a copy of.
+        """
+        for trunk, (below, above) in enumerate(self._groups):
+            (low, high), (to_low, to_high) = source.first[trunk], target.first[trunk]
+            below.move(
+                [
+                    Move(low + source.prompts[trunk].index(prompt), to_low + number, target.cached[prompt])
+                    for number, prompt in enumerate(target.prompts[trunk])
+                    if target.cached[prompt]
+                ]
+            )
+            above.move(
+                [
+                    Move(high + origin, to_high + number, target.cached[target.rows[trunk][number]])
+                    for number, origin in enumerate(rows[trunk])
+                    if origin is not None
+                ]
+            )
+
+    # -- windows ------------------------------------------------------------------------------------------------------
+
+    def window(self, leases: Sequence[Lease], trunk: int) -> tuple[Window, Window] | None:
+        """What leases that lie side by side have on a trunk, below and above; None where they have nothing there."""
+        widths = [lease.widths[trunk] for lease in leases]
+        below, above = (sum(width[side] for width in widths) for side in (0, 1))
+        if not above:
+            return None
+        first = min(lease.first[trunk] for lease in leases)
+        return Window(first[0], below), Window(first[1], above)
+
+    def row_window(self, lease: Lease, trunk: int, number: int) -> tuple[Window, Window]:
+        """One row of a lease on a trunk, and the row of the prompt that it reads."""
+        below, above = lease.first[trunk]
+        return Window(below + lease.prompts[trunk].index(lease.rows[trunk][number]), 1), Window(above + number, 1)
+
+    def read(self, lease: Lease, trunk: int, number: int, layer: int) -> tuple[Array, Array]:
+        """Copies of keys and values of one row in a layer, [kv_heads, length, head_dim] each."""
+        side = layer >= self._manifest.trunks[trunk].prompt_layers
+        window = self.row_window(lease, trunk, number)[side]
+        return self._groups[trunk][side].read(window, layer, lease.cached[lease.rows[trunk][number]])
+
+    def buffers(self, trunk: int, windows: tuple[Window, Window] | None) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
+        """Cache inputs and outputs of a trunk; without windows those of a spare row that nobody reads."""
+        if windows is None:
+            spare, row = self._spare[trunk], Window(0, 1)
+            if spare.capacity != self.capacity:
+                spare.resize(1, self.capacity, ())
+            return spare.inputs(row), spare.outputs(row)
+        inputs, outputs = dict[str, Buffer](), dict[str, Buffer]()
+        for group, window in zip(self._groups[trunk], windows, strict=True):
+            inputs |= group.inputs(window)
+            outputs |= group.outputs(window)
+        return inputs, outputs
+
+    # -- order --------------------------------------------------------------------------------------------------------
+
+    def _gathered(self, chosen: set[Lease]) -> list[Lease]:
+        """All leases, the chosen ones side by side: with as few moves as trading places gives, or else packed anew."""
+        order = list(self._order)
+        places = [number for number, lease in enumerate(order) if lease in chosen]
+        for place in range(places[0], places[0] + len(places)):
+            if order[place] in chosen:
+                continue
+            widths = order[place].widths
+            others = range(place + 1, len(order))
+            fitting = (other for other in others if order[other] in chosen and order[other].widths == widths)
+            other = next(fitting, None)
+            if other is None:
+                live = [lease for lease in order if not lease.is_free]
+                return [lease for lease in live if lease in chosen] + [lease for lease in live if lease not in chosen]
+            order[place], order[other] = order[other], order[place]
+        while order[-1].is_free:
+            order.pop()
+        return order
+
+    def _place(self, order: Sequence[Lease]) -> dict[Lease, list[tuple[int, int]]]:
+        """First rows of every lease where they lie in that order."""
+        ends = [(0, 0)] * len(self._groups)
+        placed = {}
+        for lease in order:
+            placed[lease] = ends
+            ends = [(low + n, high + r) for (low, high), (n, r) in zip(ends, lease.widths, strict=True)]
+        return placed
+
+    def _apply(self, order: Sequence[Lease], moves: Sequence[tuple[list[Move], ...]], room: int) -> None:
+        """Make or keep the buffers, and move what is in them."""
+        capacity = min(-(-room // self._block) * self._block, self._manifest.max_length)
+        idle = not any(move for trunk in moves for side in trunk for move in side)
+        if not idle or capacity <= self.capacity < _ROOMY * capacity:
+            capacity = max(capacity, self.capacity)
+        needed = [
+            tuple(sum(lease.widths[trunk][side] for lease in order) for side in (0, 1))
+            for trunk in range(len(self._groups))
+        ]
+        for groups, widths, sides in zip(self._groups, needed, moves, strict=True):
+            for group, width, side in zip(groups, widths, sides, strict=True):
+                fits = capacity == group.capacity and width <= group.num_rows
+                if fits and not (idle and group.num_rows >= _ROOMY * width):
+                    group.move(side)
+                elif width:
+                    self._before_resize()
+                    group.resize(width, capacity, side)
+        self.capacity = capacity
+
+
+def _moves(lease: Lease, placed: Sequence[tuple[int, int]], trunk: int, side: int) -> list[Move]:
+    source, target = lease.first[trunk][side], placed[trunk][side]
+    return [Move(source + number, target + number, length) for number, length in enumerate(lease.lengths(trunk)[side])]

@@ -1,0 +1,127 @@
+"""A slot: one sequence in a decoder, the tokens that it knows, and the rows of the KV arena that it holds."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pad_runtime.decode.arena import Lease
+from pad_runtime.errors import PromptError
+from pad_runtime.rows.noise import NoiseTape
+from pad_runtime.rows.sequence import Sequence as RowSequence
+
+if TYPE_CHECKING:
+    from pad_runtime.decode.ready import ReadyStep
+
+
+class Slot:
+    """One sequence in a decoder, which alone changes it.
+
+    Attributes:
+        sequence: what is decoded.
+        room: positions that its longest prompt may come to.
+        lease: its rows of the arena; `lease.cached` says how many tokens of each prompt are in the cache.
+        step: tokens chosen since something was read last.
+        noise: of the sequence's seed.
+        allowed: packed bits of the tokens that may be chosen next; None: all.
+        ready: the step that is ready to go on with it, if there is one.
+        is_closed: whether it was closed.
+    """
+
+    def __init__(self, sequence: RowSequence, lease: Lease, room: int) -> None:
+        self.sequence, self.lease, self.room = sequence, lease, room
+        self.step = 0
+        self.noise = NoiseTape(sequence.sampling)
+        self.allowed: npt.NDArray[np.uint8] | None = None
+        self.ready: ReadyStep | None = None
+        self.is_closed = False
+        # One place more than the room: the last token that is chosen needs none in the cache.
+        self._ids = [array("q", bytes(8 * (room + 1))) for _ in range(sequence.num_prompts)]
+        self._known = [0] * sequence.num_prompts
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each prompt, chosen ones counted."""
+        return tuple(self._known)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing of it is in the cache."""
+        return not any(self.lease.cached)
+
+    @property
+    def num_steps_left(self) -> int:
+        """Tokens that can be chosen before the room is full, or before more noise must be drawn."""
+        left = self.room + 1 - max(self._known)
+        if self.sequence.sampling.temperature == 0.0:
+            return left
+        return min(left, len(self.noise.steps(self.step)) - self.step)
+
+    def ids(self, prompt: int, start: int = 0, stop: int | None = None) -> Sequence[int]:
+        """Token ids of a prompt, chosen ones with it."""
+        known = self._known[prompt]
+        return self._ids[prompt][start : known if stop is None else min(stop, known)]
+
+    def pending(self, prompt: int) -> int:
+        """How many tokens of a prompt are not in the cache."""
+        return self._known[prompt] - self.lease.cached[prompt]
+
+    def append(self, prompt: int, ids: Sequence[int]) -> None:
+        """Let a prompt go on.
+
+        Raises:
+            PromptError: there is no room.
+        """
+        known = self._known[prompt]
+        if known + len(ids) > self.room:
+            raise PromptError(
+                f"a prompt of {known + len(ids)} tokens", expected=f"at most {self.room}, the room of its sequence"
+            )
+        self._ids[prompt][known : known + len(ids)] = array("q", ids)
+        self._known[prompt] = known + len(ids)
+
+    def advance(self, chosen: int) -> None:
+        """A step was run: what was pending is in the cache, and the chosen token is pending now."""
+        known, cached = self._known, self.lease.cached
+        for prompt, ids in enumerate(self._ids):
+            cached[prompt] = known[prompt]
+            ids[known[prompt]] = chosen
+            known[prompt] += 1
+        self.step += 1
+
+    def cut(self, prompt: int, length: int) -> None:
+        """Forget a prompt's tokens from `length` on. At least one is read again, for a step begins with a token.
+
+        Raises:
+            PromptError: it has fewer.
+        """
+        known, cached = self._known[prompt], self.lease.cached
+        if not 0 <= length <= known:
+            raise PromptError(f"a length of {length}", expected=f"0 to {known}, the tokens of prompt {prompt}")
+        if length < known:
+            self._known[prompt] = length
+            cached[prompt] = max(0, min(cached[prompt], length - 1))
+            if prompt == 0:
+                self.step = max(0, self.step - (known - length))
+
+    def take_ids(self, other: Slot) -> None:
+        """Know the tokens that another slot knows, as far as their prompts have the same numbers."""
+        for mine, theirs in zip(range(len(self._ids)), other._ids, strict=False):
+            self._ids[mine] = theirs[:]
+            self._known[mine] = other._known[mine]
+        self.step = other.step
+
+    def change(self, sequence: RowSequence) -> None:
+        """Another sequence of the same rows."""
+        self.sequence, self.noise, self.step = sequence, NoiseTape(sequence.sampling), 0
+
+    def trade(self, other: Slot) -> None:
+        """Trade everything but the identity with another slot, and begin a reply."""
+        mine, theirs = vars(self), vars(other)
+        for name in ("sequence", "lease", "_ids", "_known"):
+            mine[name], theirs[name] = theirs[name], mine[name]
+        self.change(self.sequence)
