@@ -169,7 +169,10 @@ def _describe_persrm(persrm: PersRMInfo) -> list[str]:
 
 
 def _describe_engine(engine: EngineInfo) -> str:
-    sizes = ", ".join(f"{name} {axes['batch'][2]} x {axes['s'][2]} tokens" for name, axes in engine.profiles.items())
+    sizes = ", ".join(
+        f"{name} {axes[contract.SEQUENCES][2]} x {axes[contract.NEW_TOKENS][2]} tokens"
+        for name, axes in engine.profiles.items()
+    )
     gpus = ", ".join(engine.compute_capabilities)
     return f"{engine.graph}: {engine.target} {engine.version} for {gpus} on {engine.platform}; up to {sizes}"
 

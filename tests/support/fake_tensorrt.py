@@ -30,9 +30,15 @@ from tests.support.fake_cuda import STREAM, FakeRuntime
 VERSION = "10.13.3"
 GPU = "sm89"
 SCRATCH = {0: 4096, 1: 256}  # bytes that a run of a profile works in
-_KINDS = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int32)": "INT32", "tensor(int64)": "INT64"}
-_NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
-_NUMBERS = {"FLOAT": 1, "HALF": 10, "INT32": 6, "INT64": 7}  # onnx.TensorProto
+_KINDS = {
+    "tensor(float)": "FLOAT",
+    "tensor(float16)": "HALF",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+}
+_NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
+_NUMBERS = {"FLOAT": 1, "HALF": 10, "INT32": 6, "INT64": 7, "UINT8": 2}  # onnx.TensorProto
 
 
 def add_engines(bundle: Path, target: str = "tensorrt", *, gpu: str = GPU) -> Path:
@@ -141,12 +147,12 @@ class Context:
         return [name for name in self._engine.inputs if name not in self._shapes or name not in self._addresses]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of the outputs that may be left out: the trace."""
-        batch, rows = self._shapes[contract.COEFFICIENTS]
-        (k,) = self._engine.at(self._addresses[contract.TOP_K], "INT64", (1,))
-        return {contract.CANDIDATES: (batch, k), contract.ROW_LOGITS: (batch, rows, k), contract.SCORES: (batch, k)}[
-            name
-        ]
+        """Of the outputs that may be left out: the trace, and the counts of what is written."""
+        if name == contract.NEXT_WRITTEN:
+            return self._shapes[contract.WRITTEN]
+        sequences, readings = self._shapes[contract.COEFFICIENTS]
+        (k,) = self._engine.at(self._addresses[contract.MAX_TOP_K], "INT64", (1,))
+        return (readings if name == contract.READING_LOGITS else sequences, k)
 
     def update_device_memory_size_for_shapes(self) -> int:
         return SCRATCH[self._profile]
@@ -162,8 +168,8 @@ class Context:
         assert not missing, missing
         scratch, size = self._scratch, SCRATCH[self._profile]
         assert engine.runtime.holds(scratch, size), "memory to work in, and not given back"
-        (k,) = engine.at(addresses[contract.TOP_K], "INT64", (1,))
-        addresses[contract.TOP_K] = engine.keep(np.array([k]))
+        (k,) = engine.at(addresses[contract.MAX_TOP_K], "INT64", (1,))
+        addresses[contract.MAX_TOP_K] = engine.keep(np.array([k]))
 
         def work() -> None:
             ctypes.memset(scratch, 0xAB, size)
@@ -210,7 +216,7 @@ class Engine:
         return tuple(dim if isinstance(dim, int) else fixed.get(dim, -1) for dim in self._all[name].shape)
 
     def get_tensor_location(self, name: str) -> TensorLocation:
-        return TensorLocation.HOST if name == contract.TOP_K else TensorLocation.DEVICE
+        return TensorLocation.HOST if name == contract.MAX_TOP_K else TensorLocation.DEVICE
 
     def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
         return SCRATCH[profile_index]
@@ -238,7 +244,7 @@ class Engine:
         for name, shape in shapes.items():
             kind = _KINDS[self.inputs[name].type]
             size = math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize
-            assert name == contract.TOP_K or self.runtime.holds(addresses[name], size), f"{name} is not on the device"
+            assert name == contract.MAX_TOP_K or self.runtime.holds(addresses[name], size), f"{name} is not on the device"
             binding.bind_input(name, "cpu", 0, _NUMBERS[kind], shape, addresses[name])
         for name in self.outputs:
             binding.bind_output(name, "cpu")

@@ -17,7 +17,7 @@ _LEAST_TEMPERATURE = 1e-6
 
 
 def choose_token(g: Graph, scores: str, candidates: str, max_top_k: str) -> str:
-    """Next ids [S] from scores and ids of the candidates [S, k]. Temperature 0 leaves the arg max, exactly.
+    """Next ids [S, 1] from scores and ids of the candidates [S, k]. Temperature 0 leaves the arg max, exactly.
 
     A sequence's own k first: among its candidates alone the noise falls as it would in a batch of one.
     """
@@ -50,10 +50,7 @@ def choose_token(g: Graph, scores: str, candidates: str, max_top_k: str) -> str:
     kept = g.op("Where", inside, shaken, lowest, name="choose/kept")
     winner = g.op("ArgMax", kept, name="choose/winner", axis=-1, keepdims=1)  # [S, 1]
     place = g.op("GatherElements", order, winner, name="choose/place", axis=1)
-    chosen = g.op("GatherElements", candidates, place, name="choose/id", axis=1)
-    next_ids = g.op("Squeeze", chosen, g.constant([1], np.int64), name="choose/ids", output=contract.NEXT_IDS)
-    g.output(next_ids, _INT64, [contract.SEQUENCES])
-    return next_ids
+    return g.op("GatherElements", candidates, place, name="choose/id", axis=1)
 
 
 def _noise(g: Graph) -> str:

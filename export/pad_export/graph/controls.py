@@ -28,11 +28,12 @@ def control_logits(g: Graph, logits: str, vocab_size: int) -> str:
     return g.op("Add", logits, added, name="controls/logits")
 
 
-def count_written(g: Graph, next_ids: str) -> None:
-    """Emit `next_written`: each sequence's counts with the token that it has chosen now."""
-    ends = g.constant([0.0, 1.0], np.float32)
-    chosen = g.op("OneHot", next_ids, "controls/width", ends, name="advance/chosen")  # [S, 1 or V]
-    g.op("Add", contract.WRITTEN, chosen, name="advance/written", output=contract.NEXT_WRITTEN)
+def count_written(g: Graph, chosen: str) -> None:
+    """Emit `next_written`: each sequence's counts with the token that it has chosen now, [S, 1]."""
+    width = g.op("Squeeze", "controls/width", name="advance/width")
+    ids = g.op("Range", g.constant(0, np.int64), width, g.constant(1, np.int64), name="advance/vocabulary")
+    found = g.op("Cast", g.op("Equal", ids, chosen, name="advance/is_chosen"), name="advance/chosen", to=_FLOAT)
+    g.op("Add", contract.WRITTEN, found, name="advance/written", output=contract.NEXT_WRITTEN)
     g.output(contract.NEXT_WRITTEN, _FLOAT, [contract.SEQUENCES, contract.WRITTEN_WIDTH])
 
 

@@ -32,7 +32,7 @@ def build_step_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: Sto
 
 
 def build_base_graph(base: Trunk, weights: WeightsFile, storage: Storage) -> Graph:
-    """The base alone over the same weights: a row for each prompt, no adapter, no reading; the same choice."""
+    """The base alone over the same weights: no rows but prompts, no readings; the same controls and choice."""
     plain = Trunk(base.name, base.checkpoint, base.spec)
     return _build(Graph(contract.BASE_GRAPH), [plain], weights, storage, guided=False)
 
@@ -85,9 +85,11 @@ def _offer_ends(g: Graph, logits: str, ends: Sequence[int]) -> str:
     return g.op("ScatterElements", logits, places, raised, name="ends/order", axis=1)
 
 
-def _advance(g: Graph, trunks: Sequence[Trunk], next_ids: str) -> None:
+def _advance(g: Graph, trunks: Sequence[Trunk], chosen: str) -> None:
     """What the next step takes in, written beside what this one read, so that running a step twice is harmless."""
-    count_written(g, next_ids)
+    next_ids = g.op("Squeeze", chosen, g.constant([1], np.int64), name="advance/chosen_ids", output=contract.NEXT_IDS)
+    g.output(next_ids, _INT64, [contract.SEQUENCES])
+    count_written(g, chosen)
     for trunk in trunks:
         at, prompts = trunk.prefix, trunk.prefix + contract.PROMPTS
         sequence = g.input(at + contract.PROMPT_SEQUENCE, _INT64, [prompts, 1])

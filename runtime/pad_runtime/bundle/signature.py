@@ -78,21 +78,25 @@ def _cache_shapes(trunk: TrunkInfo, *, guided: bool) -> dict[str, Shape]:
     for layer in range(trunk.num_layers):
         axis = contract.ROWS if guided and layer >= trunk.prompt_layers else contract.PROMPTS
         for name in (contract.past_key(layer), contract.past_value(layer)):
-            shapes[name] = (at + axis, trunk.num_kv_heads, None, trunk.head_dim)
+            shapes[name] = (at + axis, trunk.num_kv_heads, contract.CAPACITY, trunk.head_dim)
     return shapes
 
 
 def _reward_shapes(trunk: TrunkInfo) -> dict[str, Shape]:
+    """Inputs of adapters and heads: the former by row, the latter by reading."""
+    at = contract.trunk_prefix(trunk.name)
     shapes: dict[str, Shape] = {}
     for site, (size_in, size_out) in trunk.lora_sites.items():
-        shapes[contract.lora_gate(site)] = (None, 1, None)
+        rank = at + contract.rank_axis(site)
+        shapes[contract.lora_gate(site)] = (at + contract.ROWS, 1, rank)
         for layer in range(trunk.prompt_layers, trunk.num_layers):
-            shapes[contract.lora_a(layer, site)] = (size_in, None)
-            shapes[contract.lora_b(layer, site)] = (None, size_out)
+            shapes[contract.lora_a(layer, site)] = (size_in, rank)
+            shapes[contract.lora_b(layer, site)] = (rank, size_out)
     if trunk.has_features:
-        shapes[contract.FEATURE_HEADS] = (None, trunk.hidden_size, trunk.hidden_size)
-        shapes[contract.FEATURE_BIASES] = (None, 1, trunk.hidden_size)
-        shapes[contract.READING_WEIGHTS] = (None, None)
+        features = at + contract.FEATURES
+        shapes[contract.FEATURE_HEADS] = (features, trunk.hidden_size, trunk.hidden_size)
+        shapes[contract.FEATURE_BIASES] = (features, 1, trunk.hidden_size)
+        shapes[contract.READING_WEIGHTS] = (at + contract.READINGS, at + contract.WEIGHT_COLUMNS)
     return shapes
 
 

@@ -49,7 +49,7 @@ def check_tensors(manifest: Manifest, graph: str, report: EngineReport) -> None:
         assert report.tensors[at + contract.INPUT_IDS].type == "Int64"
         assert report.tensors[at + contract.SEQLENS_K].type == "Int32"
     assert report.tensors[contract.NEXT_IDS].shape == (-1,)
-    assert [name for name, tensor in report.tensors.items() if tensor.on_host] == [contract.TOP_K]
+    assert [name for name, tensor in report.tensors.items() if tensor.on_host] == [contract.MAX_TOP_K]
 
 
 @needs_library
@@ -87,7 +87,16 @@ def test_a_guided_step_is_one_engine(
     ids = report.tensors[contract.INPUT_IDS].profiles
     rows = 3 * 8 if topology == "shared" else 3  # a pair's rewards have a trunk of their own
     assert [(shape[0], shape[-1]) for shape in ids] == [((1, 1), (rows, 48)), ((1, 1), (rows, 1))]
-    assert report.tensors[contract.NOISE].profiles[1] == ((1, 1, 1), (1, 1, 10), (48, 3, 20))
+    assert report.tensors[contract.NOISE].profiles[1] == ((1, 1, 1), (1, 1, 10), (3, 48, 20))
+    # What a request controls is narrow where it is not used, and as wide as the vocabulary where it is.
+    vocab = manifest.vocab_size
+    for name, most in (
+        (contract.BIAS, (3, vocab)),
+        (contract.ALLOWED, (3, -(-vocab // 8))),
+        (contract.WRITTEN, (3, vocab)),
+    ):
+        assert report.tensors[name].profiles[1] == ((1, 1), (1, 1), most)
+    assert report.tensors[contract.ALLOWED].type == "UInt8"
     adapters = [name for name in report.tensors if name.startswith("lora")]
     if topology == "pair":
         assert not adapters
@@ -95,13 +104,13 @@ def test_a_guided_step_is_one_engine(
         return
     # The first layer runs once for each prompt, the second for each row.
     assert manifest.trunks[0].prompt_layers == 1
-    assert [report.tensors[contract.past_key(layer)].profiles[1][0][0] for layer in (0, 1)] == [1, 2]
+    assert [report.tensors[contract.past_key(layer)].profiles[1][1][0] for layer in (0, 1)] == [1, 2]
     assert len(adapters) == len(contract.LORA_SITES) * (1 + 2)
     down = report.tensors[contract.lora_a(1, "down")]
     assert down.shape == (SIZES["intermediate_size"], -1)
     assert down.profiles[1] == ((128, 1), (128, 4), (128, 16))  # room for a PersRM of four times the rank
     assert set(adapters) <= report.read | {contract.lora_gate(site) for site in contract.LORA_SITES}
-    assert report.tensors[contract.PREFERENCE_WEIGHTS].profiles[1] == ((1, 1, 2), (1, 1, 2), (3, 7, 3))
+    assert report.tensors[contract.READING_WEIGHTS].profiles[1] == ((1, 2), (1, 2), (24, 3))
 
 
 @needs_library
@@ -109,7 +118,7 @@ def test_a_cache_that_moves_is_refused(contrast: Path, tmp_path: Path) -> None:
     """The same base graph as it is, and with one cache copied behind its update."""
     manifest, info, report = build(contrast, contract.BASE_GRAPH, tmp_path, ["sm89"])
     check_tensors(manifest, contract.BASE_GRAPH, report)
-    assert info.profiles["decode"]["prompts"] == [1, 1, 3]
+    assert info.profiles["decode"][contract.PROMPTS] == [1, 1, 3]
     assert not [name for name in report.tensors if name.startswith("lora")]
 
     caches = cache_pairs(manifest, contract.BASE_GRAPH)

@@ -30,7 +30,7 @@ def stamp(bundle: Path, **fields: object) -> Manifest:
         "version": "1.7",
         "platform": "linux-x86_64",
         "compute_capabilities": ["sm86", "sm89"],
-        "profiles": {name: {"batch": [1, 1, 1], "s": [1, 1, 1]} for name in ("prefill", "decode")},
+        "profiles": {name: {"sequences": [1, 1, 1], "s": [1, 1, 1]} for name in ("prefill", "decode")},
     }
     edit_manifest(bundle, engines=[engine | fields])
     return read_manifest(bundle)

@@ -36,7 +36,7 @@ ENGINE = {
     "version": "1",
     "platform": "linux-x86_64",
     "compute_capabilities": ["sm89"],
-    "profiles": {name: {"batch": [1, 1, 2], "s": [1, 1, 8]} for name in ("prefill", "decode")},
+    "profiles": {name: {"sequences": [1, 1, 2], "s": [1, 1, 8]} for name in ("prefill", "decode")},
 }
 FILES = ("step.onnx", "base.onnx", "weights.bin", "tokenizer.json", "adapters/kind.safetensors")
 
@@ -55,7 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_manifest(folder: Path) -> Manifest:
     return Manifest(
         format="pad-rt-bundle",
-        format_version=5,
+        format_version=6,
         versions={"onnx": "1"},
         base="tiny",
         topology="pair",
@@ -138,8 +138,8 @@ def test_another_programs_json(bundle: Path, data: Any, content: Any) -> None:
 
 
 def test_another_version(bundle: Path, data: Any) -> None:
-    with refused(BundleError, given="format_version 4", expected="5", hint="install the version that wrote it"):
-        read(bundle, {**data, "format_version": 4})
+    with refused(BundleError, given="format_version 5", expected="6", hint="install the version that wrote it"):
+        read(bundle, {**data, "format_version": 5})
 
 
 def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
@@ -214,7 +214,7 @@ def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
             ["engines"],
             [ENGINE | {"profiles": {"prefill": {"s": [1, 1, 1]}, "decode": {}}}],
             "profile prefill of step.onnx lacks an axis",
-            "batch and s",
+            "sequences and s",
         ),
         (["files", "step.onnx", "size"], 8, "step.onnx has 9 bytes", "8"),
         (["files", "step.onnx", "sha256"], "0" * 64, "step.onnx was altered", ""),
