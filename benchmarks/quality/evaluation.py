@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-import estimates
-from estimates import Array, Estimate, bootstrap, outcomes, win_rate
-from judges import Judge
-from methods import (
+from benchmarks.quality import estimates
+from benchmarks.quality.estimates import Array, Estimate, bootstrap, outcomes, win_rate
+from benchmarks.quality.judges import Judge
+from benchmarks.quality.methods import (
     BETAS,
     MAIN,
     MIXTURES,
@@ -26,9 +26,9 @@ from methods import (
     trait_cell,
     users,
 )
+from benchmarks.quality.replies import Reply, ReplyStore
+from benchmarks.quality.traits import Trait
 from pad_train.pairs.pair_choice import repeats_itself
-from replies import Reply, ReplyStore
-from traits import Trait
 
 
 class Evaluation:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from traits import Trait
+from benchmarks.quality.traits import Trait
 
 Method = Literal["base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm"]
 BETA, TOP_K = 1.15, 10  # fixed on 60 questions of the training list, before these were asked; the paper has 1 and 10
