@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from benchmarks.common.process import Child
-from benchmarks.common.records import RESULTS, ROOT, versions, write_record
+from benchmarks.common.records import RESULTS, ROOT, markdown, versions, write_record
 from pad_export.output.stages import Progress, Stages
 
 OUTCOMES = ("refused", "same", "other", "raw", "hang")
@@ -160,13 +160,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         for name, count in row.counts.items():
             total.counts[name] += count if row.strict or name != "other" else 0
-    lines = [head, *(row.cells() for row in rows), total.cells()]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in
-                  enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in lines
-    )  # fmt: skip
+    return markdown(head, [*(row.cells() for row in rows), total.cells()])
 
 
 def main() -> int:

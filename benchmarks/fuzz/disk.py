@@ -29,11 +29,7 @@ def make_disk_targets(inputs: Inputs) -> list[Target]:
     """All of them, in the order of the table."""
     return [
         Target(f"{what}, {'replaced' if there else 'new'}", True, _place(inputs, there), _note, _use(act, inputs))
-        for what, act in (
-            ("full disk", _full),
-            ("export killed", _killed),
-            ("two exports at once", _two),
-        )
+        for what, act in (("full disk", _full), ("export killed", _killed), ("two exports at once", _two))
         for there in (False, True)
     ]
 
@@ -107,12 +103,7 @@ def _two(inputs: Inputs, home: Path, draw: float) -> None:
 
 def _export(inputs: Inputs, output: Path, max_length: int) -> None:
     export_bundle(
-        inputs.base,
-        output,
-        persrms=inputs.persrms,
-        verify=False,
-        quiet=True,
-        **(LIMITS | {"max_length": max_length}),
+        inputs.base, output, persrms=inputs.persrms, verify=False, quiet=True, **(LIMITS | {"max_length": max_length})
     )
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gguf
-import safetensors.torch
 import torch
 
 from pad_export.export import export_bundle
-from tests.support import tiny_models
+from tests.support import tiny_gguf, tiny_models
 
 HIDDEN = 64
 SIZES: dict[str, Any] = {
@@ -22,12 +22,6 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 LIMITS: dict[str, Any] = {"max_length": 256, "max_batch": 3, "max_top_k": 20}
 _LARGE = 40 * 2**20 // (4 * HIDDEN)  # rows of an embedding that loading does not hash whole
-_NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "post_attention_layernorm": "ffn_norm", "input_layernorm": "attn_norm", "model.layers": "blk",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,38 +59,25 @@ class Inputs:
 def make_inputs(root: Path) -> Inputs:
     """Write all of them."""
     inputs = Inputs(root)
-    tiny_models.make_base(inputs.base, "llama", seed=1, tied=True, **SIZES)
+    base = tiny_models.make_base(inputs.base, "llama", seed=1, tied=True, **SIZES)
     for seed, persrm in enumerate(inputs.persrms):
         tiny_models.make_adapter(persrm, inputs.base, seed=seed)
     tiny_models.make_head(inputs.persrms[0], HIDDEN, d=2, seed=3)
-    _write_gguf(inputs.base, inputs.gguf)
+    add_tokenizer = partial(_add_tokenizer, inputs.base, base.config.vocab_size)
+    kind = gguf.GGMLQuantizationType.F32
+    tiny_gguf.write_gguf(inputs.gguf, base, kind=kind, tokenizer=False, extend=add_tokenizer)
     export_bundle(inputs.base, inputs.bundle, persrms=inputs.persrms, verify=False, quiet=True, **LIMITS)
     _write_large(inputs)
     return inputs
 
 
-def _write_gguf(base: Path, path: Path) -> None:
-    """The base's weights and tokenizer, as llama.cpp's converter lays them out but for the order of rotary halves."""
+def _add_tokenizer(base: Path, num_rows: int, writer: gguf.GGUFWriter) -> None:
+    """The base's own, in the words of a GGUF file."""
     tokenizer = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
     tokens = {**tokenizer["model"]["vocab"], **{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}
     special = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
-    tensors = safetensors.torch.load_file(base / "model.safetensors")
-    num_rows = len(tensors["model.embed_tokens.weight"])
-    names = [*sorted(tokens, key=lambda token: tokens[token]), *(f"[PAD{index}]" for index in range(num_rows))][
-        :num_rows
-    ]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(SIZES["max_position_embeddings"])
-    writer.add_block_count(SIZES["num_hidden_layers"])
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(SIZES["intermediate_size"])
-    writer.add_head_count(SIZES["num_attention_heads"])
-    writer.add_head_count_kv(SIZES["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(SIZES["head_dim"])
-    writer.add_vocab_size(num_rows)
+    padding = (f"[PAD{index}]" for index in range(num_rows))
+    names = [*sorted(tokens, key=lambda token: tokens[token]), *padding][:num_rows]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(names)
@@ -105,14 +86,6 @@ def _write_gguf(base: Path, path: Path) -> None:
     writer.add_bos_token_id(tokens["<s>"])
     writer.add_eos_token_id(tokens["</s>"])
     writer.add_chat_template(tiny_models.CHAT_TEMPLATE)
-    for name, tensor in tensors.items():
-        for ours, theirs in _NAMES.items():
-            name = name.replace(ours, theirs)  # noqa: PLW2901
-        writer.add_tensor(name, tensor.float().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def _write_large(inputs: Inputs) -> None:

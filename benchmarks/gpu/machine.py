@@ -14,18 +14,9 @@ from benchmarks.gpu.devices import why_absent
 from pad_runtime.devices.cuda import find_cuda
 
 _PACKAGES = (
-    "pad-rt",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "cuda-python",
-    "cuda-bindings",
-    "tensorrt",
-    "tensorrt-rtx",
-    "onnx",
-    "torch",
-    "transformers",
-    "numpy",
-)
+    "pad-rt", "onnxruntime", "onnxruntime-gpu", "cuda-python", "cuda-bindings", "tensorrt", "tensorrt-rtx", "onnx",
+    "torch", "transformers", "numpy",
+)  # fmt: skip
 
 
 def describe(device: str) -> dict[str, Any]:

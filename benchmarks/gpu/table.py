@@ -8,22 +8,13 @@ from typing import Any
 from benchmarks.common.records import markdown
 
 _OURS = (
-    "device",
-    "shape",
-    "weights",
-    "rows",
-    "batch",
-    "prompt",
-    "base, ms",
-    "PAD, ms",
-    "PAD / base (quartiles)",
-    "of copy bandwidth: base, PAD",
-    "idle, us: base, PAD",
-    "host, us",
-    "kernels: base, PAD",
-)
+    "device", "shape", "weights", "rows", "batch", "prompt", "base, ms", "PAD, ms", "PAD / base (quartiles)",
+    "of copy bandwidth: base, PAD", "idle, us: base, PAD", "host, us", "kernels: base, PAD",
+)  # fmt: skip
 _MAX_RATIO, _MIN_FRACTION = 1.10, 0.80  # what the 8B shape is held to
-_PEERS = ("system", "shape", "weights", "batch", "prompt", "base, ms", "PAD, ms", "PAD / base", "PAD-RT shared is")
+_PEERS = (
+    "system", "shape", "weights", "batch", "prompt", "base, ms", "PAD, ms", "PAD / base", "PAD-RT shared is",
+)  # fmt: skip
 
 
 def table(record: Mapping[str, Any]) -> str:

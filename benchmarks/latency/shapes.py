@@ -38,20 +38,14 @@ SHAPES = {
     "qwen2.5-0.5b": Shape(
         "Qwen2Config",
         {
-            "vocab_size": 151936,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
+            "max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
         ("fp32", "int4"),
     ),
     "llama-3.2-1b": Shape("LlamaConfig", LLAMA_SHAPES["1b"], ("int4",)),
-}
+}  # fmt: skip
 
 
 def checkpoint(name: str) -> tuple[Path, Path]:

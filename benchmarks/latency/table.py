@@ -8,15 +8,9 @@ from typing import Any
 from benchmarks.common.records import markdown
 
 _PEERS = (
-    "model",
-    "system",
-    "PAD, ms a token",
-    "base alone, ms",
-    "PAD / base",
-    "PAD-RT in the same rounds: PAD, base, ms",
-    "PAD-RT is faster (quartiles)",
-    "guided tokens",
-)
+    "model", "system", "PAD, ms a token", "base alone, ms", "PAD / base", "PAD-RT in the same rounds: PAD, base, ms",
+    "PAD-RT is faster (quartiles)", "guided tokens",
+)  # fmt: skip
 _SHAPES = ("shape", "weights", "k", "prompt", "base, ms", "shared, ms", "shared / base", "pair, ms", "pair / base")
 
 
@@ -68,8 +62,5 @@ def _shape_line(row: Mapping[str, Any]) -> list[str]:
     steps, ratios = row["step_ms"], row["ratio_to_base"]
     cells = [row["shape"], row["precision"], str(row["top_k"]), str(row["prompt"]), f"{steps['base']['p50']:.1f}"]
     for side, ratio in ratios.items():
-        cells += [
-            f"{steps[side]['p50']:.1f}",
-            f"**{ratio['p50']:.2f}** ({ratio['p25']:.2f} to {ratio['p75']:.2f})",
-        ]
+        cells += [f"{steps[side]['p50']:.1f}", f"**{ratio['p50']:.2f}** ({ratio['p25']:.2f} to {ratio['p75']:.2f})"]
     return cells

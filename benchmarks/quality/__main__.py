@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=120, help="prompts of the main part")
     parser.add_argument("--sweep-prompts", type=int, default=40, help="prompts of all other parts: the first of them")
     parser.add_argument("--perplexities", type=int, default=24, help="replies of a cell whose perplexity is measured")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to generate")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to generate")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
     parser.add_argument("--persrm", type=Path, default=WEIGHTS_PERSRM, help="asked by weights")
     parser.add_argument("--words-persrm", type=Path, default=WORDS_PERSRM, help="asked in words")
@@ -116,7 +116,7 @@ def main() -> None:
     sizes = {"num_prompts": arguments.prompts, "num_sweep": arguments.sweep_prompts}
     evaluation = Evaluation(store, prompts, traits, judges, num_perplexities=arguments.perplexities, **sizes)
     ready = [part for part in PARTS if not missing([part])]
-    parts: dict[str, Any] = {part: getattr(evaluation, part)() for part in ready}
+    parts: dict[str, Any] = {part: evaluation.figures(part) for part in ready}
     if {"main", "words", "mixtures"} <= set(ready):
         parts["frontier"] = evaluation.frontier()
     print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)

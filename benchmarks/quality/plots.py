@@ -36,7 +36,8 @@ def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
 
 def frontier(rows: Sequence[Mapping[str, Any]], timings: Mapping[str, Mapping[str, float]]) -> Figure:
     """Alignment against time a token."""
-    figure, axes = _figure(8, 4.8)
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
     rates: dict[str, Sequence[float]] = {row["method"]: row["rate"] for row in rows}
     rates |= {"base": [0.5, 0.5, 0.5], "mixture_rows": rates["mixture"]}
     labels: dict[str, str] = {
@@ -187,11 +188,6 @@ def _name_directions(axes: Axes, feature: str) -> None:
         columnspacing=0.8,
         borderpad=0,
     )
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
 
 
 def _errors(estimate: Sequence[float]) -> np.ndarray:

@@ -17,18 +17,9 @@ WANTED = {
     ("concise", -1): "detailed",
 }
 _HEAD = (
-    "wanted",
-    "method",
-    "judge (base)",
-    "win rate, %",
-    "win / lose",
-    "equal words",
-    "vs prompted",
-    "distinct-2",
-    "repeats itself, % (base)",
-    "perplexity",
-    "tokens (cut by the cap, %)",
-)
+    "wanted", "method", "judge (base)", "win rate, %", "win / lose", "equal words", "vs prompted", "distinct-2",
+    "repeats itself, % (base)", "perplexity", "tokens (cut by the cap, %)",
+)  # fmt: skip
 
 
 def tables(record: Mapping[str, Any]) -> str:

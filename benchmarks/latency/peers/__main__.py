@@ -76,7 +76,6 @@ def _record(settings: Settings) -> dict[str, Any]:
     """Every row that is there for these settings, with the mark of the code it is of, and what it was measured on."""
     kept = {name: row for name in (*ROWS, *SHAPE_ROWS) if (row := _read(_row_file(name, settings)))}
     current = {name: row for name, row in kept.items() if row.pop("settings") == _mark(settings)}
-    current = {name: row for name, row in current.items() if name in SHAPE_ROWS or "model" in row}  # not of older code
     return {
         "what": "PAD guided decoding, batch 1, greedy; sides of a row take turns",
         "settings": {**asdict(settings), "pinned_to_one_core": settings.core is not None},

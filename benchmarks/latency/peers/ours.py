@@ -21,9 +21,7 @@ class Ours:
         self._steps = {True: bundle.guided_step(), False: bundle.base_step()}
         self._requests = {
             guided: StepRequest(
-                sequences=[
-                    plan_rows(bundle.manifest, tuple(task.base_ids), rewards if guided else [], task.beta),
-                ],
+                sequences=[plan_rows(bundle.manifest, tuple(task.base_ids), rewards if guided else [], task.beta)],
                 max_new_tokens=task.max_new_tokens,
                 top_k=task.top_k,
                 temperature=0.0,

@@ -65,18 +65,12 @@ SIDES = {
     **{f"{topology}-{bits}": _ours(topology, bits) for topology in ("shared", "pair") for bits in ("fp32", "int4")},
     "shared-int4-all": _ours("shared", "int4", all_4_bits=True),
     "transformers-fp32": Side(
-        "transformers, fp32",
-        "transformers",
-        _two(lambda model, which, _: models.huggingface(model, which)),
-        exact=True,
+        "transformers, fp32", "transformers", _two(lambda model, which, _: models.huggingface(model, which)), exact=True
     ),
     "genai-fp32": _genai("fp32"),
     "genai-int4": _genai("int4"),
     "optimum-fp32": Side(
-        "Optimum, fp32",
-        "optimum",
-        _two(lambda model, which, _: models.optimum(model, which)),
-        exact=True,
+        "Optimum, fp32", "optimum", _two(lambda model, which, _: models.optimum(model, which)), exact=True
     ),
     "llamacpp-fp32": _llamacpp("fp32", "fp32"),
     "llamacpp-q4": _llamacpp("q4", "Q4_1"),

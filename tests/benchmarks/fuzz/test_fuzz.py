@@ -65,14 +65,14 @@ def test_what_a_case_is_counted_as(
         allowed = fuzz.Row("any", False)
         allowed.count(answer, 0)
         assert allowed.is_right
-        assert "(1)" in fuzz.table([allowed]).splitlines()[1]
+        assert "(1)" in fuzz.table([allowed]).splitlines()[2]
 
 
 def test_a_control_that_is_refused_is_a_fault() -> None:
     row = fuzz.Row("any", False)
     row.count({"outcome": "refused"}, -1)
     assert not row.is_right
-    assert fuzz.table([row]).splitlines()[1].endswith("FAULT")
+    assert fuzz.table([row]).splitlines()[2].endswith("| FAULT |")
 
 
 def test_every_place_of_a_document_is_edited() -> None:

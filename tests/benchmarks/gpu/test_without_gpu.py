@@ -87,8 +87,6 @@ def test_what_fails_takes_its_own_rows_alone(tmp_path: Path, monkeypatch: pytest
     """The second row of two, from a process that prints the first and then ends."""
     printed = '{"row": "cpu-tiny-fp32-shared-b1-p5", "sides": {}}'
     (tmp_path / "broken.py").write_text(f"print({printed!r})\nraise MemoryError('too big')")
-        'print(\'{"row": "cpu-tiny-fp32-shared-b1-p5", "sides": {}}\')\nraise MemoryError(\'too big\')'
-    )
     monkeypatch.setitem(bench._MODULES, OURS, "broken")
     environment = {"PYTHONPATH": str(tmp_path)}
     run = bench._Run(SETTINGS, tmp_path / "work", environment, time.monotonic() + 60, 60.0, has_gpu=False)
