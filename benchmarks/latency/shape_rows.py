@@ -7,15 +7,15 @@ import statistics
 from dataclasses import asdict
 from typing import Any
 
-from bundles import bundle
+from benchmarks.common.process import RowError
+from benchmarks.common.settings import Settings, pinned
+from benchmarks.latency.bundles import bundle
+from benchmarks.latency.shapes import SHAPES
 from pad_rt.bench.graph_weights import GraphWeights
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_steps, open_bundle
 from pad_runtime.bundle import contract
 from pad_runtime.decode.step import Step, StepRequest
-from peer_process import PeerError
-from settings import Settings, pinned
-from shapes import SHAPES, checkpoint
 
 TOPOLOGIES = ("shared", "pair")
 SHAPE_ROWS = {
@@ -29,12 +29,9 @@ def measure_shape(name: str, settings: Settings) -> dict[str, Any]:
     """The record of one row; where pad-export refuses, its `skipped` says why."""
     shape, precision, top_k, prompt = SHAPE_ROWS[name]
     record: dict[str, Any] = {"row": name, "shape": shape, "precision": precision, "top_k": top_k, "prompt": prompt}
-    base, adapter = checkpoint(shape)
     try:
-        folders = {
-            topology: bundle(shape, base, adapter, topology=topology, precision=precision) for topology in TOPOLOGIES
-        }
-    except PeerError as error:
+        folders = {topology: bundle(shape, topology=topology, precision=precision) for topology in TOPOLOGIES}
+    except RowError as error:
         return record | {"skipped": str(error)}
     workload = Workload(prompt_tokens=prompt, new_tokens=settings.new_tokens, top_k=top_k, rounds=settings.rounds)
     with pinned(settings.core):
