@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from pad_rt import Generator
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle, settling
 from pad_runtime.bundle import contract
-from pad_runtime.decode.step import Step, StepRequest
 from pad_runtime.loaded_bundle import Bundle
 
 _BASE = "base"  # the side without guidance; the other is called by its topology
@@ -35,9 +34,8 @@ def measure_group(task: GpuTask) -> Iterator[dict[str, Any]]:
     bandwidth = copy_gb_s(group.device)
     bundle = open_bundle(_export(task), device=group.device, num_threads=task.settings.threads)
     generator = Generator(bundle)
-    steps: dict[str, Step] = {_BASE: bundle.base_step(), group.topology: bundle.guided_step()}
     for row in group.rows:
-        yield measured(row.name, partial(_measure, row, task, bundle, generator, steps, bandwidth))
+        yield measured(row.name, partial(_measure, row, task, bundle, generator, bandwidth))
 
 
 def _export(task: GpuTask) -> Path:
@@ -68,24 +66,29 @@ def _export(task: GpuTask) -> Path:
     return folder / "bundle"
 
 
-def _measure(
-    row: Row, task: GpuTask, bundle: Bundle, generator: Generator, steps: dict[str, Step], bandwidth: float
-) -> dict[str, Any]:
+def _measure(row: Row, task: GpuTask, bundle: Bundle, generator: Generator, bandwidth: float) -> dict[str, Any]:
     group, settings = task.group, task.settings
     workload = Workload(prompt_tokens=row.prompt, new_tokens=settings.new_tokens, rounds=settings.rounds)
-    requests = {side: _request(bundle, workload, row.batch, guided=side != _BASE) for side in steps}
-    sides_in_turn = {side: (step, requests[side]) for side, step in steps.items()}
-    times = measure_steps(sides_in_turn, workload, settle=settling(bundle))
+    decoded = {
+        side: workload.decoding(bundle, guided=side != _BASE, batch=row.batch) for side in (_BASE, group.topology)
+    }
+    times = measure_steps(decoded, workload, settle=settling(bundle))
     replies = measure_replies(generator, workload, batch=row.batch)
-    graphs = {side: contract.BASE_GRAPH if side == _BASE else contract.STEP_GRAPH for side in steps}
+    graphs = {side: contract.BASE_GRAPH if side == _BASE else contract.STEP_GRAPH for side in decoded}
     sides = {}
-    for side, step in steps.items():
+    for side, decoding in decoded.items():
         graph, spread = graphs[side], Spread.of(times.step[side])
+        plans = [workload.plan(bundle.manifest, guided=side != _BASE)] * row.batch
         read = step_bytes(
-            bundle.folder, bundle.manifest, requests[side], graph=graph, element_size=element_size(bundle.manifest)
+            bundle.folder,
+            bundle.manifest,
+            plans,
+            new_tokens=workload.new_tokens + 1,
+            graph=graph,
+            element_size=element_size(bundle.manifest),
         )
         file = bundle.folder / bundle.manifest.graphs[graph].file
-        kernels = count_kernels(step, requests[side], file, device=group.device)
+        kernels = count_kernels(decoding, file, device=group.device)
         sides[side] = {
             "step_ms": asdict(spread),
             "prefill_ms": statistics.median(times.prefill[side]),
@@ -102,12 +105,6 @@ def _measure(
         "host_us": asdict(Spread.of(replies.host_us)),
         "bytes_to_host": replies.bytes_to_host_per_token,
     }
-
-
-def _request(bundle: Bundle, workload: Workload, batch: int, *, guided: bool) -> StepRequest:
-    """The same prompt for every sequence."""
-    one = workload.request(bundle.manifest, guided=guided)
-    return replace(one, sequences=one.sequences * batch, seeds=one.seeds * batch)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from pad_rt.bench.graph_weights import GraphWeights
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_steps, open_bundle
 from pad_runtime.bundle import contract
-from pad_runtime.decode.step import Step, StepRequest
 
 TOPOLOGIES = ("shared", "pair")
 SHAPE_ROWS = {
@@ -37,11 +36,9 @@ def measure_shape(name: str, settings: Settings) -> dict[str, Any]:
     with pinned(settings.core):
         opened = {topology: open_bundle(folder, num_threads=settings.threads) for topology, folder in folders.items()}
         shared = opened["shared"]
-        sides: dict[str, tuple[Step, StepRequest]] = {
-            "base": (shared.base_step(), workload.request(shared.manifest, guided=False))
-        }
+        sides = {"base": workload.decoding(shared, guided=False)}
         for topology, one in opened.items():
-            sides[topology] = one.guided_step(), workload.request(one.manifest, guided=True)
+            sides[topology] = workload.decoding(one, guided=True)
         times = measure_steps(sides, workload)
     read = GraphWeights.of(folders["shared"] / shared.manifest.graphs[contract.BASE_GRAPH].file).read
     steps = {side: asdict(Spread.of(values)) for side, values in times.step.items()}

@@ -20,7 +20,6 @@ from pad_export.export import export_bundle
 from pad_rt import Generator
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle
-from pad_runtime.decode.step import Step, StepRequest
 
 TOPOLOGIES = ("shared", "pair")
 
@@ -29,11 +28,9 @@ def measure(bundles: dict[str, Path], workload: Workload, *, threads: int) -> di
     """Milliseconds a step of the base and of each topology, their ratios step by step, and the host's part."""
     opened = {name: open_bundle(folder, num_threads=threads) for name, folder in bundles.items()}
     base = opened["shared"]
-    sides: dict[str, tuple[Step, StepRequest]] = {
-        "base": (base.base_step(), workload.request(base.manifest, guided=False))
-    }
+    sides = {"base": workload.decoding(base, guided=False)}
     for name, bundle in opened.items():
-        sides[name] = bundle.guided_step(), workload.request(bundle.manifest, guided=True)
+        sides[name] = workload.decoding(bundle, guided=True)
     times = measure_steps(sides, workload).step
     replies = measure_replies(Generator(base), workload)
     return {

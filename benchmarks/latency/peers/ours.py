@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.latency.peers.loop import Task, serve
+from pad_rt.bench.decoding import Decoding
 from pad_rt.bench.steps import open_bundle
-from pad_runtime.decode.step import StepRequest
-from pad_runtime.rows.row import Reward, plan_rows
+from pad_runtime.rows.plan import Reward, plan_rows
 
 
 class Ours:
@@ -18,24 +18,21 @@ class Ours:
         bundle = open_bundle(Path(task.files["bundle"]), num_threads=task.threads)
         weights = tuple(bundle.manifest.persrms[0].default_weights)
         rewards = [Reward(0, weights, 1.0, tuple(task.reward_ids))]
-        self._steps = {True: bundle.guided_step(), False: bundle.base_step()}
-        self._requests = {
-            guided: StepRequest(
-                sequences=[plan_rows(bundle.manifest, tuple(task.base_ids), rewards if guided else [], task.beta)],
-                max_new_tokens=task.max_new_tokens,
+        self._sides = {
+            guided: Decoding(
+                bundle.decoder(),
+                [plan_rows(bundle.manifest, tuple(task.base_ids), rewards if guided else [], task.beta)],
+                new_tokens=task.max_new_tokens,
                 top_k=task.top_k,
-                temperature=0.0,
-                top_p=1.0,
-                seeds=(0,),
             )
             for guided in (True, False)
         }
 
     def decode(self, guided: bool) -> Iterator[int]:
-        step = self._steps[guided]
-        yield step.prefill(self._requests[guided])[0]
+        side = self._sides[guided]
+        yield side.prefill()[0]
         while True:
-            yield step.step()[0]
+            yield side.step()[0]
 
 
 if __name__ == "__main__":

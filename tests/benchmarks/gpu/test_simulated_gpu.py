@@ -281,12 +281,12 @@ def test_kernels_are_counted_by_the_profiler(tiny_bundle: Path, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr("torch.profiler.profile", FakeProfiler)
     bundle = Bundle(tiny_bundle, device="cpu", num_threads=1)
-    request = Workload(prompt_tokens=3, new_tokens=12).request(bundle.manifest, guided=False)
-    step, graph = bundle.base_step(), tiny_bundle / "base.onnx"
-    seen = count_kernels(step, request, graph, device="cuda")
+    side = Workload(prompt_tokens=3, new_tokens=12).decoding(bundle, guided=False)
+    graph = tiny_bundle / "base.onnx"
+    seen = count_kernels(side, graph, device="cuda")
     assert (seen.count, seen.source, seen.busy_us) == (2.0, PROFILER, 5.0)
     monkeypatch.setattr("torch.profiler.profile", BlindProfiler)
-    assert count_kernels(step, request, graph, device="cuda").source == NODES
+    assert count_kernels(side, graph, device="cuda").source == NODES
 
 
 def test_the_peer_is_compiled_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -215,19 +214,18 @@ def test_bytes_of_a_step(tiny_bundle: Path) -> None:
     size = element_size(bundle.manifest)
     assert size == 4
     for guided, graph, rows in ((False, "base", 2 * 12), (True, "step", 2 * (12 + 44))):
-        one = workload.request(bundle.manifest, guided=guided)
-        request = replace(one, sequences=one.sequences * 2, seeds=(0, 0))
+        plans = [workload.plan(bundle.manifest, guided=guided)] * 2
         weights = GraphWeights.of(tiny_bundle / f"{graph}.onnx").read
         adapter = bundle.manifest.files[str(bundle.manifest.persrms[0].adapter)].size if guided else 0
-        bytes_read = step_bytes(tiny_bundle, bundle.manifest, request, graph=graph, element_size=size)
+        bytes_read = step_bytes(tiny_bundle, bundle.manifest, plans, new_tokens=10, graph=graph, element_size=size)
         assert bytes_read == weights + adapter + rows * 512
 
 
 def test_kernels_at_the_same_time_count_once(tiny_bundle: Path) -> None:
     assert covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.75)]) == 4.0
     bundle = Bundle(tiny_bundle, device="cpu", num_threads=1)
-    request = Workload(prompt_tokens=3, new_tokens=2).request(bundle.manifest, guided=False)
-    kernels = count_kernels(bundle.base_step(), request, tiny_bundle / "base.onnx", device="cpu")
+    side = Workload(prompt_tokens=3, new_tokens=2).decoding(bundle, guided=False)
+    kernels = count_kernels(side, tiny_bundle / "base.onnx", device="cpu")
     assert kernels.source == NODES
     assert kernels.count > 10
     assert kernels.busy_us is None
