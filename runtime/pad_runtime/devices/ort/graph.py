@@ -11,6 +11,7 @@ from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import HeldFile, watching
 from pad_runtime.cancellation import Cancellation
 from pad_runtime.devices.buffers import Buffer
+from pad_runtime.devices.ort.failure import telling_out_of_memory
 from pad_runtime.devices.ort.mapped_weights import MappedWeights
 from pad_runtime.errors import DeviceError
 
@@ -71,6 +72,8 @@ class OrtGraph:
     ) -> Callable[[], object]:
         """A run of the graph on these buffers, which must live as long as it does.
 
+        It raises OutOfMemoryError where memory is what it lacks, and else whatever ONNX Runtime does.
+
         Args:
             inputs, outputs: by name; outputs that are left out are thrown away.
             repeated: the run is used again and again, and may be captured.
@@ -85,7 +88,7 @@ class OrtGraph:
         options, graph_id = self._options(repeated)
         if cancellation:
             cancellation.on_want(functools.partial(setattr, options, "terminate", True))
-        run_binding = watching(self._read_in_place, self._session.run_with_iobinding)
+        run_binding = watching(self._read_in_place, telling_out_of_memory(self._session.run_with_iobinding))
         run = functools.partial(run_binding, binding, options)
         if self._weights and not repeated:
             return self._weights.letting_go(run)

@@ -21,9 +21,9 @@ from pad_runtime.bundle.manifest import EngineInfo, Manifest
 from pad_runtime.cancellation import Cancellation
 from pad_runtime.devices.buffers import Buffer, CudaBuffer
 from pad_runtime.devices.cuda import find_cuda
+from pad_runtime.devices.kernel_cache import cache_folder, load_cache, save_cache
 from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.devices.tensorrt.engine_choice import EngineHost, find_engine, this_platform
-from pad_runtime.devices.tensorrt.kernel_cache import cache_folder, load_cache, save_cache
 from pad_runtime.errors import DeviceError, EngineError
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module

@@ -18,7 +18,8 @@ import pytest
 
 from pad_rt import Generator, Preference
 from pad_runtime.bundle.manifest import read_manifest
-from pad_runtime.devices.ort import provider as ort_provider
+from pad_runtime.devices.ort import sessions
+from pad_runtime.devices.ort.execution_provider import EXECUTION_PROVIDERS
 from pad_runtime.loaded_bundle import Bundle
 from tests.support import fake_onnxruntime, tiny_bundles, tiny_models
 from tests.support.fake_cuda import FakeRuntime
@@ -36,8 +37,8 @@ def expected(bundle: Path) -> list[tuple[int, ...]]:
 @pytest.fixture
 def device(expected: object, monkeypatch: pytest.MonkeyPatch, runtime: FakeRuntime) -> Log:
     """A device that takes float32 too, in which the CPU says the same however it is started."""
-    entry = replace(ort_provider._ENTRIES["cuda"], float_types=("float32",))
-    monkeypatch.setitem(ort_provider._ENTRIES, "cuda", entry)
+    on_cuda = replace(EXECUTION_PROVIDERS["cuda"], float_types=("float32",))
+    monkeypatch.setitem(EXECUTION_PROVIDERS, "cuda", on_cuda)
     return fake_onnxruntime.install(monkeypatch.setattr, runtime)
 
 
@@ -138,7 +139,7 @@ def test_two_generators_do_not_share_a_capture(bundle: Path, device: Log) -> Non
 
 def test_the_simulation_notices_a_stale_capture(bundle: Path, device: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: a provider that gives the same graph ids to new buffers."""
-    monkeypatch.setattr(ort_provider, "_graph_ids", itertools.cycle([1, 2]))
+    monkeypatch.setattr(sessions, "_graph_ids", itertools.cycle([1, 2]))
     generator = Generator.load(bundle, device="cuda", num_threads=1)
     generator.generate(PROMPTS[0], preference=BOTH, config=CONFIG)
     with pytest.raises(AssertionError, match="something else"):

@@ -38,6 +38,7 @@ class Asked:
     providers: Any = None
     own: Any = None
     overrides: dict[str, int] = field(default_factory=dict)
+    plans_memory: bool | None = None
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime
         def __init__(self, path: str, options: Any, providers: Any = None, provider_options: Any = None, **rest: Any):
             if providers:
                 log.providers, log.own = providers, provider_options[0]
+            log.plans_memory = options.enable_mem_pattern
             super().__init__(path, options, providers=["CPUExecutionProvider"], **rest)
 
         def get_providers(self) -> list[str]:
@@ -88,7 +90,10 @@ def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
 
 def test_plans_of_memory_are_for_devices(half: Path, asked: Asked) -> None:
     """On a CPU each length of a prompt would leave one behind."""
-    on = {device: OrtProvider(device)._session_options().enable_mem_pattern for device in ("cpu", "cuda")}
+    on = {}
+    for device in ("cpu", "cuda"):
+        open_graph(OrtProvider(device), half, contract.STEP_GRAPH)
+        on[device] = asked.plans_memory
     assert on == {"cpu": False, "cuda": True}
 
 
@@ -207,7 +212,7 @@ def test_weights_that_do_not_fit_on_the_device(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(provider, "_start", fail)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     with refused(OutOfMemoryError, given=given, hint="close other programs"):
         open_graph(provider, half, contract.STEP_GRAPH)
 
