@@ -13,6 +13,7 @@ from pad_runtime.cancellation import Cancellation
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.ort.failure import telling_out_of_memory
 from pad_runtime.devices.ort.mapped_weights import MappedWeights
+from pad_runtime.devices.provider import GraphTensor
 from pad_runtime.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class OrtGraph:
     """A graph in a session of ONNX Runtime.
 
     Attributes:
-        inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
+        inputs, outputs: what it reads and writes.
         host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
         capacity: slots that its KV caches must have; None: any number.
     """
@@ -59,7 +60,8 @@ class OrtGraph:
         """
         self._read_in_place = tuple(read_in_place)
         self._session, self._options, self._weights = session, options, weights
-        self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
+        self.inputs: Sequence[GraphTensor] = session.get_inputs()
+        self.outputs: Sequence[GraphTensor] = session.get_outputs()
         self.capacity = capacity
 
     def bind(
