@@ -105,6 +105,8 @@ class OrtProvider:
         device: one of `ORT_DEVICES`.
         num_threads: as given.
         freezes_host_inputs: whether repeated runs are captured: a replay reads no host input anew.
+        fixes_capacity: whether KV caches have the bundle's max_length: TensorRT updates one in place only where its
+            length is fixed.
         memory: makes the buffers of its graphs.
     """
 
@@ -139,6 +141,7 @@ class OrtProvider:
         self.device, self._entry = device, entry
         self.num_threads, self._low_memory = num_threads, low_memory
         self.freezes_host_inputs = self._captures = capture and bool(entry.graph_option)
+        self.fixes_capacity = bool(entry.cached)
         if not entry.plugin and not self.is_built_in(device):
             built_in = ", ".join(onnxruntime.get_available_providers()) or "none"
             raise DeviceError(
@@ -236,7 +239,7 @@ class OrtProvider:
             OutOfMemoryError: the weights do not fit.
         """
         path = graph.path
-        capacity = manifest.max_length if self._entry.cached else None
+        capacity = manifest.max_length if self.fixes_capacity else None
         model, folder, by_name = self._place(graph)
         try:
             weights = MappedWeights.of(graph, self._ort) if self._packs else None
@@ -255,7 +258,7 @@ class OrtProvider:
                 raise OutOfMemoryError(f"no memory for {path}: {reason}", hint=_FREE_MEMORY) from None
             raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
         in_place = () if self._cuda else graph.weights  # on a device they are copies
-        opened = OrtGraph(session, self._run_options, capacity=capacity, weights=weights, read_in_place=in_place)
+        opened = OrtGraph(session, self._run_options, weights=weights, read_in_place=in_place)
         if self._cuda:
             opened.check_placement()
         return opened
@@ -303,7 +306,7 @@ class OrtProvider:
         entry, options = self._entry, self._session_options()
         if folder is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        if capacity is not None:  # TensorRT updates a cache in place only where its length is fixed
+        if capacity is not None:
             options.add_free_dimension_override_by_name(contract.CAPACITY, capacity)
         for name, value in values.items():
             options.add_initializer(name, value)
