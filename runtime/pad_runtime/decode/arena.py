@@ -60,6 +60,7 @@ class KvArena:
         manifest: sizes of the trunks.
         memory: makes the buffers.
         captures: whether runs are captured.
+        fixed: whether every cache has the bundle's max_length.
         before_resize: called before buffers are made anew: what is bound to the old ones lets go of them.
 
     Attributes:
@@ -67,10 +68,16 @@ class KvArena:
     """
 
     def __init__(
-        self, manifest: Manifest, memory: DeviceMemory, *, captures: bool, before_resize: Callable[[], object]
+        self,
+        manifest: Manifest,
+        memory: DeviceMemory,
+        *,
+        captures: bool,
+        fixed: bool,
+        before_resize: Callable[[], object],
     ) -> None:
         self._manifest, self._before_resize = manifest, before_resize
-        self._block = _CAPTURED_BLOCK if captures else _BLOCK
+        self._block = manifest.max_length if fixed else _CAPTURED_BLOCK if captures else _BLOCK
         dtype = manifest.dtype
         self._groups = [
             (

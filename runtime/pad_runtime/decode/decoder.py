@@ -66,7 +66,13 @@ class Decoder:
         persrms = PersrmFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, self._memory)
         self._builder = InputBuilder(manifest, self._factors, FeatureHeads(persrms, manifest))
-        self._arena = KvArena(manifest, self._memory, captures=provider.freezes_host_inputs, before_resize=self._let_go)
+        self._arena = KvArena(
+            manifest,
+            self._memory,
+            captures=provider.freezes_host_inputs,
+            fixed=provider.fixes_capacity,
+            before_resize=self._let_go,
+        )
         self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_RUNS)
         self._slots: set[Slot] = set()
         self._closed: deque[Slot] = deque()

@@ -34,13 +34,11 @@ class Graph(Protocol):
     Attributes:
         inputs, outputs: what it reads and writes.
         host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
-        capacity: slots that its KV caches must have; None: any number.
     """
 
     inputs: Sequence[GraphTensor]
     outputs: Sequence[GraphTensor]
     host_inputs: frozenset[str]
-    capacity: int | None
 
     def bind(
         self,
@@ -52,7 +50,7 @@ class Graph(Protocol):
     ) -> Callable[[], object]:
         """A run on these buffers, which must live as long as it does; a repeated one may be captured.
 
-        Where the end of a run is wanted that takes long, it raises whatever its library does.
+        A run without memory raises OutOfMemoryError; one whose end is wanted, whatever its library does.
         """
 
 
@@ -63,12 +61,14 @@ class Provider(Protocol):
         device: its name, as `pad_runtime.devices.choice.DEVICES` has it.
         freezes_host_inputs: whether a repeated run keeps the values that its host inputs had when it was made: another
             value needs another run.
+        fixes_capacity: whether its graphs take KV caches of the bundle's max_length alone.
         memory: makes the buffers that its graphs read and write.
         version: the library and its version.
     """
 
     device: str
     freezes_host_inputs: bool
+    fixes_capacity: bool
     memory: DeviceMemory
 
     @property

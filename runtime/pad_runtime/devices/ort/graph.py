@@ -35,7 +35,6 @@ class OrtGraph:
     Attributes:
         inputs, outputs: what it reads and writes.
         host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
-        capacity: slots that its KV caches must have; None: any number.
     """
 
     host_inputs = frozenset(contract.HOST_INPUTS)
@@ -45,7 +44,6 @@ class OrtGraph:
         session: ort.InferenceSession,
         options: Callable[[bool], tuple[ort.RunOptions, int | None]],
         *,
-        capacity: int | None,
         weights: MappedWeights | None = None,
         read_in_place: Sequence[HeldFile] = (),
     ) -> None:
@@ -54,7 +52,6 @@ class OrtGraph:
         Args:
             session: runs the graph.
             options: of a run, repeated or not, and the id of its capture.
-            capacity: see the class.
             weights: those of its weights that are mapped here.
             read_in_place: files that its runs read, for they lie mapped: no run counts that another content may be in.
         """
@@ -62,7 +59,6 @@ class OrtGraph:
         self._session, self._options, self._weights = session, options, weights
         self.inputs: Sequence[GraphTensor] = session.get_inputs()
         self.outputs: Sequence[GraphTensor] = session.get_outputs()
-        self.capacity = capacity
 
     def bind(
         self,

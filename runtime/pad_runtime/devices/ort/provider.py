@@ -29,6 +29,8 @@ class OrtProvider:
     Attributes:
         device: one of `ORT_DEVICES`.
         freezes_host_inputs: whether repeated runs are captured: a replay reads no host input anew.
+        fixes_capacity: whether KV caches have the bundle's max_length: TensorRT updates one in place only where its
+            length is fixed.
         memory: makes the buffers of its graphs.
     """
 
@@ -61,6 +63,7 @@ class OrtProvider:
             raise DeviceError("onnxruntime is not installed", hint=execution.install) from None
         self.device, self._ort, self._low_memory = device, onnxruntime, low_memory
         self.freezes_host_inputs = capture and bool(execution.graph_option)
+        self.fixes_capacity = bool(execution.cached)
         if not execution.plugin and not self.is_built_in(device):
             built_in = ", ".join(onnxruntime.get_available_providers()) or "none"
             raise DeviceError(
@@ -106,7 +109,7 @@ class OrtProvider:
             OutOfMemoryError: the weights do not fit.
         """
         path = graph.path
-        capacity = manifest.max_length if self._execution.cached else None
+        capacity = manifest.max_length if self.fixes_capacity else None
         model, folder, by_name = self._place(graph)
         try:
             weights = MappedWeights.of(graph, self._ort) if self._packs else None
@@ -126,8 +129,7 @@ class OrtProvider:
                 raise OutOfMemoryError(given, hint=_FREE_MEMORY) from None
             raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
         in_place = () if self._cuda else graph.weights  # on a device they are copies
-        options = self._sessions.run_options
-        opened = OrtGraph(session, options, capacity=capacity, weights=weights, read_in_place=in_place)
+        opened = OrtGraph(session, self._sessions.run_options, weights=weights, read_in_place=in_place)
         if self._cuda:
             opened.check_placement()
         return opened

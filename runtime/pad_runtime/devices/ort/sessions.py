@@ -93,7 +93,7 @@ class Sessions:
         """
         options = self._session_options()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        if capacity is not None:  # TensorRT updates a cache in place only where its length is fixed
+        if capacity is not None:
             options.add_free_dimension_override_by_name(contract.CAPACITY, capacity)
         for name, value in values.items():
             options.add_initializer(name, value)

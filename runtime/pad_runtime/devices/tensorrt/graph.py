@@ -39,7 +39,6 @@ class TensorRtGraph:
     Attributes:
         inputs, outputs: what it reads and writes.
         host_inputs: inputs that are read on the host, by the last part of their names.
-        capacity: slots that its KV caches must have.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class TensorRtGraph:
         engine: Any,
         info: EngineInfo,
         *,
-        capacity: int,
         cache_file: Path,
         capture: bool,
     ) -> None:
@@ -59,13 +57,11 @@ class TensorRtGraph:
             library, cuda: what runs it.
             engine: the library's.
             info: the manifest's.
-            capacity: see the class.
             cache_file: where TensorRT-RTX keeps what it compiled for the engine.
             capture: steps are to be replayed as a CUDA graph.
         """
         self._library, self._cuda, self._engine, self._info = library, cuda, engine, info
         self._trt, self._capture = library.module, capture
-        self.capacity: int | None = capacity
         self.inputs: Sequence[GraphTensor] = self._tensors(self._trt.TensorIOMode.INPUT)
         self.outputs: Sequence[GraphTensor] = self._tensors(self._trt.TensorIOMode.OUTPUT)
         on_host = self._trt.TensorLocation.HOST

@@ -21,11 +21,13 @@ class TensorRtProvider:
     Attributes:
         device: "tensorrt" or "tensorrt-rtx".
         freezes_host_inputs: a run's host inputs are read as it is bound, for the shapes that they give: always so.
+        fixes_capacity: KV caches have the bundle's max_length: always so, for its engines were built for that.
         memory: makes the buffers of its graphs.
         host: what engines must have been built for.
     """
 
     freezes_host_inputs = True
+    fixes_capacity = True
 
     def __init__(self, device: str, *, capture: bool = True) -> None:
         """Load the library and find the GPU.
@@ -81,7 +83,6 @@ class TensorRtProvider:
             self._cuda,
             engine,
             info,
-            capacity=manifest.max_length,
             cache_file=cache_folder(self.device) / f"{manifest.files[info.file].sha256[:16]}.kernels",
             capture=self._capture,
         )

@@ -35,7 +35,7 @@ def expand(*, arena: bool) -> OrtGraph:
     options = onnxruntime.SessionOptions()
     options.enable_cpu_mem_arena, options.log_severity_level = arena, 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return OrtGraph(session, lambda repeated: (onnxruntime.RunOptions(), None), capacity=None)
+    return OrtGraph(session, lambda repeated: (onnxruntime.RunOptions(), None))
 
 
 def bound(shape: tuple[int, int], *, arena: bool, repeated: bool = False) -> tuple[Callable[[], object], HostBuffer]:
