@@ -74,12 +74,12 @@ def test_memory_is_given_back(bundle: Path, device: Log, runtime: FakeRuntime) -
 
 
 def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: Log) -> None:
-    generator = Generator.load(bundle, device="cuda", num_threads=1)
+    loaded = [Generator.load(bundle, device="cuda", num_threads=1)]
 
     def graphs(**changes: Any) -> set[int | None]:
         device.runs.clear()
         preference = changes.pop("preference", BOTH)
-        generator.generate(PROMPTS[0], preference=preference, config=replace(CONFIG, **changes))
+        loaded[0].generate(PROMPTS[0], preference=preference, config=replace(CONFIG, **changes))
         return set(device.runs) - {-1}
 
     first = graphs()
@@ -92,7 +92,7 @@ def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: 
     sampled = graphs(temperature=0.7, top_k=5)
     assert graphs(temperature=0.9, top_k=5, seed=3, max_new_tokens=CONFIG.max_new_tokens + 1) == sampled
     assert not device.released
-    del generator, graphs
+    loaded.clear()
     gc.collect()
     assert set(device.released) >= first | again | sampled, "captures go with their runs"
 

@@ -30,7 +30,6 @@ from pad_runtime.devices.ort.graph import OrtGraph
 from pad_runtime.devices.ort.mapped_weights import MappedWeights
 from pad_runtime.devices.ort.provider import OrtProvider
 from pad_runtime.errors import BundleError, OutOfMemoryError
-from pad_runtime.loaded_bundle import Bundle
 from tests.support import tiny_bundles, tiny_models
 from tests.support.error_checks import refused
 from tests.support.graph_files import open_graph, read_graph
@@ -140,8 +139,8 @@ def test_a_loaded_bundle_holds_none(quantised: Path, made: list[MappedWeights]) 
     generator = tiny_bundles.load(quantised)
     (weights,) = made
     assert resident(weights) == 0
-    decoding = Decoding(generator._bundle.decoder(), guided_plan(generator.manifest))
-    decoding.step()
+    decoding = WORKLOAD.decoding(generator._bundle, guided=True)
+    decoding.prefill()
     assert resident(weights) == 0, "those of the prompt's rows"
     decoding.step()
     assert resident(weights) > 0, "a step looks rows up in it"
@@ -164,25 +163,29 @@ def test_a_run_may_outlive_its_graph(
     quantised: Path, made: list[MappedWeights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[Callable[[], object]] = []
+    bound: list[object] = []  # buffers live as long as the runs on them
     real = OrtGraph.bind
 
     def bind(graph: OrtGraph, *buffers: Any, repeated: bool, **others: Any) -> Callable[[], object]:
         run = real(graph, *buffers, repeated=repeated, **others)
         runs.extend([run] * repeated)
+        bound.extend([buffers] * repeated)
         return run
 
     monkeypatch.setattr(OrtGraph, "bind", bind)
-    step = Bundle(quantised, device="cpu", num_threads=1).guided_step()
-    step.prefill(WORKLOAD.request(read_manifest(quantised), guided=True))
-    buffers = step._values, step._turns, step._ids
+    bundle = tiny_bundles.open_bundle(quantised)
+    decoding = WORKLOAD.decoding(bundle, guided=True)
+    decoding.prefill()
+    decoding.step()
     weights = weakref.ref(made.pop())
-    del step
+    del bundle, decoding
     gc.collect()
     assert weights(), "or the runs would read what is unmapped"
     for run in runs:
         run()
     runs.clear()
-    del run, buffers
+    bound.clear()
+    del run
     assert not weights()
 
 
@@ -197,8 +200,8 @@ def test_the_sweep_is_on_while_a_session_opens(quantised: Path, monkeypatch: pyt
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", count)
     before = threading.active_count()
-    Bundle(quantised, device="cpu", num_threads=1).guided_step()
-    Bundle(quantised, device="cpu", num_threads=1, low_memory=True).guided_step()
+    for low_memory in (False, True):
+        tiny_bundles.open_bundle(quantised, low_memory=low_memory).graph(contract.STEP_GRAPH)
     assert threads == [before + 1, before]
     assert threading.active_count() == before
 
@@ -244,7 +247,7 @@ def test_the_same_tokens_where_pages_cannot_go(quantised: Path, monkeypatch: pyt
 
 
 def test_weights_that_are_used_in_place_stay(quantised: Path, made: list[MappedWeights]) -> None:
-    Bundle(quantised, device="cpu", num_threads=1, low_memory=True).guided_step()
+    tiny_bundles.open_bundle(quantised, low_memory=True).graph(contract.STEP_GRAPH)
     assert not made
     manifest = read_manifest(quantised)
     open_graph(OrtProvider("cpu", manifest=manifest, num_threads=1), quantised, contract.BASE_GRAPH)

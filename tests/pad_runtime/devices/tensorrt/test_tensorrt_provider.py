@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pad_rt import GenerationConfig, Generator, Preference
@@ -215,7 +216,7 @@ def test_a_shape_outside_of_the_profile(copied: Path, trt: Any) -> None:
     """A bundle whose limits were raised behind its engines' back."""
     edit_manifest(copied, max_top_k=16)
     generator = Generator.load(copied, device="tensorrt")
-    with refused(EngineError, given="k of noise is 12, outside of [1, 8]", expected="its decode profile"):
+    with refused(EngineError, given="k of noise is 12, outside of [1, 8]", expected="its prefill profile"):
         reply(generator, preference(copied), top_k=12)
 
 
@@ -306,6 +307,14 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu(
     assert [note.partition(":")[0] for note in notes] == ["not on tensorrt"]
 
 
+def test_a_tensor_that_begins_anywhere_is_refused(bundle: Path, trt: Any) -> None:
+    opened = Bundle(bundle, device="tensorrt")
+    numbers = opened.provider.memory.zeros((2, 1), np.int64)
+    graph = opened.graph(contract.STEP_GRAPH)
+    with refused(EngineError, given="refuses the buffer of input_ids: the address must be aligned to 256 bytes"):
+        graph.bind({contract.INPUT_IDS: numbers.window(1, 1)}, {}, repeated=True)
+
+
 # -- the simulation itself ------------------------------------------------------------------------------------------
 
 
@@ -333,13 +342,12 @@ def test_what_is_simulated_is_what_there_is() -> None:
 def test_the_simulation_notices_memory_that_was_given_back(
     bundle: Path, trt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: a replay reads the cache that it was captured with, also where another took its place."""
-    step = Bundle(bundle, device="tensorrt")
-    generator = Generator(step)
-    reply(generator, preference(bundle))
-    (idle,) = generator._idle[True]
-    for name in [name for name in idle._values if "past_key_values" in name]:
-        idle._values[name] = step.provider.memory.zeros(idle._values[name].shape, idle._values[name].dtype)
+    """The control: an arena that is made anew, and runs on the old one that are not let go of."""
+    generator = Generator.load(bundle, device="tensorrt")
+    monkeypatch.setattr(generator._decoder._arena, "_before_resize", lambda: None)
+    wanted = preference(bundle)
+    reply(generator, wanted)
+    generator.generate_batch([*PROMPTS, PROMPTS[0]], preferences=[wanted] * 3, config=CONFIG)
     gc.collect()
     with pytest.raises(AssertionError, match=r"past_key_values\.0\.key is not on the device"):
-        reply(generator, preference(bundle))
+        reply(generator, wanted)
