@@ -98,18 +98,19 @@ class Decoder:
             cancellation: ends the computation before the graph's next operator.
 
         Raises:
-            PromptError: there is no room.
+            PromptError: there is no such prompt, or no room; the slot knows what it knew before.
             OutOfMemoryError: the caches or the computation do not fit.
             CancelledError: it was cancelled; the slot knows what it knew before.
         """
         self._collect()
         self._check([slot])
         new = {prompt: part for prompt, part in ids.items() if len(part)}
+        slot.check_room(new)
+        if not new:
+            return
         self._compute(slot, {prompt: slot.lengths[prompt] for prompt in new}, cancellation or Cancellation())
         self._touch(slot)
-        for prompt, part in new.items():
-            slot.append(prompt, part)
-        slot.step = 0
+        slot.append(new)
 
     def rewind(self, slot: Slot, lengths: Mapping[int, int]) -> None:
         """Forget tokens at the end of prompts.
@@ -119,12 +120,11 @@ class Decoder:
             lengths: tokens that stay, by prompt.
 
         Raises:
-            PromptError: a prompt has fewer.
+            PromptError: there is no such prompt, or it has fewer; nothing is forgotten.
         """
         self._check([slot])
+        slot.cut(lengths)
         self._touch(slot)
-        for prompt, length in lengths.items():
-            slot.cut(prompt, length)
 
     def fork(self, slot: Slot, sequence: RowSequence | None = None) -> Slot:
         """Open another slot that knows what a slot knows, with a copy of its cache.
