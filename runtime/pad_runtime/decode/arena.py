@@ -60,7 +60,8 @@ class KvArena:
         manifest: sizes of the trunks.
         memory: makes the buffers.
         captures: whether runs are captured.
-        before_resize: called before buffers are made anew: what is bound to the old ones lets go of them.
+        before_resize: called before buffers are made anew, or when their content is lost: what is bound to them lets
+            go of them.
 
     Attributes:
         capacity: slots of each cache.
@@ -127,6 +128,7 @@ class KvArena:
         try:
             self._apply(order, moves, room)
         except OutOfMemoryError:
+            self._before_resize()
             for lease in order:
                 lease.cached[:] = [0] * len(lease.cached)
             raise

@@ -102,7 +102,6 @@ class Decoder:
             OutOfMemoryError: the caches or the computation do not fit.
             CancelledError: it was cancelled; the slot knows what it knew before.
         """
-        self._collect()
         self._check([slot])
         new = {prompt: part for prompt, part in ids.items() if len(part)}
         slot.check_room(new)
@@ -137,7 +136,6 @@ class Decoder:
         Raises:
             OutOfMemoryError: the caches do not fit.
         """
-        self._collect()
         self._check([slot])
         sequence = sequence or slot.sequence
         other = self.open(sequence, slot.room)
@@ -227,9 +225,10 @@ class Decoder:
         fresh = [group for group in groups if group[0].is_fresh]
         if not fresh:
             return self._ready(name, slots, trace).step()
-        # Who may be cancelled goes first: a slot has a further token when all have one.
+        # What can be cancelled, or may not fit, goes first: a slot has a further token when all have one.
         steps = [(group, self._reader.choose(name, group, trace, cancellation)) for group in fresh]
-        steps += [(group, self._ready(name, group, trace).step()) for group in groups if group not in fresh]
+        ready = [self._ready(name, group, trace) for group in groups if group not in fresh]
+        steps += [(each.slots, each.step()) for each in ready]
         chosen = {slot: id for group, step in steps for slot, id in zip(group, step.ids, strict=True)}
         traces = {
             slot: weighed for group, step in steps if trace for slot, weighed in zip(group, step.trace(), strict=True)
@@ -323,6 +322,7 @@ class Decoder:
                 self._arena.give_back(slot.lease)
 
     def _check(self, slots: Sequence[Slot]) -> None:
+        self._collect()
         if not slots:
             raise PromptError("no slots", expected="at least one")
         if len(set(slots)) < len(slots):
