@@ -248,7 +248,7 @@ class Decoder:
         leases = self._gather(slots)
         binder, graph = self._binder, self._binder.graph(name)
         batch = next_batch(slots, leases, len(binder.trunks(name)))
-        arrays = binder.arrays(name, batch, capacity=self._arena.capacity)
+        arrays = binder.arrays(name, batch, capacity=binder.capacity)
         windows = binder.windows(name, leases)
         shapes = trace_shapes(batch) if trace else {}
         key = (name, windows, batch.active, trace, *((each, array.shape) for each, array in arrays.items()))
