@@ -139,7 +139,7 @@ class Decoder:
         self._check([slot])
         sequence = sequence or slot.sequence
         other = self.open(sequence, slot.room)
-        other.take_ids(slot)
+        other.take_over(slot)
         origins = [row_origins(slot.sequence, sequence, trunk) for trunk in range(len(self._manifest.trunks))]
         try:
             self._gather([slot])
@@ -175,7 +175,7 @@ class Decoder:
             packed: a bit for each token of the vocabulary, [ceil(V / 8)], least significant first; None: all.
         """
         self._check([slot])
-        slot.allowed = packed
+        slot.allowed = None if packed is None else packed.copy()
         if slot.ready is not None and not slot.ready.allow(slot, packed):
             self._touch(slot)
 

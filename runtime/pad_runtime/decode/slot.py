@@ -121,12 +121,12 @@ class Slot:
                 if prompt == 0:
                     self.step = max(0, self.step - forgotten)
 
-    def take_ids(self, other: Slot) -> None:
-        """Know the tokens that another slot knows, as far as their prompts have the same numbers."""
+    def take_over(self, other: Slot) -> None:
+        """Know the tokens that another slot knows, as far as their prompts have the same numbers, and go on there."""
         for mine, theirs in zip(range(len(self._ids)), other._ids, strict=False):
             self._ids[mine] = theirs[:]
             self._known[mine] = other._known[mine]
-        self.step = other.step
+        self.step, self.allowed = other.step, other.allowed
 
     def _check_prompts(self, prompts: Iterable[int]) -> None:
         for prompt in prompts:
