@@ -32,6 +32,7 @@ from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import OutOfMemoryError, PromptError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
+_BLOCK, _CAPTURED_BLOCK = 64, 256  # slots; with another capacity a step is captured anew
 _KEPT_RUNS = 16  # bound to windows of the arena, for further sequences in the same places
 Array = npt.NDArray[Any]
 
@@ -55,7 +56,7 @@ class Decoder:
     ) -> None:
         memory = provider.memory
         self._manifest, self._freezes = manifest, provider.freezes_host_inputs
-        self._arena = KvArena(manifest, memory, captures=self._freezes, before_resize=self._let_go)
+        self._arena = KvArena(manifest, memory, block=_block(provider, manifest), before_resize=self._let_go)
         self._binder = Binder(graph, manifest, files, memory, self._arena)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
         self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_RUNS)
@@ -329,6 +330,13 @@ class Decoder:
             raise PromptError("a slot twice in one step", expected="each once")
         if any(slot not in self._slots for slot in slots):
             raise PromptError("a slot that was closed", expected="one that is open in this decoder")
+
+
+def _block(provider: Provider, manifest: Manifest) -> int:
+    """Slots by which caches grow."""
+    if provider.whole_caches:
+        return manifest.max_length
+    return _CAPTURED_BLOCK if provider.freezes_host_inputs else _BLOCK
 
 
 def _check_steps(slot: Slot) -> None:
