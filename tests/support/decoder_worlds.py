@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -132,6 +133,7 @@ class Models:
                 [self.folder / persrm for persrm in kind.persrms],
                 max_length=MAX_LENGTH,
                 max_top_k=MAX_TOP_K,
+                eos=[json.loads((self.folder / "base" / "config.json").read_text())["eos_token_id"]],
                 **kind.options,
             )
             if kind.device == "tensorrt":
