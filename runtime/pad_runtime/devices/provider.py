@@ -18,13 +18,11 @@ class Graph(Protocol):
     Attributes:
         inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
         host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
-        capacity: slots that its KV caches must have; None: any number.
     """
 
     inputs: Sequence[Any]
     outputs: Sequence[Any]
     host_inputs: frozenset[str]
-    capacity: int | None
 
     def bind(
         self,
@@ -47,12 +45,15 @@ class Provider(Protocol):
         device: its name, as `pad_runtime.devices.choice.DEVICES` has it.
         freezes_host_inputs: whether a repeated run keeps the values that its host inputs had when it was made: another
             value needs another run.
+        whole_caches: whether KV caches must have slots for a bundle's max_length, for they are updated in place only
+            where their length is fixed.
         memory: makes the buffers that its graphs read and write.
         version: the library and its version.
     """
 
     device: str
     freezes_host_inputs: bool
+    whole_caches: bool
     memory: DeviceMemory
 
     @property

@@ -33,7 +33,6 @@ class OrtGraph:
     Attributes:
         inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
         host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
-        capacity: slots that its KV caches must have; None: any number.
     """
 
     host_inputs = frozenset(contract.HOST_INPUTS)
@@ -43,7 +42,6 @@ class OrtGraph:
         session: ort.InferenceSession,
         options: Callable[[bool], tuple[ort.RunOptions, int | None]],
         *,
-        capacity: int | None,
         weights: MappedWeights | None = None,
         read_in_place: Sequence[HeldFile] = (),
     ) -> None:
@@ -52,14 +50,12 @@ class OrtGraph:
         Args:
             session: runs the graph.
             options: of a run, repeated or not, and the id of its capture.
-            capacity: see the class.
             weights: those of its weights that are mapped here.
             read_in_place: files that its runs read, for they lie mapped: no run counts that another content may be in.
         """
         self._read_in_place = tuple(read_in_place)
         self._session, self._options, self._weights = session, options, weights
         self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
-        self.capacity = capacity
 
     def bind(
         self,

@@ -105,6 +105,7 @@ class OrtProvider:
         device: one of `ORT_DEVICES`.
         num_threads: as given.
         freezes_host_inputs: whether repeated runs are captured: a replay reads no host input anew.
+        whole_caches: whether KV caches must have slots for a bundle's max_length.
         memory: makes the buffers of its graphs.
     """
 
@@ -139,6 +140,7 @@ class OrtProvider:
         self.device, self._entry = device, entry
         self.num_threads, self._low_memory = num_threads, low_memory
         self.freezes_host_inputs = self._captures = capture and bool(entry.graph_option)
+        self.whole_caches = bool(entry.cached)
         if not entry.plugin and not self.is_built_in(device):
             built_in = ", ".join(onnxruntime.get_available_providers()) or "none"
             raise DeviceError(
@@ -236,7 +238,7 @@ class OrtProvider:
             OutOfMemoryError: the weights do not fit.
         """
         path = graph.path
-        capacity = manifest.max_length if self._entry.cached else None
+        capacity = manifest.max_length if self.whole_caches else None
         model, folder, by_name = self._place(graph)
         try:
             weights = MappedWeights.of(graph, self._ort) if self._packs else None
@@ -255,7 +257,7 @@ class OrtProvider:
                 raise OutOfMemoryError(f"no memory for {path}: {reason}", hint=_FREE_MEMORY) from None
             raise BundleError(f"ONNX Runtime cannot open {path}: {reason}", hint="export it again") from None
         in_place = () if self._cuda else graph.weights  # on a device they are copies
-        opened = OrtGraph(session, self._run_options, capacity=capacity, weights=weights, read_in_place=in_place)
+        opened = OrtGraph(session, self._run_options, weights=weights, read_in_place=in_place)
         if self._cuda:
             opened.check_placement()
         return opened

@@ -88,12 +88,13 @@ class TensorRtProvider:
         device: "tensorrt" or "tensorrt-rtx".
         capture: whether steps are to be replayed as a CUDA graph.
         freezes_host_inputs: a run's host inputs are read as it is bound, for the shapes that they give: always so.
+        whole_caches: TensorRT updates a cache in place only where its length is fixed: always so.
         memory: makes the buffers of its graphs.
         log: what the library says.
         host: what engines must have been built for.
     """
 
-    freezes_host_inputs = True
+    freezes_host_inputs = whole_caches = True
 
     def __init__(self, device: str, *, capture: bool = True) -> None:
         """Load the library and find the GPU.
@@ -155,7 +156,7 @@ class TensorRtProvider:
                 f"{self.version} cannot load {file.path}: {self.log.take()}", hint="build it again: pad-export engines"
             )
         cache = cache_folder(self.device) / f"{manifest.files[info.file].sha256[:16]}.kernels"
-        return TensorRtGraph(self, engine, info, manifest.max_length, cache)
+        return TensorRtGraph(self, engine, info, cache)
 
 
 @dataclass(frozen=True)
@@ -179,15 +180,11 @@ class TensorRtGraph:
     Attributes:
         inputs, outputs: what it reads and writes.
         host_inputs: inputs that are read on the host, by the last part of their names.
-        capacity: slots that its KV caches must have.
     """
 
-    def __init__(
-        self, provider: TensorRtProvider, engine: Any, info: EngineInfo, capacity: int, cache_file: Path
-    ) -> None:
+    def __init__(self, provider: TensorRtProvider, engine: Any, info: EngineInfo, cache_file: Path) -> None:
         self._provider, self._engine, self._info = provider, engine, info
         self._trt, self._cuda = provider._trt, provider._cuda
-        self.capacity: int | None = capacity
         self.inputs: Sequence[Any] = self._tensors(self._trt.TensorIOMode.INPUT)
         self.outputs: Sequence[Any] = self._tensors(self._trt.TensorIOMode.OUTPUT)
         on_host = self._trt.TensorLocation.HOST

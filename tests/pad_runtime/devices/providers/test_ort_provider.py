@@ -73,11 +73,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime
 def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
     manifest = read_manifest(half)
     provider = OrtProvider("cuda", manifest=manifest)
-    graph = open_graph(provider, half, contract.STEP_GRAPH)
+    open_graph(provider, half, contract.STEP_GRAPH)
     assert asked.providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert asked.own["user_compute_stream"] == str(fake_cuda.STREAM)
     assert asked.own["enable_cuda_graph"] == "1"
-    assert graph.capacity is None
+    assert not provider.whole_caches
     assert not asked.overrides
     assert isinstance(provider.memory.zeros((2, 3), np.float16), buffers.CudaBuffer)
     plain = OrtProvider("cuda", manifest=manifest, capture=False)
@@ -95,13 +95,13 @@ def test_plans_of_memory_are_for_devices(half: Path, asked: Asked) -> None:
 def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, asked: Asked, tmp_path: Path) -> None:
     manifest = read_manifest(standard)
     provider = OrtProvider("ort-tensorrt", manifest=manifest)
-    graph = open_graph(provider, standard, contract.STEP_GRAPH)
+    open_graph(provider, standard, contract.STEP_GRAPH)
     assert asked.providers == ["TensorrtExecutionProvider", "CPUExecutionProvider"]
     folder = Path(asked.own["trt_engine_cache_path"])
     assert folder.is_dir()
     assert folder.is_relative_to(tmp_path / "pad-rt" / "ort-tensorrt")
     assert asked.own["trt_engine_cache_enable"] == "1"
-    assert graph.capacity == 48
+    assert provider.whole_caches
     assert asked.overrides == {"capacity": 48}
     assert not provider.freezes_host_inputs, "it captures one run a session, and two take turns"
     open_graph(provider, standard, contract.BASE_GRAPH)
@@ -162,7 +162,8 @@ def test_a_plugin_is_registered_once(standard: Path, asked: Asked, monkeypatch: 
     for _ in range(2):
         provider = OrtProvider("ort-tensorrt-rtx", manifest=manifest)
     assert registered == ["NvTensorRTRTXExecutionProvider"]
-    assert open_graph(provider, standard, contract.STEP_GRAPH).capacity == 48
+    assert provider.whole_caches
+    open_graph(provider, standard, contract.STEP_GRAPH)
     assert asked.providers == registered
     assert asked.own["enable_cuda_graph"] == "1"
     assert asked.own["has_user_compute_stream"] == "1"
