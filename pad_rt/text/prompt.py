@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from pad_rt.cli.chat_text import write_chat
 from pad_rt.text.chat_template import ChatTemplate, Message
+from pad_rt.text.chat_text import write_chat
 from pad_rt.text.messages import last_user_turn, read_messages
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.errors import BundleError, OptionError, PromptError

@@ -20,6 +20,7 @@ import pytest
 STREAM = 77
 RATE = 1e12  # bytes copied in a second
 _NOISE, _GONE = 0xCD, 0xEE
+_ALIGNMENT = 512  # bytes
 
 
 @dataclass
@@ -141,7 +142,9 @@ class FakeRuntime(types.ModuleType):
         assert self._recording is None, "no memory is taken during a capture"
         if self.taken + size > self.memory:
             return 2, 0
-        block = ctypes.create_string_buffer(size)
+        memory = ctypes.create_string_buffer(size + _ALIGNMENT)
+        first = -ctypes.addressof(memory) % _ALIGNMENT
+        block = (ctypes.c_char * size).from_buffer(memory, first)
         address = ctypes.addressof(block)
         ctypes.memset(address, _NOISE, size)
         self.blocks[address] = block

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pad_export.engines.build import EngineBuilder
+from pad_export.engines.profile import check_capacity
 from pad_export.output.staging import changed
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.file_info import describe_file
@@ -25,7 +26,7 @@ def add_engines(
         The manifest that stands in the bundle now.
 
     Raises:
-        OptionError: the graphs are in the ort dialect, or the bundle cannot be written.
+        OptionError: the graphs are in the ort dialect, the bundle cannot be written, or its max_length does not fit.
         CheckpointError: the disk is full or fails.
         EngineError: see `EngineBuilder.build`.
     """
@@ -48,8 +49,10 @@ def build_engines(
         The manifest that stands in `into` now.
 
     Raises:
+        OptionError: rows of the KV caches are of a size that TensorRT does not take.
         EngineError: as `add_engines`.
     """
+    check_capacity(manifest)
     engines = [engine for engine in manifest.engines if engine.target != builder.target]
     old = {engine.file for engine in manifest.engines} - {engine.file for engine in engines}
     for name in old:

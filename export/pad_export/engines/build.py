@@ -22,7 +22,7 @@ from pad_runtime.bundle.manifest import EngineInfo, Manifest
 from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.devices.cuda import find_cuda
 from pad_runtime.devices.tensorrt.engine_choice import this_platform
-from pad_runtime.devices.tensorrt.provider import load_tensorrt, make_log
+from pad_runtime.devices.tensorrt.library import load_tensorrt, make_log
 from pad_runtime.errors import EngineError, OptionError
 
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from pad_export.read.adapter import CONFIG_NAME, LoraAdapter, read_adapter
 from pad_export.read.checkpoint import Checkpoint, open_checkpoint
 from pad_export.read.json_file import read_object
+from pad_export.read.persrm_name import NAME
 from pad_export.read.safetensors_file import read_safetensors
 from pad_runtime.errors import AdapterError
-from pad_train.pairs.pair import NAME
 
 PROMPT_TEMPLATE = (
     "[Guidelines] Your task is to generate response by considering the following principle. "

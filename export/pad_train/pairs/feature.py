@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pad_export.read.json_file import read_object
+from pad_export.read.persrm_name import NAME
 from pad_runtime.errors import OptionError
-from pad_train.pairs.pair import NAME
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pad_train.pairs.pair import NAME, Message, Pair
+from pad_export.read.persrm_name import NAME
+from pad_train.pairs.pair import Message, Pair
 
 Row: TypeAlias = Mapping[str, Any]
 Rows: TypeAlias = Iterable[tuple[int, Row]]  # each with its line number, from 1

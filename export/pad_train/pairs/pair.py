@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
-
-# What a PersRM and its features may be called: such a name is an option's value and a key of the bundle's manifest.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Message: TypeAlias = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pad_export.read.persrm_name import NAME
 from pad_runtime.errors import DataError, OptionError
 from pad_train.pairs.layouts import (
     Layout,
@@ -26,7 +27,7 @@ from pad_train.pairs.layouts import (
     row_by_row,
     sentence_polarity,
 )
-from pad_train.pairs.pair import NAME, Pair
+from pad_train.pairs.pair import Pair
 
 _NEEDED = {"prompt", "chosen", "rejected"}
 _OURS = {"preference", "weights", "scores", "chosen_finished", "rejected_finished"}

@@ -334,7 +334,7 @@ class Decoder:
 
 def _block(provider: Provider, manifest: Manifest) -> int:
     """Slots by which caches grow."""
-    if provider.whole_caches:
+    if provider.fixes_capacity:
         return manifest.max_length
     return _CAPTURED_BLOCK if provider.freezes_host_inputs else _BLOCK
 
