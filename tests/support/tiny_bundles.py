@@ -10,6 +10,7 @@ import tokenizers
 
 from pad_export.export import export_bundle
 from pad_rt import Generator
+from pad_runtime.loaded_bundle import Bundle
 from tests.support.error_checks import edit_manifest
 
 
@@ -28,6 +29,11 @@ def set_eos(bundle: Path, eos: Sequence[int]) -> Path:
 def load(bundle: Path) -> Generator:
     """One thread: the tests share their machine."""
     return Generator.load(bundle, device="cpu", num_threads=1)
+
+
+def open_bundle(bundle: Path, **options: Any) -> Bundle:
+    """The same without text around it."""
+    return Bundle(bundle, device="cpu", num_threads=1, **options)
 
 
 def encode_turn(bundle: Path, content: str) -> tuple[int, ...]:
