@@ -259,7 +259,7 @@ class Decoder:
         graph = self._graph(name)
         leases = self._gather(slots)
         batch = self._batch(name, slots, leases)
-        arrays = self._builder.arrays(batch, _names(graph), is_repeated=True)
+        arrays = self._builder.arrays(batch, _names(graph), capacity=self._arena.capacity)
         windows = self._windows(name, leases)
         shapes = trace_shapes(batch) if trace else {}
         key = (name, windows, batch.active, trace, *((each, array.shape) for each, array in arrays.items()))
@@ -348,7 +348,7 @@ class Decoder:
         graph, memory = self._graph(name), self._memory
         inputs, outputs = self._caches(windows)
         inputs |= self._factors.buffers(batch.active) if name == contract.STEP_GRAPH else {}
-        for each, array in self._builder.arrays(batch, _names(graph), is_repeated=False).items():
+        for each, array in self._builder.arrays(batch, _names(graph), capacity=None).items():
             inputs[each] = memory.upload(array, host=each.rpartition(".")[2] in graph.host_inputs)
         ids = memory.ids(len(batch.members))
         weighed = {each: memory.zeros(*kind) for each, kind in trace_shapes(batch).items()} if trace else {}

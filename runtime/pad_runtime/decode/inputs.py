@@ -25,22 +25,22 @@ class InputBuilder:
     def __init__(self, manifest: Manifest, factors: LoraFactors, heads: FeatureHeads) -> None:
         self._manifest, self._factors, self._heads = manifest, factors, heads
 
-    def arrays(self, batch: Batch, names: Collection[str], *, is_repeated: bool) -> dict[str, Array]:
+    def arrays(self, batch: Batch, names: Collection[str], *, capacity: int | None) -> dict[str, Array]:
         """All inputs but KV caches and LoRA factors, by name.
 
         Args:
             batch: what the run reads.
             names: the graph's inputs; others are left out.
-            is_repeated: whether it is a step that is used again and again: `total_sequence_length` then says "behind a
-                cache" at any length.
+            capacity: slots of each cache, for a step that is used again and again: `total_sequence_length` then stays
+                the same at any length; None for a run that is used once.
         """
         values = _choice(batch.members, batch.max_top_k, self._manifest.vocab_size)
         coefficients: list[Array] = []
         for index, (trunk, part) in enumerate(zip(self._manifest.trunks, batch.trunks, strict=False)):
             at = contract.trunk_prefix(trunk.name)
             values |= {at + name: value for name, value in _reading(part).items()}
-            if is_repeated:
-                values[at + contract.TOTAL_SEQUENCE_LENGTH] = np.array(self._manifest.max_length + 1, np.int32)
+            if capacity is not None:
+                values[at + contract.TOTAL_SEQUENCE_LENGTH] = np.array(capacity, np.int32)
             values |= self._factors.gates(trunk, batch.active, [each.row for each in part.rows])
             if batch.reads(index) and at + contract.READING_ROW in names:
                 values |= self._readings(batch, index, trunk)

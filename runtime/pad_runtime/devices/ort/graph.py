@@ -17,7 +17,14 @@ from pad_runtime.errors import DeviceError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-_ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # NumPy's name -> ONNX's number
+_ELEMENT_TYPES = {
+    "float32": 1,
+    "uint8": 2,
+    "int32": 6,
+    "int64": 7,
+    "float16": 10,
+    "bfloat16": 16,
+}  # NumPy's name -> ONNX's number
 
 
 class OrtGraph:

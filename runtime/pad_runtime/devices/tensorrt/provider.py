@@ -31,6 +31,7 @@ _TYPES = {
     "FLOAT": ("tensor(float)", "float32"),
     "HALF": ("tensor(float16)", "float16"),
     "BF16": ("tensor(bfloat16)", "bfloat16"),
+    "UINT8": ("tensor(uint8)", "uint8"),
     "INT32": ("tensor(int32)", "int32"),
     "INT64": ("tensor(int64)", "int64"),
 }  # TensorRT's name of an element type -> ONNX Runtime's, NumPy's
