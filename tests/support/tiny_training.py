@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 
 from pad_export.read.checkpoint import Checkpoint, open_checkpoint
+from pad_export.read.persrm import read_persrm
+from pad_rt import Generator
 from pad_train.options import ALL_LINEAR, TrainingOptions
 from pad_train.pairs.feature import Feature
 from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import Backbone, load_backbone
+from pad_train.train.reward_model import RewardModel
 from pad_train.train.train import train_persrm
 from tests.support import tiny_models
 
@@ -38,6 +44,17 @@ FEATURES = {
     "noise": Feature("noise", more=("loud", "be loud"), less=("hush", "be quiet")),
 }
 _WORDS = {"eggs": (["egg", "boil"], ["the", "cook"]), "noise": (["!", "?"], [".", ","])}  # more, less
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A PersRM and what came of it: its base and itself as folders, a bundle of both, and how training went."""
+
+    base: Path
+    folder: Path
+    bundle: Path
+    metrics: dict[str, float]
+    generator: Generator
 
 
 def make_backbone(folder: Path, family: str = "llama", *, seed: int = 1, **config: Any) -> Backbone:
@@ -77,3 +94,17 @@ def train(
     }  # fmt: skip
     arguments |= changes
     return train_persrm(checkpoint, pairs, output=output, options=options, **arguments)
+
+
+def read_back(base: Path, folder: Path) -> RewardModel:
+    """The reward model as a PersRM's folder holds it, trained with the rank of `QUICK`."""
+    persrm = read_persrm(folder)
+    assert persrm.head is not None
+    backbone = load_backbone(open_checkpoint(base), dtype=torch.float32)
+    model = RewardModel(backbone, persrm.features, rank=QUICK.rank, alpha=QUICK.alpha)
+    set_peft_model_state_dict(model.trunk, load_file(folder / "adapter_model.safetensors"))
+    with torch.no_grad():
+        model.head.copy_(persrm.head.weight - torch.eye(persrm.head.weight.shape[-1]))
+        model.bias.copy_(persrm.head.bias)
+        model.learned_weights.copy_(torch.tensor(persrm.default_weights))
+    return model.eval()
