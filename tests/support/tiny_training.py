@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from pad_export.read.checkpoint import Checkpoint, open_checkpoint
-from pad_export.read.persrm import read_persrm
 from pad_rt import Generator
 from pad_train.options import ALL_LINEAR, TrainingOptions
 from pad_train.pairs.feature import Feature
 from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import Backbone, load_backbone
+from pad_train.train.persrm_folder import read_reward_model
 from pad_train.train.reward_model import RewardModel
 from pad_train.train.train import train_persrm
 from tests.support import tiny_models
@@ -56,11 +54,20 @@ class Trained:
     metrics: dict[str, float]
     generator: Generator
 
+    def read_back(self) -> RewardModel:
+        """The reward model as the folder holds it."""
+        return read_reward_model(self.folder, load(self.base))
+
 
 def make_backbone(folder: Path, family: str = "llama", *, seed: int = 1, **config: Any) -> Backbone:
     """A tiny base, loaded in fp32."""
     tiny_models.make_base(folder, family, seed=seed, **config)
-    return load_backbone(open_checkpoint(folder), dtype=torch.float32)
+    return load(folder)
+
+
+def load(base: Path) -> Backbone:
+    """A base in fp32."""
+    return load_backbone(open_checkpoint(base), dtype=torch.float32)
 
 
 def make_pairs(num_prompts: int, *, seed: int = 0, features: Sequence[str] = ("eggs", "noise")) -> list[Pair]:
@@ -94,17 +101,3 @@ def train(
     }  # fmt: skip
     arguments |= changes
     return train_persrm(checkpoint, pairs, output=output, options=options, **arguments)
-
-
-def read_back(base: Path, folder: Path) -> RewardModel:
-    """The reward model as a PersRM's folder holds it, trained with the rank of `QUICK`."""
-    persrm = read_persrm(folder)
-    assert persrm.head is not None
-    backbone = load_backbone(open_checkpoint(base), dtype=torch.float32)
-    model = RewardModel(backbone, persrm.features, rank=QUICK.rank, alpha=QUICK.alpha)
-    set_peft_model_state_dict(model.trunk, load_file(folder / "adapter_model.safetensors"))
-    with torch.no_grad():
-        model.head.copy_(persrm.head.weight - torch.eye(persrm.head.weight.shape[-1]))
-        model.bias.copy_(persrm.head.bias)
-        model.learned_weights.copy_(torch.tensor(persrm.default_weights))
-    return model.eval()

@@ -94,9 +94,7 @@ TOKEN_LOG_PROBS = "token_log_probs"  # out: [T] float32, the base's, over the wh
 BASE_LOG_PROBS = (
     "base_log_probs"  # out: [T] float32, the base's, over k candidates: the token, then the likeliest others
 )
-READING_LOG_PROBS = (
-    "reading_log_probs"  # out: per trunk [L, 1 + P] float32, over the same; column 0 is of h itself
-)
+READING_LOG_PROBS = "reading_log_probs"  # out: per trunk [L, 1 + P] float32, over the same; column 0 is of h itself
 SCORE_TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, ROW_PROMPT, READING_PLACE, READING_TOKEN)
 SCORE_INPUTS = (SCORED_TOKENS, BASE_PLACE, MAX_TOP_K)
 

@@ -121,7 +121,8 @@ class ScoreInputs:
             contract.BASE_PLACE: np.array(base_places, np.int64),
             contract.MAX_TOP_K: np.array([min(top_k, self._manifest.vocab_size)], np.int64),
         }
-        shapes = dict.fromkeys((contract.TOKEN_LOG_PROBS, contract.BASE_LOG_PROBS), (len(scored),))
+        of_base = (contract.TOKEN_LOG_PROBS, contract.BASE_LOG_PROBS)
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_base, (len(scored),))
         for index, texts in enumerate(trunks):
             arrays |= self._trunk(index, texts, active)
             if index or len(trunks) == 1:

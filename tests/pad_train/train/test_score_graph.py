@@ -12,10 +12,10 @@ import torch
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.score.request import ReplyScores, RewardPrompt, ScoreRequest
 from pad_train.train.example import Example, make_batch
-from pad_train.train.persrm_folder import write_persrm
+from pad_train.train.persrm_folder import read_reward_model, write_persrm
 from pad_train.train.reward_model import RewardModel
 from tests.support import tiny_bundles, tiny_training
-from tests.support.tiny_training import Trained, read_back
+from tests.support.tiny_training import Trained
 
 TOP_K = 9
 TOLERANCE = 1e-4
@@ -95,7 +95,7 @@ def assert_same(bundle: Path, model: RewardModel) -> None:
 
 
 def test_a_trained_persrm(trained: Trained) -> None:
-    assert_same(trained.bundle, read_back(trained.base, trained.folder))
+    assert_same(trained.bundle, trained.read_back())
 
 
 @pytest.mark.parametrize(("family", "dialect"), [("gemma2", "ort"), ("gemma2", "standard"), ("qwen3", "ort")])
@@ -109,4 +109,4 @@ def test_other_families(tmp_path: Path, family: str, dialect: str) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     write_persrm(tmp_path / "taste", model.eval(), name="taste", base_name="base", reads_words=True, record={})
     bundle = tiny_bundles.export(tmp_path / "bundle", tmp_path / "base", [tmp_path / "taste"], dialect=dialect)
-    assert_same(bundle, read_back(tmp_path / "base", tmp_path / "taste"))
+    assert_same(bundle, read_reward_model(tmp_path / "taste", tiny_training.load(tmp_path / "base")))

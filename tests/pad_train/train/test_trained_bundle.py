@@ -13,7 +13,7 @@ from pad_export.read.persrm import read_persrm
 from pad_rt import GenerationConfig, Preference
 from pad_train.train.example import Example, make_batch
 from pad_train.train.reward_model import Reference, RewardModel
-from tests.support.tiny_training import Trained, read_back
+from tests.support.tiny_training import Trained
 
 CONFIG = GenerationConfig(beta=1.0, top_k=8, max_new_tokens=5, base_sees_preference=False)
 
@@ -45,7 +45,7 @@ def test_the_bundle_names_what_was_trained(trained: Trained) -> None:
 )
 @torch.no_grad()
 def test_the_runtime_adds_what_training_rewarded(trained: Trained, preference: Preference) -> None:
-    model = read_back(trained.base, trained.folder)
+    model = trained.read_back()
     messages = [{"role": "user", "content": "the 7 cook, {x} and {p}"}]
     result = trained.generator.generate(messages, preference=preference, config=CONFIG, trace=True)
     plain = model.backbone.encode_prompt(messages)
