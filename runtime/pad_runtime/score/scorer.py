@@ -19,7 +19,7 @@ from pad_runtime.adapters.persrm_files import PersrmFiles
 from pad_runtime.bundle.held_file import BundleFiles
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation, run_interruptibly
-from pad_runtime.devices.choice import Graph, Provider
+from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import CancelledError, OptionError, PromptError
 from pad_runtime.score.inputs import Array, ScoreInputs, ScoreRun
 from pad_runtime.score.parts import Limits, cut
