@@ -12,6 +12,7 @@ import onnx
 from pad_export.engines.add import build_engines
 from pad_export.engines.build import EngineBuilder
 from pad_export.graph.matrix import Storage, choose_storage
+from pad_export.graph.score import build_score_graph
 from pad_export.graph.step import build_base_graph, build_step_graph
 from pad_export.graph.writer import Graph
 from pad_export.output.stages import Stages
@@ -176,15 +177,18 @@ def _make_builder(
 
 
 def _write_graphs(folder: Path, plan: Plan, storage: Storage, max_length: int, stages: Stages) -> dict[str, GraphInfo]:
-    """Stream the weights, then write both graphs that refer to them."""
+    """Stream the weights, then write the graphs that refer to them."""
     calibrated = [_calibrate(trunk, storage, stages) for trunk in plan.trunks]
     with WeightsFile(folder / WEIGHTS_FILE) as weights, stages.count("writing weights", "layers") as progress:
         progress.begin(sum(trunk.spec.num_layers for trunk in plan.trunks))
         for trunk, blocks in zip(plan.trunks, calibrated, strict=True):
             write_weights(trunk, weights, storage=storage, max_length=max_length, progress=progress, calibrated=blocks)
-    step = build_step_graph(plan.trunks, weights, storage)
-    alone = build_base_graph(plan.base, weights, storage)
-    return {graph.name: _save_graph(folder, graph, storage.dialect) for graph in (step, alone)}
+    graphs = (
+        build_step_graph(plan.trunks, weights, storage),
+        build_base_graph(plan.base, weights, storage),
+        build_score_graph(plan.trunks, weights, storage),
+    )
+    return {graph.name: _save_graph(folder, graph, storage.dialect) for graph in graphs}
 
 
 def _calibrate(trunk: Trunk, storage: Storage, stages: Stages) -> dict[str, Blocks]:

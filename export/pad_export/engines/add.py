@@ -58,7 +58,7 @@ def build_engines(
     for name in old:
         (into / name).unlink(missing_ok=True)
     files = {name: info for name, info in manifest.files.items() if name not in old}
-    for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
+    for graph in contract.ENGINE_GRAPHS:
         built = into / f"{graph}.{builder.target}.engine"
         report(f"building the {graph} engine for {', '.join(builder.compute_capabilities)}")
         info, made = builder.build(bundle, manifest, graph, built)

@@ -143,7 +143,7 @@ def _prepare(
     )
     with torch.no_grad():
         model.learned_weights.copy_(_first_weights(features))
-    train, held_out = _split(pairs, options)
+    train, held_out = split(pairs, options)
     items = {}
     for part, some in (("training", train), ("held-out", held_out)):
         examples, counts = make_examples(
@@ -224,8 +224,8 @@ def _first_weights(features: Sequence[str]) -> torch.Tensor:
     return torch.full((len(features),), 1 / math.sqrt(len(features)))
 
 
-def _split(pairs: Sequence[Pair], options: TrainingOptions) -> tuple[list[Pair], list[Pair]]:
-    """Some prompts, with all their pairs, are held out."""
+def split(pairs: Sequence[Pair], options: TrainingOptions) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on, and pairs to measure on: some prompts, with all their pairs, are held out."""
     prompts = list(dict.fromkeys(pair.conversation for pair in pairs))
     random.Random(options.seed).shuffle(prompts)
     out = (

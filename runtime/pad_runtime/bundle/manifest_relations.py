@@ -61,7 +61,7 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str, Collection[str]]
     files = manifest.files
     # With trunks of their own for the rewards, the base's has the base row alone.
     trunks = {trunk.name for trunk in manifest.trunks[1:]} or {contract.BASE_TRUNK}
-    for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
+    for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH, contract.SCORE_GRAPH):
         yield "a graph that every bundle has", graph, manifest.graphs
     for name, info in manifest.graphs.items():
         yield f"the file of graph '{name}'", info.file, files
