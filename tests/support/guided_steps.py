@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pad_rt import EncodedPrompt, GenerationConfig, Generator
 from pad_runtime.decode.step import GraphStep, StepRequest
+
+from pad_rt import EncodedPrompt, GenerationConfig, Generator
 from tests.support.torch_oracle import TorchModel
 
 PROMPTS = (((5, 17, 300, 41, 8), (9, 8, 7, 6, 5, 4, 200)), ((20, 21, 22), (250,)), ((3,), (4, 99, 98, 97)))

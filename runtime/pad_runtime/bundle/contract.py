@@ -7,8 +7,10 @@ a row becomes scores; sequences may have different numbers of either, and each n
 A trunk's first layers, which no adapter touches, run once for each prompt; where the first adapter sits, the rows part.
 
 A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; another trunk's tensors and axes carry
-its name (``reward.input_ids``). This module imports nothing.
+its name (``reward.input_ids``). This module imports nothing of PAD-RT's.
 """
+
+from typing import Literal, TypeAlias, get_args
 
 FORMAT = "pad-rt-bundle"
 FORMAT_VERSION = 6
@@ -85,7 +87,8 @@ TRACE_OUTPUTS = (CANDIDATES, BASE_LOGITS, READING_LOGITS, SCORES)
 # Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.
 LORA_SITES = ("qkv", "o", "gate_up", "down")
 
-ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
+EngineTarget: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]  # builds engines of a bundle in the standard dialect
+ENGINE_TARGETS: tuple[EngineTarget, ...] = get_args(EngineTarget)
 ENGINE_PROFILES = ("prefill", "decode")  # in the order in which an engine holds them
 
 # -- weights of a graph that a manifest's numbers are held against; their names begin with the trunk's ---------------

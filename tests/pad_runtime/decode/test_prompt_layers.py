@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pad_runtime.decode.step import GraphStep, StepRequest
 from safetensors import safe_open
 
 from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
 from pad_rt.cli.main import main
 from pad_runtime.bundle import contract
-from pad_runtime.decode.step import GraphStep, StepRequest
 from pad_runtime.rows import row as rows
 from tests.support import tiny_bundles, tiny_models
 from tests.support.torch_oracle import Reward, TorchModel, cache_difference, decode, tolerance, trace_difference

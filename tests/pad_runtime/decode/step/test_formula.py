@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pad_runtime.decode.step import GraphStep
 
 from pad_rt import Generator
-from pad_runtime.decode.step import GraphStep
 from tests.support import tiny_bundles
 from tests.support.guided_steps import NUM_STEPS, PROMPTS, Models, make_request, new_step, run
 from tests.support.torch_oracle import Reward, decode, tolerance
