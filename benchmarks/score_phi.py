@@ -27,6 +27,7 @@ from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import RESULTS, ROOT, versions, write_record
 from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_export.read.checkpoint import open_checkpoint
 from pad_runtime.bundle.manifest import Precision
 from pad_runtime.loaded_bundle import Bundle
@@ -193,7 +194,13 @@ def main() -> None:
     for precision in precisions:
 
         def export(folder: Path, precision: Precision = precision) -> None:
-            export_bundle(base, folder, persrms=[WEIGHTS_PERSRM], precision=precision, max_length=1024, report=print)
+            export_bundle(
+                base,
+                folder,
+                persrms=[WEIGHTS_PERSRM],
+                report=print,
+                options=ExportOptions(precision=precision, max_length=1024),
+            )
 
         given, seconds = scored(made(WORK / precision, export), examples, top_k)
         bundles[precision] = compare(given, expected, features) | {

@@ -1,20 +1,29 @@
-"""How a command ends: what its errors, Ctrl-C, a closed pipe and a full disk look like in a terminal."""
+"""What all commands share: their options, what they tell on stderr, and how they end.
+
+Errors, a package that is missing, Ctrl-C, a closed pipe and a full disk look alike in a terminal, whatever the command.
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from dataclasses import fields
+from typing import TYPE_CHECKING, TextIO, TypeAlias, TypeVar
 
 from pad_runtime.errors import PadError, PromptError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import DataclassInstance, ReadableBuffer
+
+    Options = TypeVar("Options", bound=DataclassInstance)
+
+Report: TypeAlias = Callable[[str], object]  # is told of long work, a line at a time
 
 EXIT_ERROR = 2  # argparse's own code for a wrong option
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -91,6 +100,48 @@ def run_interruptible(name: str, command: Callable[[], None], *, farewell: Calla
         for number, handler in before.items():
             signal.signal(number, handler)
     return EXIT_TERMINATED if signal.SIGTERM in received and code == EXIT_INTERRUPTED else code
+
+
+def with_extra(extra: str, packages: Collection[str], command: Callable[[], None]) -> None:
+    """Run what needs the packages that pad-rt[extra] adds.
+
+    Raises:
+        PadError: one of them is not installed.
+    """
+    try:
+        command()
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        raise PadError(f"{error.name} is not installed", hint=f"pip install 'pad-rt[{extra}]'") from None
+
+
+def take_options(kind: type[Options], arguments: argparse.Namespace) -> Options:
+    """The dataclass whose fields are the arguments of the same names; a field without one keeps its default."""
+    given = vars(arguments)
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
+
+
+def report_on_stderr(line: str) -> None:
+    """The report of a command."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def silent(line: str) -> None:
+    """The report of a quiet command, or of a call that asks for none: nothing is shown, no bar either."""
+    del line
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Let a command be quiet; its arguments' `report` is what to tell of its work."""
+    parser.add_argument(
+        "--quiet",
+        dest="report",
+        action="store_const",
+        const=silent,
+        default=report_on_stderr,
+        help="print nothing on stderr but errors",
+    )
 
 
 def show_error(name: str, error: PadError) -> None:

@@ -253,9 +253,7 @@ class DecoderMachine(RuleBasedStateMachine):
         sampling=st.one_of(st.none(), _samplings),
         controls=st.one_of(st.none(), _controls),
     )
-    def fork(
-        self, which: int, person: int | None, sampling: Sampling | None, controls: Controls | None
-    ) -> None:
+    def fork(self, which: int, person: int | None, sampling: Sampling | None, controls: Controls | None) -> None:
         """A slot goes on twice: as it is, or for another person, or with another way to choose."""
         book = self.book(which)
         sequence = self.changed(book, person, sampling, controls)
@@ -270,9 +268,7 @@ class DecoderMachine(RuleBasedStateMachine):
         sampling=st.one_of(st.none(), _samplings),
         controls=st.one_of(st.none(), _controls),
     )
-    def adopt(
-        self, which: int, person: int | None, sampling: Sampling | None, controls: Controls | None
-    ) -> None:
+    def adopt(self, which: int, person: int | None, sampling: Sampling | None, controls: Controls | None) -> None:
         """A slot goes on for another person, or with another way to choose; a reply begins."""
         book = self.book(which)
         sequence = self.changed(book, person, sampling, controls)
@@ -317,7 +313,7 @@ class DecoderMachine(RuleBasedStateMachine):
             for number, prompt in enumerate(book.prompts)
         }
         self.refused(lambda: self.decoder.read(book.slot, over))
-        beyond = {number: 0 for number in range(len(book.prompts))}
+        beyond = dict.fromkeys(range(len(book.prompts)), 0)
         beyond[len(beyond) - 1] = len(book.prompts[-1]) + 1
         self.refused(lambda: self.decoder.rewind(book.slot, beyond))
         self.refused(lambda: self.decoder.step([*slots, slots[0]]))

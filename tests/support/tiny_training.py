@@ -93,11 +93,7 @@ def make_pairs(num_prompts: int, *, seed: int = 0, features: Sequence[str] = ("e
 def train(
     base: Checkpoint | Path, pairs: Sequence[Pair], output: Path, options: TrainingOptions = QUICK, **changes: Any
 ) -> dict[str, float]:
-    """Train quietly. `changes` are other arguments of `train_persrm`."""
+    """Train. `changes` are other arguments of `train_persrm`."""
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
-    arguments: dict[str, Any] = {
-        "features": ("eggs", "noise"), "name": "taste", "base_name": str(checkpoint.path),
-        "report": lambda line: None, "quiet": True,
-    }  # fmt: skip
-    arguments |= changes
+    arguments = {"features": ("eggs", "noise"), "name": "taste", "base_name": str(checkpoint.path)} | changes
     return train_persrm(checkpoint, pairs, output=output, options=options, **arguments)

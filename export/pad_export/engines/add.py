@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from pad_export.output.staging import changed
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.file_info import describe_file
 from pad_runtime.bundle.manifest import Manifest, write_manifest
+from pad_runtime.command import Report, silent
 from pad_runtime.errors import OptionError
 
 
-def add_engines(
-    bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Callable[[str], object] = lambda _: None
-) -> Manifest:
+def add_engines(bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Report = silent) -> Manifest:
     """Build an engine of each graph, in place of those of the same library that a bundle had.
 
     The bundle stays as it was until all are built, and is never anything in between.
@@ -40,9 +38,7 @@ def add_engines(
         return build_engines(bundle, manifest, builder, report, into=folder)
 
 
-def build_engines(
-    bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Callable[[str], object], *, into: Path
-) -> Manifest:
+def build_engines(bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Report, *, into: Path) -> Manifest:
     """Build an engine of each graph of a standard bundle in `into`, which is that folder or a copy of it.
 
     Returns:

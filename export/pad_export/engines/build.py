@@ -30,14 +30,21 @@ class EngineBuilder:
     """Builds engines of one kind."""
 
     def __init__(
-        self, target: str, compute_capabilities: Sequence[str] = (), *, timing_cache: Path | None = None
+        self,
+        target: contract.EngineTarget,
+        compute_capabilities: Sequence[str] = (),
+        *,
+        timing_cache: Path | None = None,
+        dedicated_attention: bool = False,
     ) -> None:
         """Load the library and look at what is asked for, before any work.
 
         Args:
-            target: one of `contract.ENGINE_TARGETS`.
+            target: the library.
             compute_capabilities: GPUs that a TensorRT-RTX engine is for, such as "sm89"; TensorRT takes the one here.
             timing_cache: where TensorRT keeps what it timed, for the next build; TensorRT-RTX times nothing.
+            dedicated_attention: refuse a graph whose attention the library has no dedicated kernel for. By default it
+                is written out there.
 
         Raises:
             EngineError: the library is not installed, or cannot be loaded.
@@ -47,6 +54,7 @@ class EngineBuilder:
         self.target = target
         self._trt = load_tensorrt(target)
         self._timing_cache = timing_cache
+        self._dedicated_attention = dedicated_attention
         self.version = str(self._trt.__version__)
         if target == "tensorrt":
             if compute_capabilities:
@@ -100,7 +108,8 @@ class EngineBuilder:
             )
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the layers keep their names in the graph
-        allow_decomposition(trt, network)
+        if not self._dedicated_attention:
+            _allow_decomposition(trt, network)
         if self.target == "tensorrt-rtx":
             config.num_compute_capabilities = len(self.compute_capabilities)
             for index, name in enumerate(self.compute_capabilities):
@@ -123,7 +132,7 @@ class EngineBuilder:
         info = EngineInfo(
             file=engine.name,
             graph=graph,
-            target="tensorrt" if self.target == "tensorrt" else "tensorrt-rtx",
+            target=self.target,
             version=self.version,
             platform=this_platform(),
             compute_capabilities=self.compute_capabilities,
@@ -211,7 +220,7 @@ def _make_profile(builder: Any, network: Any, model: onnx.ModelProto, axes: dict
     return profile
 
 
-def allow_decomposition(trt: Any, network: Any) -> None:
+def _allow_decomposition(trt: Any, network: Any) -> None:
     """Let attention be written out where the library has no dedicated kernel for it; where it has one, it takes that.
 
     Without leave the whole graph is refused: in float32, and with few heads (benchmarks/attention_kernels.py).

@@ -10,15 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pad_runtime.command import Report, silent
+
 _INTERVAL = 15.0  # seconds between two lines of a stage
 
 
 class Progress:
     """How far one stage is, such as `calibrating: 120 of 211 linears, 95 s left`."""
 
-    def __init__(
-        self, stage: str, unit: str, report: Callable[[str], object], *, bar: bool, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, stage: str, unit: str, report: Report, *, bar: bool, clock: Callable[[], float]) -> None:
         self._stage, self._unit, self._report, self._clock = stage, unit, report, clock
         self._shows_bar = bar
         self._bar: Any = None
@@ -61,20 +61,22 @@ class Progress:
 
 
 class Stages:
-    """Shows the stages of one command."""
+    """Shows the stages of one command.
 
-    def __init__(
-        self, report: Callable[[str], object], *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Bars go to stderr if that is a terminal; else lines go to `report`, one in 15 seconds; `quiet`: neither."""
-        self._report = (lambda _: None) if quiet else report
-        self._shows_bars = not quiet and sys.stderr.isatty()
+    Attributes:
+        tell: shows a line that is of no stage.
+    """
+
+    def __init__(self, report: Report = silent, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Bars go to stderr if that is a terminal; else lines go to `report`, one in 15 seconds; `silent`: neither."""
+        self.tell = report
+        self._shows_bars = report is not silent and sys.stderr.isatty()
         self._clock = clock
 
     @contextmanager
     def count(self, stage: str, unit: str) -> Iterator[Progress]:
         """A stage of so many units, whose number `begin` gives."""
-        progress = Progress(stage, unit, self._report, bar=self._shows_bars, clock=self._clock)
+        progress = Progress(stage, unit, self.tell, bar=self._shows_bars, clock=self._clock)
         try:
             yield progress
         finally:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pad_export.read.checkpoint import Checkpoint, canonical_name, is_bare_name
+from pad_export.read.checkpoint import Checkpoint
 from pad_export.read.file_patterns import SECONDS, match_all
 from pad_export.read.json_file import read_object
 from pad_export.read.model_class import check_task, foreign_hint, is_language_module
 from pad_export.read.safetensors_file import read_safetensors
+from pad_export.read.tensor_names import canonical_name, is_bare_name
 from pad_runtime.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"

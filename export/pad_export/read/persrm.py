@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError
 
 from pad_export.read.adapter import CONFIG_NAME, LoraAdapter, read_adapter
-from pad_export.read.checkpoint import Checkpoint, open_checkpoint
+from pad_export.read.checkpoint import Checkpoint, OpenWeights, open_checkpoint
 from pad_export.read.json_file import read_object
 from pad_export.read.persrm_name import NAME
-from pad_export.read.safetensors_file import read_safetensors
+from pad_export.read.safetensors_file import open_safetensors, read_safetensors
 from pad_runtime.errors import AdapterError
 
 PROMPT_TEMPLATE = (
@@ -65,12 +65,12 @@ class PersRM:
     prompt_template: str
 
 
-def read_persrm(folder: Path) -> PersRM:
+def read_persrm(folder: Path, open_weights: OpenWeights = open_safetensors) -> PersRM:
     """Read a PersRM: a PEFT LoRA folder, or else a merged checkpoint (folder or GGUF file).
 
     Beside either may lie pad_persrm.json (name, features, default_weights, prompt_template) and
     value_head.safetensors, in the official layout (`v_head.summary.weight` [hidden, hidden], as LLaMA-Factory
-    writes it) or with d features (`feature_head.weight` [d, hidden, hidden]).
+    writes it) or with d features (`feature_head.weight` [d, hidden, hidden]). `open_weights` is `open_checkpoint`'s.
 
     Raises:
         AdapterError: an adapter, head or setting that cannot be used.
@@ -86,7 +86,7 @@ def read_persrm(folder: Path) -> PersRM:
     if (folder / CONFIG_NAME).is_file():
         adapter = read_adapter(folder)
     else:
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, open_weights)
         check_head_fits(head, checkpoint, path=folder)
     return PersRM(
         name=name,

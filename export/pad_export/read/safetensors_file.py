@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pad_export.read.json_file import read_object
+from pad_export.weights.blocks import Blocks
 from pad_runtime.errors import CheckpointError
 
 WEIGHTS_NAME = "model.safetensors"
@@ -35,6 +36,11 @@ class SafetensorsWeights:
         with _open(self._files[name]) as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+    def read_blocks(self, name: str, bits: int) -> Blocks | None:
+        """Return None: every tensor is stored whole."""
+        del name, bits
+        return None
 
 
 def open_safetensors(folder: Path) -> SafetensorsWeights:

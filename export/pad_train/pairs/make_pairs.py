@@ -23,8 +23,8 @@ from pad_export.output.stages import Stages
 from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.errors import OptionError
 from pad_train.pairs.feature import Feature, Sampling, Style
+from pad_train.pairs.own_layout import pair_to_row
 from pad_train.pairs.pair_choice import Answers, MadeReply, as_pair, choose_pairs, why_no_pair
-from pad_train.pairs.pair_file import pair_to_row
 from pad_train.pairs.sampler import Draw, sample_replies
 from pad_train.pairs.scorer import Scorer
 from pad_train.train.backbone import Backbone

@@ -8,20 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pad_runtime.errors import DataError
-from pad_train.pairs.layouts import Row, RowProblem, checked, read_prompt, read_reply
 from pad_train.pairs.pair import Message, Pair
 from pad_train.pairs.pair_choice import Answers, MadeReply
-from pad_train.pairs.pair_file import (
-    MAX_HEAD,
-    PairReport,
-    counted,
-    json_rows,
-    parse_source,
-    read_flag,
-    read_pairs,
-    read_weights,
-    unreadable,
-)
+from pad_train.pairs.pair_file import MAX_HEAD, json_rows, parse_source, read_pairs, unreadable
+from pad_train.pairs.pair_report import PairReport, counted
+from pad_train.pairs.row import Row, RowProblem, checked, read_flag, read_prompt, read_reply, read_weights
 
 _KEYS = {"prompt", "reply", "finished", "weights"}
 

@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from pad_export.output.lock import LOCK_FILE, claimed
 from pad_export.output.stages import Stages
 from pad_export.read.checkpoint import Checkpoint
 from pad_runtime.bundle.whole_file import write_whole
+from pad_runtime.command import Report, silent
 from pad_runtime.errors import DataError, OptionError, PadError
 from pad_train.options import TrainingOptions
 from pad_train.pairs.pair import Pair
@@ -51,15 +52,15 @@ def train_persrm(
     *,
     name: str,
     base_name: str,
-    report: Callable[[str], None],
-    quiet: bool = False,
+    report: Report = silent,
 ) -> dict[str, float]:
     """Train a PersRM and write it to `output`.
 
     Stage 1 trains LoRA and head with each person's w_p as the data gives it; with d > 1 features an untrained head
     could not tell them apart. Stage 2 freezes the backbone with its LoRA, and trains head and w_p on its hidden states.
 
-    What is done is kept in `output` + ".partial"; the same call goes on from its last checkpoint, exactly.
+    What is done is kept in `output` + ".partial"; the same call goes on from its last checkpoint, exactly. `report` is
+    told of the stages, and of their progress where stderr is no terminal.
 
     Returns:
         Held-out loss and accuracies.
@@ -82,10 +83,10 @@ def train_persrm(
         with _tidied(work), disk_errors(output, hint=_GO_ON):
             check_new(output)  # another process may just have made it
             write_whole(work / _SETTINGS, _as_json(settings))
-            stages = Stages(report, quiet=quiet)
-            model, items = _prepare(checkpoint, pairs, features, options, report, stages)
-            _train_trunk(model, items["training"], items["held-out"], work, options, report, stages)
-            _train_head(model, items["training"], items["held-out"], work, options, report, stages)
+            stages = Stages(report)
+            model, items = _prepare(checkpoint, pairs, features, options, stages)
+            _train_trunk(model, items["training"], items["held-out"], work, options, stages)
+            _train_head(model, items["training"], items["held-out"], work, options, stages)
             metrics = measure(model, items["held-out"], options)
             record = {
                 "trained_with": {"pad-rt": version("pad-rt"), "options": asdict(options)},
@@ -125,14 +126,15 @@ def _prepare(
     pairs: Sequence[Pair],
     features: Sequence[str],
     options: TrainingOptions,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> tuple[RewardModel, dict[str, list[Item]]]:
     """The model, and what it is trained and measured on, with the base's answers."""
     torch.manual_seed(options.seed)
     backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     if backbone.tokenizer.chat_template is None:
-        report(f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will")
+        stages.tell(
+            f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will"
+        )
     model = RewardModel(
         backbone,
         features,
@@ -150,8 +152,8 @@ def _prepare(
             some, backbone, features, max_prompt=options.max_prompt, max_reply=options.max_reply, seed=options.seed
         )
         for reason, count in sorted(counts.items()):
-            report(f"{part}: {count} with {reason}")
-        report(f"{part}: {len(examples)} examples")
+            stages.tell(f"{part}: {count} with {reason}")
+        stages.tell(f"{part}: {len(examples)} examples")
         items[part] = _refer(model, examples, options, stages)
     if not items["training"]:
         raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
@@ -164,7 +166,6 @@ def _train_trunk(
     held_out: list[Item],
     work: Path,
     options: TrainingOptions,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> None:
     done = work / "stage1.safetensors"
@@ -176,7 +177,7 @@ def _train_trunk(
             parameter.requires_grad_(name != "learned_weights")
         parts = [items, held_out]
         what = f"LoRA and head on {len(items)} examples"
-        _run(1, what, model, parts, work / "stage1", options, options.epochs, report, stages)
+        _run(1, what, model, parts, work / "stage1", options, options.epochs, stages)
     save_trained(model, done)
     shutil.rmtree(work / "stage1", ignore_errors=True)
 
@@ -187,14 +188,13 @@ def _train_head(
     held_out: list[Item],
     work: Path,
     options: TrainingOptions,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> None:
     if options.head_epochs:
         for name, parameter in model.trainable().items():
             parameter.requires_grad_("lora_" not in name)
         frozen = [_with_hidden(model, some, options.batch, stages) for some in (items, held_out)]
-        _run(2, "head and w_p", model, frozen, work / "stage2", options, options.head_epochs, report, stages)
+        _run(2, "head and w_p", model, frozen, work / "stage2", options, options.head_epochs, stages)
 
 
 def _run(
@@ -205,12 +205,11 @@ def _run(
     folder: Path,
     options: TrainingOptions,
     epochs: float,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> None:
     """Train on the first part and measure on the second, from the last whole checkpoint on, if there is one."""
     resume = last_checkpoint(folder)
-    report(f"stage {stage}: {what}" + (f", from {resume.name}" if resume else ""))
+    stages.tell(f"stage {stage}: {what}" + (f", from {resume.name}" if resume else ""))
     with stages.count(f"stage {stage}", "steps") as progress:
         trainer = StageTrainer(model, parts[0], parts[1], folder, options, epochs=epochs, progress=progress)
         with contextlib.redirect_stdout(sys.stderr):  # where transformers prints what it has to say

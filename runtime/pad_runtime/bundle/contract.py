@@ -7,8 +7,10 @@ a row becomes scores; sequences may have different numbers of either, and each n
 A trunk's first layers, which no adapter touches, run once for each prompt; where the first adapter sits, the rows part.
 
 A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; another trunk's tensors and axes carry
-its name (``reward.input_ids``). This module imports nothing.
+its name (``reward.input_ids``). This module imports nothing of PAD-RT's.
 """
+
+from typing import Literal, TypeAlias, get_args
 
 FORMAT = "pad-rt-bundle"
 FORMAT_VERSION = 6
@@ -101,7 +103,8 @@ SCORE_INPUTS = (SCORED_TOKENS, BASE_PLACE, MAX_TOP_K)
 # Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.
 LORA_SITES = ("qkv", "o", "gate_up", "down")
 
-ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
+EngineTarget: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]  # builds engines of a bundle in the standard dialect
+ENGINE_TARGETS: tuple[EngineTarget, ...] = get_args(EngineTarget)
 ENGINE_GRAPHS = (STEP_GRAPH, BASE_GRAPH)  # graphs that engines are built of
 ENGINE_PROFILES = ("prefill", "decode")  # in the order in which an engine holds them
 

@@ -105,7 +105,7 @@ class EngineInfo:
 
     file: FileName
     graph: str
-    target: Literal["tensorrt", "tensorrt-rtx"]
+    target: contract.EngineTarget
     version: str
     platform: str
     compute_capabilities: list[_Capability]

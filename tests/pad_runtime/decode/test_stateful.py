@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +70,7 @@ def explore(world: World, cases: int, **settings: Any) -> Tally:
 @pytest.mark.parametrize("name", KINDS)
 def test_every_sequence_chooses_what_it_chooses_alone(load: Callable[[str], World], name: str) -> None:
     import time
+
     t = time.process_time()
     tally = explore(load(name), hypothesis.settings.default.max_examples // 10)
     print(time.process_time() - t, tally)

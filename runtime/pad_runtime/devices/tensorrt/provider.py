@@ -13,7 +13,7 @@ from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.devices.tensorrt.engine_choice import EngineHost, find_engine, this_platform
 from pad_runtime.devices.tensorrt.graph import TensorRtGraph
 from pad_runtime.devices.tensorrt.library import Library
-from pad_runtime.errors import EngineError
+from pad_runtime.errors import DeviceError, EngineError
 
 
 class TensorRtProvider:
