@@ -1,4 +1,4 @@
-"""A bundle's engines: built beside its graphs, stamped in its manifest."""
+"""Engines added to a bundle: built from its graphs, listed in its manifest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pad_runtime.errors import OptionError
 def add_engines(
     bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Callable[[str], object] = lambda _: None
 ) -> Manifest:
-    """Build an engine of each graph, in place of those of the same library that a bundle had.
+    """Build an engine of each graph; they replace all engines of the same library in the bundle.
 
-    The bundle stays as it was until all are built, and is never anything in between.
+    The bundle is replaced in one step once all engines are built.
 
     Returns:
-        The manifest that stands in the bundle now.
+        The new manifest.
 
     Raises:
         OptionError: the graphs are in the ort dialect, or the bundle cannot be written.
@@ -42,10 +42,10 @@ def add_engines(
 def build_engines(
     bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Callable[[str], object], *, into: Path
 ) -> Manifest:
-    """Build an engine of each graph of a standard bundle in `into`, which is that folder or a copy of it.
+    """Build an engine of each graph of a standard-dialect bundle, in `into`: the bundle's folder or a copy of it.
 
     Returns:
-        The manifest that stands in `into` now.
+        The new manifest, which is written to `into`.
 
     Raises:
         EngineError: as `add_engines`.
