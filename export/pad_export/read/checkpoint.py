@@ -30,12 +30,12 @@ from pad_runtime.errors import CheckpointError
 _EMBEDDINGS = "model.embed_tokens.weight"
 _LM_HEAD = "lm_head.weight"
 _BARE_MODULES = ("embed_tokens.", "layers.", "norm.")
-# Stored tensors that nothing needs to read, by their names in the text model.
+# Stored tensors that a model does not need, by their names in the text model.
 _LEFTOVERS = (
-    # Rotary frequencies, which follow from the configuration: Llama 1 and 2 and their descendants store them by layer.
+    # Rotary frequencies of each layer in Llama 1, Llama 2 and their descendants; they follow from the configuration.
     re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
 )
-# In a multimodal checkpoint, what reads images or sound: prompts here are text.
+# Parts of a multimodal checkpoint that read images or sound; prompts here are text.
 _TOWERS = (re.compile(r"(model\.)?(vision_tower|audio_tower|multi_modal_projector|image_newline)(\..+)?"),)
 _TEXT_PREFIXES = (
     ("model.language_model.", "model."),
@@ -60,7 +60,7 @@ class Weights(Protocol):
 
 
 class Checkpoint:
-    """A causal language model on disk. Nothing but names and shapes is held; a tensor is read when asked for.
+    """A causal language model on disk. Only names and shapes are in memory; tensors are read when asked for.
 
     Attributes:
         path: the folder or GGUF file.
@@ -68,7 +68,7 @@ class Checkpoint:
         model_type: its `model_type`, such as "llama".
         names: Hugging Face names of the tensors; each begins with `model.` or is `lm_head.weight`.
         nbytes: size of the weights on disk, in bytes.
-        called: what it calls itself: GGUF metadata, or config.json's `_name_or_path`; its path aside.
+        called: names that the model gives itself, in GGUF metadata or config.json's `_name_or_path`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Checkpoint:
         return self._weights.read(self._stored(name))
 
     def blocks(self, name: str, bits: int) -> Blocks | None:
-        """Return a matrix in the blocks in which it is stored, where they can be had in `bits` bits with no loss."""
+        """Return a matrix in its stored blocks, or None if `bits` bits cannot hold them without loss."""
         if not isinstance(self._weights, GgufWeights):
             return None
         return self._weights.read_blocks(self._stored(name), bits)
@@ -118,7 +118,7 @@ class Checkpoint:
     def tied(self) -> bool:
         """Whether the output projection is the embedding matrix.
 
-        As in transformers, a stored lm_head that differs from the embeddings counts, whatever the configuration says.
+        As in transformers, a stored lm_head that differs from the embedding is used, whatever the configuration says.
         """
         if _LM_HEAD not in self.names:
             return True
@@ -126,7 +126,7 @@ class Checkpoint:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a generation and has logits: of the configurations, the tokenizer and the chat template.
+        """Every id that ends a generation and has logits: from the configurations, the tokenizer and the chat template.
 
         Raises:
             CheckpointError: a chat template that is no Jinja, or does not end.
@@ -136,12 +136,12 @@ class Checkpoint:
 
     @property
     def unnamed_eos(self) -> int | None:
-        """The token that the chat template closes the assistant's turn with, if nothing else says that it ends one."""
+        """The token with which the chat template closes the assistant's turn, if no other file names it as an end."""
         return None if self.turn_end in self._named_eos else self.turn_end
 
     @cached_property
     def turn_end(self) -> int | None:
-        """The token that the chat template closes the assistant's turn with; None if there is none with logits."""
+        """The token with which the chat template closes the assistant's turn; None if there is no such token."""
         info = self.tokenizer.info
         if info.chat_template is None:
             return None
@@ -155,7 +155,7 @@ class Checkpoint:
         ids = list(self._stored_eos)
         if self.tokenizer.info.eos_id is not None:
             ids.append(self.tokenizer.info.eos_id)
-        # A configuration class has a default id, which means nothing once the checkpoint names its own.
+        # The configuration class has a default id, which counts only if the checkpoint names none.
         ids = ids or list(_token_ids(self.config.eos_token_id))
         return tuple(dict.fromkeys(token for token in ids if token < self.config.vocab_size))
 
@@ -201,7 +201,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def canonical_name(name: str) -> str:
-    """Return the name of a text model's tensor or module as a plain causal language model has it.
+    """Return the name that a tensor or module of a text model has in a plain causal language model.
 
     `layers.0.x` of a bare decoder and `model.language_model.layers.0.x` of a multimodal one are
     `model.layers.0.x`; any other name stays as it is.
@@ -218,10 +218,10 @@ def is_bare_name(name: str) -> bool:
 
 
 def _account(path: Path, config: PretrainedConfig, weights: Weights) -> dict[str, str]:
-    """Return the stored name of each tensor of the text model; every other must be a known leftover.
+    """Return the stored name of each tensor of the text model; all other tensors must be known leftovers.
 
     Raises:
-        CheckpointError: names a tensor that is neither, or says that there is no decoder here.
+        CheckpointError: a tensor is neither (the error names it), or there is no decoder.
     """
     if any(map(is_bare_name, weights.shapes)):
         raise CheckpointError(
@@ -241,7 +241,7 @@ def _account(path: Path, config: PretrainedConfig, weights: Weights) -> dict[str
         raise CheckpointError(
             f"{path} has no {_EMBEDDINGS}", expected="a decoder of the Llama family", hint="choose another checkpoint"
         )
-    if config.model_type in FAMILIES:  # another is refused once its spec is read
+    if config.model_type in FAMILIES:  # other families are refused when their spec is read
         leftovers = _LEFTOVERS + (_TOWERS if any("language_model." in name for name in stored.values()) else ())
         used = {canonical: name for canonical, name in stored.items() if is_used(canonical, config)}
         unknown = [
@@ -291,7 +291,7 @@ def _open_folder(folder: Path) -> Checkpoint:
             hint="export the original checkpoint",
         )
     num_layers = nested.get("num_hidden_layers", raw.get("num_hidden_layers", 1))
-    if not isinstance(num_layers, int) or not 0 < num_layers <= MAX_LAYERS:  # configuration classes make lists of it
+    if not isinstance(num_layers, int) or not 0 < num_layers <= MAX_LAYERS:  # configuration classes make such lists
         raise CheckpointError(
             f"{folder}: num_hidden_layers is {reprlib.repr(num_layers)}", expected=f"1 to {MAX_LAYERS}"
         )
