@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pad_train.options import TrainingOptions
     from pad_train.pairs.pair import Pair
 
-_EXTRA = ("torch", "transformers", "peft", "accelerate", "gguf", "tqdm")  # what pad-rt[train] adds
+_EXTRA = ("torch", "transformers", "peft", "accelerate", "gguf", "tqdm")  # packages that pad-rt[train] adds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def _train(options: argparse.Namespace) -> None:
     report = _silent if options.quiet else _report
     pairs = _read_pairs(options.data, report)
     report("loading torch")
-    importlib.import_module("accelerate")  # transformers would miss it only once the base has been asked everything
+    importlib.import_module("accelerate")  # transformers would miss it only after a long preparation
     from pad_export.read.checkpoint import open_checkpoint
     from pad_train.pairs.feature import read_features
     from pad_train.train.example import WORDS, feature_names, with_words
@@ -304,10 +304,10 @@ def _train_parser() -> argparse.ArgumentParser:
     settings: tuple[tuple[str, Callable[[str], object], str, str], ...] = (
         ("rank", _count, "N", "rank of the LoRA"),
         ("alpha", real, "X", "its alpha"),
-        ("modules", str, "NAMES", "linears that wear it, such as v_proj,o_proj,down_proj"),
-        ("layers", _number(0.0, 1.0), "X", "share of the layers that wear it, counted from the last one"),
-        ("beta", real, "X", "scale of the log-ratio in the loss"),
-        ("calm", real, "X", "weight of the term that keeps rewards small where nothing is at stake"),
+        ("modules", str, "NAMES", "linears that it changes, such as v_proj,o_proj,down_proj"),
+        ("layers", _number(0.0, 1.0), "X", "share of the layers that it changes, counted from the last one"),
+        ("beta", real, "X", "scale of the rewards in the loss; not the beta of decoding"),
+        ("calm", real, "X", "weight of the term that keeps rewards small where they do not matter"),
         ("imitate", real, "X", "weight of the term that makes the preferred replies likely"),
         ("lr", rate, "X", "learning rate of the LoRA"),
         ("head-lr", rate, "X", "learning rate of the head and w_p"),
@@ -354,8 +354,8 @@ def _pairs_parser() -> argparse.ArgumentParser:
         "--replies",
         metavar="FILE",
         nargs="+",
-        help="JSONL of {prompt, reply, weights of whom it was made for}, or files of pairs: replies to be ranked, "
-        "instead of sampling any",
+        help="JSONL of {prompt, reply, weights of the person that it was made for}, or files of pairs: rank these "
+        "replies instead of sampling any",
     )
     parser.add_argument("-o", "--output", metavar="PAIRS", type=Path, required=True, help="JSONL to create")
     parser.add_argument("--limit", type=_count, metavar="N", help="only the first N prompts")

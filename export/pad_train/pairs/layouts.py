@@ -1,6 +1,6 @@
-"""Preference pairs in the layouts of other projects, and what every row must be.
+"""Preference pairs in the layouts of other projects, and checks that hold for the rows of every layout.
 
-A layout turns rows into pairs; a row that gives none is skipped with the reason, worded to follow "skipped 4 with".
+A layout turns rows into pairs. A row that gives none is skipped, with a reason worded to follow "skipped 4 with".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 _HH_MARK = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_MARK = re.compile(r"(?:(?<!\n)\n+)?<extra_id_\d+>(System|User|Assistant)[ \t]*\n?")
 
-_PROMPT_KEYS = ("prompt", "query")  # the first that is there; RiC's query is the whole text, the reply included
+_PROMPT_KEYS = ("prompt", "query")  # the first of these that a row has; RiC's query contains the reply
 _REPLY_KEYS = ("response", "completion", "reply", "answer", "output", "text")
 _ID_COLUMN = re.compile(r"(.*[_-])?(id|idx|index|row)", re.IGNORECASE)
 _PKU_KEYS = {"prompt", "response_0", "response_1", "better_response_id", "safer_response_id"}
@@ -45,12 +45,12 @@ class RowProblem(Exception):  # noqa: N818  (no error: the row is skipped and co
 
 @dataclass(frozen=True)
 class Layout:
-    """How one project writes its preferences down.
+    """The layout of a project's files of preferences.
 
     Attributes:
-        name: what messages call it.
-        read: (rows, feature, skip) to pairs; `feature` is the one whose verdict `chosen` is, None where no one said.
-        has_features: its rows name their features, so that it takes none from outside.
+        name: name of the layout in messages.
+        read: (rows, feature, skip) to pairs; `feature` is what chosen replies have more of, None if not given.
+        has_features: whether the rows name their features, so that the user may not name one.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Layout:
 
 
 def row_by_row(read_row: Callable[[Row, str | None], Pair]) -> Read:
-    """The reader of a layout where every row is a pair, from the reader of one row, which may raise RowProblem."""
+    """Make the reader of a layout with a pair in every row from a reader of one row, which may raise RowProblem."""
 
     @functools.wraps(read_row)
     def read(rows: Rows, feature: str | None, skip: Skip) -> Iterator[Pair]:
@@ -90,10 +90,10 @@ def hh_rlhf(row: Row, feature: str | None) -> Pair:
 
 @row_by_row
 def ultrafeedback(row: Row, feature: str | None) -> Pair:
-    """UltraFeedback, binarized: {prompt, chosen, rejected} and what is known of them (source, ratings, models).
+    """UltraFeedback, binarized: {prompt, chosen, rejected} and other columns (source, ratings, models).
 
-    The replies are text, or lists of messages whose last is the reply and whose others, when there are any, take the
-    place of `prompt`. Ratings are not read: they tell how good, not by which feature.
+    A reply is text, or a list of messages that ends with the reply; the messages before it, if any, replace `prompt`.
+    Ratings are not read, because they are of no particular feature.
     """
     (before, chosen), (before_rejected, rejected) = _split_turns(row, "chosen"), _split_turns(row, "rejected")
     _check_same(before, before_rejected)
@@ -120,7 +120,7 @@ def pku_safe_rlhf(row: Row, _: str | None) -> Pair:
 def onestop_english(row: Row, feature: str | None) -> Pair:
     """OneStopEnglish: {advanced, elementary}, one sentence of the news for two kinds of reader.
 
-    The elementary one is chosen, by the feature `simple` if no other is named, for a prompt that is always the same.
+    The elementary sentence is chosen, with more of the feature `simple` if no other is named. All prompts are the same.
     """
     chosen, rejected = read_reply(row, "elementary"), read_reply(row, "advanced")
     return checked(Pair(read_prompt(NEWS_PROMPT), chosen, rejected, weights=_weights(feature or "simple")))
@@ -130,22 +130,22 @@ def onestop_english(row: Row, feature: str | None) -> Pair:
 def sentence_polarity(row: Row, feature: str | None) -> Pair:
     """Pang and Lee's sentence polarity: line i of pos.txt and of neg.txt, here as {positive, negative}.
 
-    The positive one is chosen, by the feature `cheerful` if no other is named, for a prompt that is always the same.
-    The two lines have nothing else in common.
+    The positive sentence is chosen, with more of the feature `cheerful` if no other is named. All prompts are the same.
+    The two sentences are about different films.
     """
     chosen, rejected = read_reply(row, "positive"), read_reply(row, "negative")
     return checked(Pair(read_prompt(FILM_PROMPT), chosen, rejected, weights=_weights(feature or "cheerful")))
 
 
 def scored_replies(rows: Rows, _: str | None, skip: Skip) -> Iterator[Pair]:
-    """A reply and its scores a row: HelpSteer2, Rewards-in-Context (RiC), and others of that kind.
+    """A reply and its scores in each row: HelpSteer2, Rewards-in-Context (RiC), and similar files.
 
     HelpSteer2: {prompt, response, helpfulness, correctness, coherence, complexity, verbosity}, a prompt's turns marked
     `<extra_id_1>Assistant`, `<extra_id_1>User`. RiC: {prompt, response, score1, score2, ...}, a prompt's turns as in
-    hh-rlhf. Every column of numbers is a feature of that name, save ids and indices.
+    hh-rlhf. Every column of numbers is a feature with its name, except for ids and indices.
 
-    Each reply makes a pair with the one before it to the same prompt, however far apart the two are. Chosen is the
-    better by the first column in which they differ; columns in which they do not are left out.
+    Each reply makes a pair with the previous reply to the same prompt, anywhere in the file. The reply with the higher
+    score in the first column in which they differ is chosen; columns with equal scores are left out.
     """
     latest: dict[tuple[tuple[str, str], ...], _ScoredReply] = {}
     alone: dict[tuple[tuple[str, str], ...], int] = {}
@@ -169,7 +169,7 @@ def scored_replies(rows: Rows, _: str | None, skip: Skip) -> Iterator[Pair]:
 
 
 def find_layout(row: Row) -> Layout | None:
-    """The other project's layout that a row's keys tell, None if they tell none."""
+    """The layout of another project that a row's keys are of; None if they are of none."""
     if row.keys() >= _PKU_KEYS:
         return Layout("PKU-SafeRLHF", pku_safe_rlhf, has_features=True)
     if {"advanced", "elementary"} <= row.keys():
@@ -186,11 +186,11 @@ def find_layout(row: Row) -> Layout | None:
 
 
 def checked(pair: Pair) -> Pair:
-    """The pair, if there is something to learn from it.
+    """Return the pair if a PersRM can learn from it.
 
     Raises:
-        RowProblem: the prompt is empty or ends with another's turn than the user's, the replies are equal, or a text
-            holds a lone surrogate, which no tokenizer takes.
+        RowProblem: the prompt is empty or does not end with a user turn, the replies are equal, or a text has a lone
+            surrogate, which no tokenizer takes.
     """
     _check_prompt(pair.messages)
     if pair.chosen.strip() == pair.rejected.strip():
@@ -242,10 +242,10 @@ def read_number(value: Any) -> float:
 
 
 def check_feature(name: str) -> str:
-    """The name, if a feature may be called so.
+    """Return the name if a feature may have it.
 
     Raises:
-        RowProblem: it holds something other than letters, digits, '.', '_' and '-'.
+        RowProblem: the name has other characters than letters, digits, '.', '_' and '-'.
     """
     if not NAME.fullmatch(name):
         raise RowProblem(f"the feature {reprlib.repr(name)}, which is not a name")
@@ -283,7 +283,7 @@ def _compare(first: _ScoredReply, second: _ScoredReply) -> Pair:
     margins = {column: first.scores[column] - second.scores[column] for column in shared}
     margins = {column: margin for column, margin in margins.items() if margin != 0}
     if not margins:
-        checked(Pair(first.messages, first.text, second.text))  # of two equal replies, that is what to say
+        checked(Pair(first.messages, first.text, second.text))  # equal replies are refused with that reason
         raise RowProblem("scores that are all equal")
     if not all(math.isfinite(margin) for margin in margins.values()):
         raise RowProblem("a score that is not a finite number")
@@ -308,7 +308,7 @@ def _weights(feature: str | None) -> dict[str, float]:
 
 
 def _split_dialogue(row: Row, key: str) -> tuple[tuple[Message, ...], str]:
-    """The turns of a dialogue before its last, and the text of that."""
+    """The turns of a dialogue but the last, and the text of the last."""
     if not isinstance(row.get(key), str):
         return _split_turns(row, key)
     turns = _split_hh(row[key])
@@ -318,7 +318,7 @@ def _split_dialogue(row: Row, key: str) -> tuple[tuple[Message, ...], str]:
 
 
 def _split_turns(row: Row, key: str) -> tuple[tuple[Message, ...], str]:
-    """The turns of a list before its last, and the text of that; of plain text, no turns and itself."""
+    """The turns of a list but the last, and the text of the last; for plain text, no turns and the text."""
     value = row.get(key)
     if not isinstance(value, list):
         return (), read_reply(row, key)
@@ -385,7 +385,7 @@ def _check_same(before: Sequence[Message], before_rejected: Sequence[Message]) -
 
 
 def _check_alternation(messages: Sequence[Message]) -> None:
-    """Where a mark within a turn's text passes for a turn of its own, what follows is no longer who said what."""
+    """Refuse turns that do not alternate: a mark inside a turn's text was taken for the beginning of a turn."""
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if any(role != _ROLES[1 + index % 2] for index, role in enumerate(roles)):
         raise RowProblem("turns that do not alternate")

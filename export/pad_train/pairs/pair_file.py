@@ -1,4 +1,4 @@
-"""Files of preference pairs: ours, one JSON object a line, and those of other projects."""
+"""Files of preference pairs: one JSON object a line in our layout, or in those of other projects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pad_train.pairs.pair import NAME, Pair
 _NEEDED = {"prompt", "chosen", "rejected"}
 _OURS = {"preference", "weights", "scores", "chosen_finished", "rejected_finished"}
 
-MAX_HEAD = 100  # rows in which to look for one whose layout is known
+MAX_HEAD = 100  # first rows of a file among which one must have a known layout
 _MAX_LISTED = 8  # keys, names or reasons in a message
 _ROWS = (
     "prompt, chosen and rejected, or the rows of HelpSteer2, RiC or other scored replies (prompt, response, numbers), "
@@ -44,8 +44,8 @@ class PairSource:
     """One file or folder of pairs.
 
     Attributes:
-        path: where it is.
-        feature: the feature whose verdict `chosen` is, for rows that do not say whose it is.
+        path: path of the file or folder.
+        feature: the feature that chosen replies have more of, for rows that name none.
     """
 
     path: Path
@@ -54,13 +54,13 @@ class PairSource:
 
 @dataclass
 class PairReport:
-    """What became of a source's rows.
+    """Counts of a source's rows and pairs.
 
     Attributes:
         path: the source.
         num_rows: rows read, blank lines aside.
-        num_pairs: pairs they gave.
-        skipped: by reason, how many rows, and the line number of the first, from 1.
+        num_pairs: pairs that the rows gave.
+        skipped: by reason, the number of rows and the line number of the first, from 1.
     """
 
     path: Path
@@ -74,11 +74,11 @@ class PairReport:
         self.skipped[reason] = (count + 1, min(first, line))
 
     def lines(self) -> list[str]:
-        """The report in words, for a person: one line."""
+        """The report as a line of text."""
         return [f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_rows, 'row')}{self.told_skips()}"]
 
     def told_skips(self) -> str:
-        """What was skipped, as the end of a line; "" if nothing was."""
+        """The skipped rows and reasons, as the end of a line; "" if none was skipped."""
         reasons = [
             f"{count:,} with {reason} (first at line {first:,})" for reason, (count, first) in self.skipped.items()
         ]
@@ -94,7 +94,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def parse_source(argument: str) -> PairSource:
-    """PATH or NAME=PATH from the command line; what exists as typed is a path.
+    """Parse PATH or NAME=PATH from the command line; an argument that exists as a path is one.
 
     Raises:
         OptionError: nothing is named, or nothing on one side of the "=".
@@ -110,12 +110,12 @@ def parse_source(argument: str) -> PairSource:
 def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairReport]]:
     """All pairs, source by source and in the order of their rows, and a report of each source.
 
-    A source is a JSON Lines file of ours or in a layout of `pad_train.pairs.layouts`, told by its keys, or a folder
-    with pos.txt and neg.txt. Rows that cannot be used are skipped and reported.
+    A source is a JSON Lines file in our layout or in one of `pad_train.pairs.layouts`, recognised by its keys, or a
+    folder with pos.txt and neg.txt. Rows that cannot be used are skipped and reported.
 
     Raises:
-        DataError: a source that cannot be read, whose layout is not known, that names its own features although it was
-            given as NAME=PATH, or that gives no pair.
+        DataError: a source cannot be read, has an unknown layout, names its own features although it was given as
+            NAME=PATH, or gives no pair.
     """
     pairs, reports = [], []
     for source in sources:
@@ -135,12 +135,12 @@ def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairRepo
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """What to say of a file that the system does not let be read."""
+    """The error for a file that the system does not let us read."""
     return DataError(f"{path} cannot be read ({error.strerror or error})", hint="check the path and its permissions")
 
 
 def pair_to_row(pair: Pair) -> dict[str, Any]:
-    """The row that is read back as this pair; a margin m is written as the scores [m, 0.0]."""
+    """The row of our layout that is read back as this pair; a margin m becomes the scores [m, 0.0]."""
     messages = [dict(message) for message in pair.messages]
     plain = len(messages) == 1 and messages[0]["role"] == "user"
     row: dict[str, Any] = {
@@ -164,7 +164,7 @@ def pair_to_row(pair: Pair) -> dict[str, Any]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # longer than a name can be, or below a folder that may not be looked into
+    except OSError:  # too long for a path, or in a folder without read permission
         return False
 
 
@@ -199,7 +199,7 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
 
 
 def json_rows(path: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
-    """The JSON objects of a file, each with its line number; lines that hold none are counted in the report."""
+    """The JSON objects of a file with their line numbers; other lines are counted in the report."""
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
             data = data.removeprefix(codecs.BOM_UTF8) if line == 1 else data  # noqa: PLW2901
@@ -234,7 +234,7 @@ def _polarity_rows(folder: Path, report: PairReport) -> Iterator[tuple[int, Row]
 
 
 def _find_layout(row: Row) -> Layout | None:
-    """Ours if a key says so, or if the three keys are there and no key tells another project's."""
+    """Our layout if a row has a key of it alone, or the three needed keys and no key of another project's layout."""
     if row.keys() >= _NEEDED and _OURS & row.keys():
         return _OUR_LAYOUT
     return find_layout(row) or (_OUR_LAYOUT if row.keys() >= _NEEDED else None)
@@ -258,9 +258,9 @@ def _listed(names: Sequence[str]) -> str:
 
 @row_by_row
 def _read_our_row(row: Row, feature: str | None) -> Pair:
-    """Ours: {prompt, chosen, rejected}, and what may be said besides; a null there is as good as nothing.
+    """Our layout: {prompt, chosen, rejected} and optional keys; a null counts as a missing key.
 
-    A feature given from outside is whose verdict it is where the row itself says nothing of that.
+    `feature` (of NAME=PATH) is the feature that chosen has more of, if the row names no person.
     """
     unknown = [key for key in row if key not in _NEEDED | _OURS]
     if unknown:
@@ -289,7 +289,7 @@ def _read_our_row(row: Row, feature: str | None) -> Pair:
 
 
 def read_weights(value: Any) -> dict[str, float]:
-    """A person's weights by feature; none where there is no value.
+    """A person's weights by feature; empty if there is no value.
 
     Raises:
         RowProblem: not finite numbers by feature, or all of them zero.
@@ -324,7 +324,7 @@ def _read_scores(value: Any) -> dict[str, float]:
 
 
 def read_flag(row: Row, key: str) -> bool:
-    """A yes or no of a row, yes where it is not there.
+    """A boolean of a row, True if the key is missing.
 
     Raises:
         RowProblem: neither true nor false.

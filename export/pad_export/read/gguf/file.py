@@ -82,7 +82,7 @@ def open_gguf(path: Path) -> GgufWeights:
     """Read a GGUF file's metadata and tensor table.
 
     Raises:
-        CheckpointError: not a whole GGUF file, an architecture that is not in `config.ARCHITECTURES`, or something in the
+        CheckpointError: not a whole GGUF file, an architecture that is not in `config.ARCHITECTURES`, or content of the
             file that would be lost (unknown keys and rotary scalings, unknown tensors, splits).
     """
     header = read_header(path)
