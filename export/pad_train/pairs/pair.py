@@ -19,7 +19,7 @@ class Pair:
     """Two replies to one prompt, of which a person prefers the chosen one.
 
     The person is given by `weights` (feature weights), by `preference` (in words; with weights, both apply), by
-    `margins` (a verdict for each feature, from which persons are drawn), or not at all: then the pair belongs to the one
+    `margins` (a verdict for each feature, from which persons are drawn), or not at all: then the pair belongs to the
     person whose feature weights are learned.
 
     Attributes:
