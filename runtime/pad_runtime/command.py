@@ -29,17 +29,17 @@ EXIT_ERROR = 2  # argparse's own code for a wrong option
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 EXIT_TERMINATED = 143  # 128 + SIGTERM
-MAX_STDIN = 2**24  # characters; no context is as long
+MAX_STDIN = 2**24  # characters, more than any model's context
 
 
 def run_command(name: str, command: Callable[[], None], *, farewell: Callable[[], str] = str) -> int:
     """Run a command and give its exit code.
 
-    A `PadError` is one line on stderr, and so is a stdout that cannot be written; any other exception is a bug and
+    A `PadError` gives one line on stderr, and so does a stdout that cannot be written. Any other exception is a bug and
     keeps its traceback.
 
     Args:
-        name: what the user typed, put in front of the error.
+        name: the command as the user typed it, for the error line.
         command: parses its options, does the work and writes to stdout.
         farewell: a line for stderr once the command was interrupted, or "".
     """
@@ -71,14 +71,14 @@ def _call(name: str, command: Callable[[], None], farewell: Callable[[], str]) -
         show_error(name, error)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        pass  # its frames go first: a progress bar in one of them still has its line to end
+        pass  # leaving this block frees the frames, and a progress bar in one of them ends its line
     line = farewell()
     print("\n" + line if line else "", file=sys.stderr)  # the shell's prompt gets a line of its own
     return EXIT_INTERRUPTED
 
 
 def run_interruptible(name: str, command: Callable[[], None], *, farewell: Callable[[], str] = str) -> int:
-    """`run_command` for work that cleans up after itself: a polite kill (SIGTERM) unwinds it as Ctrl-C does."""
+    """`run_command` for work that cleans up after itself: SIGTERM interrupts it as Ctrl-C does."""
     received: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
@@ -177,7 +177,7 @@ def _read(read: Callable[[TextIO], str]) -> str:
 
 
 class _OutputLostError(Exception):
-    """What was printed on stdout went nowhere. No `PadError`: no part of a command may go on after it."""
+    """Stdout cannot be written. No `PadError`, because no part of a command may catch it and go on."""
 
     def __init__(self, number: int) -> None:
         super().__init__(os.strerror(number))
@@ -185,7 +185,7 @@ class _OutputLostError(Exception):
 
 
 class _Output(io.FileIO):
-    """Standard output or error, as bytes; once a write has failed, what follows is dropped, at exit too.
+    """Standard output or error, as bytes. After a failed write all later ones are dropped, also at exit.
 
     Args:
         descriptor: 1 or 2.
@@ -197,7 +197,7 @@ class _Output(io.FileIO):
         self._needed, self._is_lost = needed, False
 
     def write(self, data: ReadableBuffer) -> int | None:  # type: ignore[override]
-        """Write, or drop."""
+        """Write the bytes, or drop them after an earlier failure."""
         if not self._is_lost:
             try:
                 return super().write(data)
@@ -210,10 +210,10 @@ class _Output(io.FileIO):
 
 @contextmanager
 def _standard_streams() -> Iterator[None]:
-    """While a command runs, its standard streams take any text, and what goes wrong with them is told apart.
+    """While a command runs, its standard streams take any text, and a failure of stdout is told from one of a file.
 
-    A narrow terminal shows '?', and bytes that are no text reach our own checks. The number of a closed stream is
-    taken, so that no file of ours gets it and is written to as stdout or stderr.
+    Characters that a terminal cannot show become '?', and stdin's bytes that are no text reach our own checks. The
+    descriptor of a closed stream is opened on the null device, so that no file of ours gets its number.
     """
     for descriptor in range(3):
         try:
@@ -233,7 +233,7 @@ def _standard_streams() -> Iterator[None]:
 
 
 def _guard(stream: TextIO, own: TextIO | None, *, needed: bool) -> TextIO:
-    """The process's own stream over an `_Output`; any other one, such as a test's, as it is."""
+    """The process's own stream over an `_Output`; any other stream, such as a test's, unchanged."""
     if stream is not own or not isinstance(stream, io.TextIOWrapper):
         return stream
     if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):  # a Windows console

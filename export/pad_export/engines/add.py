@@ -1,4 +1,4 @@
-"""A bundle's engines: built beside its graphs, stamped in its manifest."""
+"""Engines added to a bundle: built from its graphs, listed in its manifest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pad_runtime.errors import OptionError
 def add_engines(bundle: Path, manifest: Manifest, builder: EngineBuilder, report: Report = silent) -> Manifest:
     """Build an engine of each graph, in place of those of the same library that a bundle had.
 
-    The bundle stays as it was until all are built, and is never anything in between.
+    The bundle is replaced in one step once all engines are built.
 
     Returns:
-        The manifest that stands in the bundle now.
+        The new manifest.
 
     Raises:
         OptionError: the graphs are in the ort dialect, the bundle cannot be written, or its max_length does not fit.
@@ -42,7 +42,7 @@ def build_engines(bundle: Path, manifest: Manifest, builder: EngineBuilder, repo
     """Build an engine of each graph of a standard bundle in `into`, which is that folder or a copy of it.
 
     Returns:
-        The manifest that stands in `into` now.
+        The new manifest, which is written to `into`.
 
     Raises:
         OptionError: rows of the KV caches are of a size that TensorRT does not take.

@@ -51,7 +51,7 @@ OpenWeights: TypeAlias = Callable[[Path], Weights]  # of a Hugging Face folder
 
 
 class Checkpoint:
-    """A causal language model on disk. Nothing but names and shapes is held; a tensor is read when asked for.
+    """A causal language model on disk. Only names and shapes are in memory; tensors are read when asked for.
 
     Attributes:
         path: the folder or GGUF file.
@@ -59,7 +59,7 @@ class Checkpoint:
         model_type: its `model_type`, such as "llama".
         names: Hugging Face names of the tensors; each begins with `model.` or is `lm_head.weight`.
         nbytes: size of the weights on disk, in bytes.
-        called: what it calls itself: GGUF metadata, or config.json's `_name_or_path`; its path aside.
+        called: names that the model gives itself, in GGUF metadata or config.json's `_name_or_path`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Checkpoint:
     def tied(self) -> bool:
         """Whether the output projection is the embedding matrix.
 
-        As in transformers, a stored lm_head that differs from the embeddings counts, whatever the configuration says.
+        As in transformers, a stored lm_head that differs from the embedding is used, whatever the configuration says.
         """
         if LM_HEAD not in self.names:
             return True
@@ -117,7 +117,7 @@ class Checkpoint:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a generation and has logits: of the configurations, the tokenizer and the chat template.
+        """Every id that ends a generation and has logits: from the configurations, the tokenizer and the chat template.
 
         Raises:
             CheckpointError: a chat template that is no Jinja, or does not end.
@@ -127,12 +127,12 @@ class Checkpoint:
 
     @property
     def unnamed_eos(self) -> int | None:
-        """The token that the chat template closes the assistant's turn with, if nothing else says that it ends one."""
+        """The token with which the chat template closes the assistant's turn, if no other file names it as an end."""
         return None if self.turn_end in self._named_eos else self.turn_end
 
     @cached_property
     def turn_end(self) -> int | None:
-        """The token that the chat template closes the assistant's turn with; None if there is none with logits."""
+        """The token with which the chat template closes the assistant's turn; None if there is no such token."""
         info = self.tokenizer.info
         if info.chat_template is None:
             return None
@@ -146,7 +146,7 @@ class Checkpoint:
         ids = list(self._stored_eos)
         if self.tokenizer.info.eos_id is not None:
             ids.append(self.tokenizer.info.eos_id)
-        # A configuration class has a default id, which means nothing once the checkpoint names its own.
+        # The configuration class has a default id, which counts only if the checkpoint names none.
         ids = ids or list(_token_ids(self.config.eos_token_id))
         return tuple(dict.fromkeys(token for token in ids if token < self.config.vocab_size))
 
@@ -213,7 +213,7 @@ def _open_folder(folder: Path, open_weights: OpenWeights) -> Checkpoint:
             hint="export the original checkpoint",
         )
     num_layers = nested.get("num_hidden_layers", raw.get("num_hidden_layers", 1))
-    if not isinstance(num_layers, int) or not 0 < num_layers <= MAX_LAYERS:  # configuration classes make lists of it
+    if not isinstance(num_layers, int) or not 0 < num_layers <= MAX_LAYERS:  # configuration classes make such lists
         raise CheckpointError(
             f"{folder}: num_hidden_layers is {reprlib.repr(num_layers)}", expected=f"1 to {MAX_LAYERS}"
         )

@@ -31,7 +31,7 @@ _HEAD_PREFIXES = ("v_head.summary.", "summary.", "", "feature_head.")
 
 @dataclass(frozen=True)
 class FeatureHead:
-    """One linear map of the last hidden state for each feature: h'_i = W_i h + b_i, then the ordinary lm_head.
+    """A linear map of the last hidden state for each feature: h'_i = W_i h + b_i, then the base's own lm_head.
 
     Attributes:
         weight: [d, hidden, hidden], float32; the last axis is the input.
@@ -47,13 +47,13 @@ class PersRM:
     """A personalized reward model: exactly one of adapter and checkpoint.
 
     Attributes:
-        name: its name in a bundle.
+        name: name of the PersRM in a bundle.
         adapter: a LoRA adapter of a base that is stored elsewhere.
         checkpoint: a merged model.
-        head: its feature head, None for the identity.
-        features: names of its d features.
-        default_weights: preference weight of each feature when the user gives none.
-        prompt_template: the user turn it was trained with; {x} is the prompt and {p} the preference.
+        head: the feature heads, None for the identity.
+        features: names of the d features.
+        default_weights: weight of each feature for a preference without weights.
+        prompt_template: the user turn in the PersRM's prompt; {x} is the prompt and {p} the preference.
     """
 
     name: str
@@ -100,10 +100,10 @@ def read_persrm(folder: Path, open_weights: OpenWeights = open_safetensors) -> P
 
 
 def check_head_fits(head: FeatureHead | None, checkpoint: Checkpoint, *, path: Path) -> None:
-    """Check that a head reads the checkpoint's hidden states.
+    """Check that feature heads fit the checkpoint's hidden states.
 
     Args:
-        head: the head of the PersRM at `path`, None for the identity, which always fits.
+        head: the feature heads of the PersRM at `path`, None for the identity, which always fits.
         checkpoint: the PersRM's own backbone, or the base that its adapter belongs to.
         path: the PersRM's folder, for the message.
 

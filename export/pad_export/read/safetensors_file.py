@@ -31,8 +31,8 @@ class SafetensorsWeights:
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor in its stored dtype."""
-        # Opened anew for every tensor: a mapping kept open keeps each page ever read resident, so that
-        # reading all tensors through one handle holds the whole file in memory.
+        # The file is opened for every tensor: an open mapping keeps all pages that were read in memory, and reading
+        # all tensors through one handle would keep the whole file there.
         with _open(self._files[name]) as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor

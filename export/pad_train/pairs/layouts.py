@@ -27,12 +27,12 @@ _ULTRAFEEDBACK_KEYS = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How one project writes its preferences down.
+    """The layout of a project's files of preferences.
 
     Attributes:
-        name: what messages call it.
-        read: (rows, feature, skip) to pairs; `feature` is the one whose verdict `chosen` is, None where no one said.
-        has_features: its rows name their features, so that it takes none from outside.
+        name: name of the layout in messages.
+        read: (rows, feature, skip) to pairs; `feature` is what chosen replies have more of, None if not given.
+        has_features: whether the rows name their features, so that the user may not name one.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Layout:
 
 
 def row_by_row(read_row: Callable[[Row, str | None], Pair]) -> Read:
-    """The reader of a layout where every row is a pair, from the reader of one row, which may raise RowProblem."""
+    """Make the reader of a layout with a pair in every row from a reader of one row, which may raise RowProblem."""
 
     @functools.wraps(read_row)
     def read(rows: Rows, feature: str | None, skip: Skip) -> Iterator[Pair]:
@@ -72,10 +72,10 @@ def hh_rlhf(row: Row, feature: str | None) -> Pair:
 
 @row_by_row
 def ultrafeedback(row: Row, feature: str | None) -> Pair:
-    """UltraFeedback, binarized: {prompt, chosen, rejected} and what is known of them (source, ratings, models).
+    """UltraFeedback, binarized: {prompt, chosen, rejected} and other columns (source, ratings, models).
 
-    The replies are text, or lists of messages whose last is the reply and whose others, when there are any, take the
-    place of `prompt`. Ratings are not read: they tell how good, not by which feature.
+    A reply is text, or a list of messages that ends with the reply; the messages before it, if any, replace `prompt`.
+    Ratings are not read, because they are of no particular feature.
     """
     (before, chosen), (before_rejected, rejected) = split_turns(row, "chosen"), split_turns(row, "rejected")
     check_same(before, before_rejected)
@@ -102,7 +102,7 @@ def pku_safe_rlhf(row: Row, _: str | None) -> Pair:
 def onestop_english(row: Row, feature: str | None) -> Pair:
     """OneStopEnglish: {advanced, elementary}, one sentence of the news for two kinds of reader.
 
-    The elementary one is chosen, by the feature `simple` if no other is named, for a prompt that is always the same.
+    The elementary sentence is chosen, with more of the feature `simple` if no other is named. All prompts are the same.
     """
     chosen, rejected = read_reply(row, "elementary"), read_reply(row, "advanced")
     return checked(Pair(read_prompt(NEWS_PROMPT), chosen, rejected, weights=_weights(feature or "simple")))
@@ -112,15 +112,15 @@ def onestop_english(row: Row, feature: str | None) -> Pair:
 def sentence_polarity(row: Row, feature: str | None) -> Pair:
     """Pang and Lee's sentence polarity: line i of pos.txt and of neg.txt, here as {positive, negative}.
 
-    The positive one is chosen, by the feature `cheerful` if no other is named, for a prompt that is always the same.
-    The two lines have nothing else in common.
+    The positive sentence is chosen, with more of the feature `cheerful` if no other is named. All prompts are the same.
+    The two sentences are about different films.
     """
     chosen, rejected = read_reply(row, "positive"), read_reply(row, "negative")
     return checked(Pair(read_prompt(FILM_PROMPT), chosen, rejected, weights=_weights(feature or "cheerful")))
 
 
 def find_layout(row: Row) -> Layout | None:
-    """The other project's layout that a row's keys tell, None if they tell none."""
+    """The layout of another project that a row's keys are of; None if they are of none."""
     if row.keys() >= _PKU_KEYS:
         return Layout("PKU-SafeRLHF", pku_safe_rlhf, has_features=True)
     if {"advanced", "elementary"} <= row.keys():

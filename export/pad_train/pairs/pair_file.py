@@ -1,4 +1,4 @@
-"""Files of preference pairs: ours, one JSON object a line, and those of other projects."""
+"""Files of preference pairs: one JSON object a line in our layout, or in those of other projects."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class PairSource:
     """One file or folder of pairs.
 
     Attributes:
-        path: where it is.
-        feature: the feature whose verdict `chosen` is, for rows that do not say whose it is.
+        path: path of the file or folder.
+        feature: the feature that chosen replies have more of, for rows that name none.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class PairSource:
 
 
 def parse_source(argument: str) -> PairSource:
-    """PATH or NAME=PATH from the command line; what exists as typed is a path.
+    """Parse PATH or NAME=PATH from the command line; an argument that exists as a path is one.
 
     Raises:
         OptionError: nothing is named, or nothing on one side of the "=".
@@ -56,12 +56,12 @@ def parse_source(argument: str) -> PairSource:
 def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairReport]]:
     """All pairs, source by source and in the order of their rows, and a report of each source.
 
-    A source is a JSON Lines file of ours or in a layout of `pad_train.pairs.layouts`, told by its keys, or a folder
-    with pos.txt and neg.txt. Rows that cannot be used are skipped and reported.
+    A source is a JSON Lines file in our layout or in one of `pad_train.pairs.layouts`, recognised by its keys, or a
+    folder with pos.txt and neg.txt. Rows that cannot be used are skipped and reported.
 
     Raises:
-        DataError: a source that cannot be read, whose layout is not known, that names its own features although it was
-            given as NAME=PATH, or that gives no pair.
+        DataError: a source cannot be read, has an unknown layout, names its own features although it was given as
+            NAME=PATH, or gives no pair.
     """
     pairs, reports = [], []
     for source in sources:
@@ -81,14 +81,14 @@ def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairRepo
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """What to say of a file that the system does not let be read."""
+    """The error for a file that the system does not let us read."""
     return DataError(f"{path} cannot be read ({error.strerror or error})", hint="check the path and its permissions")
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # longer than a name can be, or below a folder that may not be looked into
+    except OSError:  # too long for a path, or in a folder without read permission
         return False
 
 
@@ -123,7 +123,7 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
 
 
 def json_rows(path: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
-    """The JSON objects of a file, each with its line number; lines that hold none are counted in the report."""
+    """The JSON objects of a file with their line numbers; other lines are counted in the report."""
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
             data = data.removeprefix(codecs.BOM_UTF8) if line == 1 else data  # noqa: PLW2901

@@ -23,14 +23,14 @@ RECORD_NAME = "training.json"
 def write_persrm(
     folder: Path, model: RewardModel, *, name: str, base_name: str, reads_words: bool, record: dict[str, Any]
 ) -> None:
-    """Write adapter, head (fp16; W_i = I + M_i) and settings.
+    """Write adapter, feature heads (fp16; W_i = I + M_i) and settings.
 
     Args:
-        folder: created; must not exist.
-        name: of the PersRM in a bundle.
-        base_name: what the adapter says it belongs to.
-        reads_words: whether it was trained on preferences in words; otherwise it is given the prompt alone.
-        record: how it was trained and what it reached, kept beside it as training.json.
+        folder: is created; must not exist.
+        name: name of the PersRM in a bundle.
+        base_name: name of the base in the adapter's configuration.
+        reads_words: whether it was trained on preferences in words; otherwise its prompt is the base's.
+        record: options and results of the training, written to training.json.
     """
     folder.mkdir(parents=True)
     state = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(model.trunk).items()}

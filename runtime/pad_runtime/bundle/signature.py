@@ -1,4 +1,4 @@
-"""The inputs and tables a graph must have by its manifest, and what differs in the graph that is there."""
+"""The inputs and tables that a graph must have by its manifest, compared with those that it has."""
 
 from __future__ import annotations
 
