@@ -8,7 +8,7 @@ Prompts are random token ids: the time of a step does not depend on which tokens
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -92,7 +92,10 @@ class Workload:
 
     def decoding(self, bundle: Bundle, *, guided: bool, batch: int = 1) -> Decoding:
         """The prompt in a decoder of its own, once or in a batch."""
-        plans = [self.plan(bundle.manifest, guided=guided)] * batch
+        return self.decode(bundle, [self.plan(bundle.manifest, guided=guided)] * batch)
+
+    def decode(self, bundle: Bundle, plans: Sequence[Plan]) -> Decoding:
+        """Any rows in a decoder of their own."""
         return Decoding(bundle.decoder(), plans, new_tokens=self.new_tokens + 1, top_k=self.top_k)
 
 

@@ -7,6 +7,7 @@ overwritten and never used again, and what a capture recorded runs only when it 
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 import types
@@ -67,6 +68,11 @@ class FakeRuntime(types.ModuleType):
     def holds(self, address: int, size: int) -> bool:
         """Whether these bytes lie within one block that was not given back."""
         return any(start <= address and address + size <= start + len(it) for start, it in list(self.blocks.items()))
+
+    def let_go(self) -> None:
+        """Memory that was given back may be used again from now on."""
+        gc.collect()
+        self._gone.clear()
 
     def enqueue(self, work: Callable[[], None]) -> None:
         """Put work on the stream: it is done at once, or recorded."""

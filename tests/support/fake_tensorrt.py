@@ -29,7 +29,6 @@ from tests.support.fake_cuda import STREAM, FakeRuntime
 
 VERSION = "10.13.3"
 GPU = "sm89"
-_ALIGNMENT = 256  # bytes
 SCRATCH = {0: 4096, 1: 256}  # bytes that a run of a profile works in
 _KINDS = {
     "tensor(float)": "FLOAT",
@@ -141,9 +140,6 @@ class Context:
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert name in self._engine.inputs or name in self._engine.outputs
-        if memory % _ALIGNMENT and name != contract.MAX_TOP_K:
-            self._engine.log.log(ILogger.ERROR, f"the address must be aligned to {_ALIGNMENT} bytes")
-            return False
         self._addresses[name] = memory
         return True
 
@@ -151,12 +147,12 @@ class Context:
         return [name for name in self._engine.inputs if name not in self._shapes or name not in self._addresses]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of an output: its axes are those of inputs, and k is what the host says."""
-        axes: dict[Any, int] = {}
-        for given, shape in self._shapes.items():
-            axes |= dict(zip(self._engine.inputs[given].shape, shape, strict=True))
-        (axes[contract.K],) = self._engine.at(self._addresses[contract.MAX_TOP_K], "INT64", (1,))
-        return tuple(axes.get(dim, dim) for dim in self._engine.outputs[name].shape)
+        """Of the outputs that may be left out: the trace, and the counts of what is written."""
+        if name == contract.NEXT_WRITTEN:
+            return self._shapes[contract.WRITTEN]
+        sequences, readings = self._shapes[contract.COEFFICIENTS]
+        (k,) = self._engine.at(self._addresses[contract.MAX_TOP_K], "INT64", (1,))
+        return (readings if name == contract.READING_LOGITS else sequences, k)
 
     def update_device_memory_size_for_shapes(self) -> int:
         return SCRATCH[self._profile]
@@ -248,9 +244,8 @@ class Engine:
         for name, shape in shapes.items():
             kind = _KINDS[self.inputs[name].type]
             size = math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize
-            assert name == contract.MAX_TOP_K or self.runtime.holds(addresses[name], size), (
-                f"{name} is not on the device"
-            )
+            is_there = name == contract.MAX_TOP_K or self.runtime.holds(addresses[name], size)
+            assert is_there, f"{name} is not on the device"
             binding.bind_input(name, "cpu", 0, _NUMBERS[kind], shape, addresses[name])
         for name in self.outputs:
             binding.bind_output(name, "cpu")

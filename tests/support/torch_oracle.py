@@ -64,8 +64,13 @@ class TorchModel:
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Next-token logits of every feature: [d, vocab]."""
-        hidden = self.states(ids)[-1]
-        features = [hidden] if self._heads is None else [weight @ hidden + bias for weight, bias in self._heads]
+        return self.all_logits(ids)[:, -1]
+
+    @torch.inference_mode()
+    def all_logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """The same at every position: [d, s, vocab]."""
+        hidden = self.states(ids)
+        features = [hidden] if self._heads is None else [hidden @ weight.T + bias for weight, bias in self._heads]
         logits = self._model.lm_head(torch.stack(features))
         cap = getattr(self._model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits

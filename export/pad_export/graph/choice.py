@@ -27,7 +27,8 @@ def choose_token(g: Graph, scores: str, candidates: str, max_top_k: str) -> str:
         for name in (contract.TEMPERATURE, contract.TOP_P, contract.MIN_P)
     )
     lowest = g.constant(BANNED, np.float32)
-    stop = g.op("Squeeze", max_top_k, name="choose/num_ranks")
+    size = g.op("Shape", scores, name="choose/k", start=1)  # max_top_k itself would be copied to a device for this
+    stop = g.op("Squeeze", size, name="choose/num_ranks")
     ranks = g.op("Range", g.constant(0, np.int64), stop, g.constant(1, np.int64), name="choose/ranks")  # [k]
     is_own = g.op("Less", ranks, top_k, name="choose/is_own")
     own = g.op("Where", is_own, scores, lowest, name="choose/own")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pad_runtime.bundle import contract
 from pad_runtime.bundle.graph_file import GraphFile
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.devices.cuda import find_cuda
@@ -12,7 +13,7 @@ from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.devices.tensorrt.engine_choice import EngineHost, find_engine, this_platform
 from pad_runtime.devices.tensorrt.graph import TensorRtGraph
 from pad_runtime.devices.tensorrt.library import Library
-from pad_runtime.errors import EngineError
+from pad_runtime.errors import DeviceError, EngineError
 
 
 class TensorRtProvider:
@@ -53,12 +54,12 @@ class TensorRtProvider:
         return str(self._library)
 
     def check(self, folder: Path, manifest: Manifest) -> None:
-        """Whether every graph of a bundle has an engine for what is here.
+        """Whether every graph of a bundle that engines are built of has one for what is here.
 
         Raises:
             EngineError: one has none; says the command that builds it.
         """
-        for graph in manifest.graphs:
+        for graph in contract.ENGINE_GRAPHS:
             find_engine(folder, manifest, graph, self.host)
 
     def open(self, graph: GraphFile, manifest: Manifest) -> TensorRtGraph:
@@ -66,8 +67,15 @@ class TensorRtProvider:
 
         Raises:
             EngineError: the bundle has none for what is here, or the library refuses it.
+            DeviceError: no engines are built of that graph.
             BundleError: the engine is not what it was when the bundle was loaded.
         """
+        if graph.name not in contract.ENGINE_GRAPHS:
+            raise DeviceError(
+                f"the {graph.name} graph on device '{self.device}'",
+                expected=f"one of {', '.join(contract.ENGINE_GRAPHS)}, which engines are built of",
+                hint="pass --device cpu",
+            )
         info = find_engine(graph.files.folder, manifest, graph.name, self.host)
         file = graph.files[info.file]
         with file.map() as content:
