@@ -44,13 +44,13 @@ _NUMBERS = {"FLOAT": 1, "HALF": 10, "INT32": 6, "INT64": 7, "UINT8": 2}  # onnx.
 def add_engines(bundle: Path, target: str = "tensorrt", *, gpu: str = GPU) -> Path:
     """Stamp a bundle with engines of its graphs, as the builder would."""
     manifest = read_manifest(bundle)
-    for graph, info in manifest.graphs.items():
+    for graph in contract.ENGINE_GRAPHS:
         profiles = {
             name: {axis: list(sizes) for axis, sizes in axes.items()}
             for name, axes in make_profiles(bundle, manifest, graph).items()
         }
         engine = bundle / f"{graph}.{target}.engine"
-        engine.write_text(json.dumps({"path": str(bundle / info.file), "profiles": profiles}))
+        engine.write_text(json.dumps({"path": str(bundle / manifest.graphs[graph].file), "profiles": profiles}))
         manifest.engines.append(
             EngineInfo(engine.name, graph, target, VERSION, this_platform(), [gpu], profiles)  # type: ignore[arg-type]
         )

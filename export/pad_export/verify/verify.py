@@ -9,9 +9,11 @@ rounding does not count against the graph.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import torch
+from onnx import TensorProto
 
 from pad_export.graph.writer import element_type, torch_type
 from pad_export.plan import Plan
@@ -26,6 +28,13 @@ from pad_export.weights.calibrate import perplexity
 from pad_export.weights.stored import StoredWeights
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, read_manifest
+from pad_runtime.bundle.signature import find_mismatches
+
+_SESSION_TYPES = {
+    TensorProto.FLOAT: "tensor(float)",
+    TensorProto.FLOAT16: "tensor(float16)",
+    TensorProto.BFLOAT16: "tensor(bfloat16)",
+}
 
 
 def verify_bundle(folder: Path, plan: Plan) -> str:
@@ -94,7 +103,10 @@ def _check_reading(plan: Plan, findings: Findings) -> None:
 
 
 def _check_graphs(folder: Path, manifest: Manifest, plan: Plan, findings: Findings) -> None:
-    """KV inputs and outputs of both graphs: there, alike, of the right type and shape."""
+    """What the runtime will feed: KV inputs and outputs of the graphs that decode, and all that scoring takes."""
+    scoring = onnx.load(folder / manifest.graphs[contract.SCORE_GRAPH].file, load_external_data=False)
+    for difference in find_mismatches(_described(scoring), manifest, contract.SCORE_GRAPH):
+        findings.fail("interface", f"{contract.SCORE_GRAPH}: {difference}")
     for name, trunks in ((contract.STEP_GRAPH, plan.trunks), (contract.BASE_GRAPH, plan.trunks[:1])):
         model = onnx.load(folder / manifest.graphs[name].file, load_external_data=False)
         values = {value.name: value.type.tensor_type for value in (*model.graph.input, *model.graph.output)}
@@ -114,6 +126,18 @@ def _check_graphs(folder: Path, manifest: Manifest, plan: Plan, findings: Findin
                     expected = [0, trunk.spec.num_kv_heads, 0, trunk.spec.head_dim]
                     if sizes != expected or kind.elem_type != element_type(manifest.float_type):
                         findings.fail("interface", f"{name}: {trunk.prefix}{tensor} is {sizes}, expected {expected}")
+
+
+def _described(model: onnx.ModelProto) -> list[SimpleNamespace]:
+    """A model's inputs as a session of ONNX Runtime describes them."""
+    return [
+        SimpleNamespace(
+            name=value.name,
+            type=_SESSION_TYPES.get(value.type.tensor_type.elem_type, ""),
+            shape=[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in model.graph.input
+    ]
 
 
 def _compare_in_float64(

@@ -20,7 +20,7 @@ from pad_runtime.bundle.held_file import BundleFiles
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation, run_interruptibly
 from pad_runtime.devices.provider import Graph, Provider
-from pad_runtime.errors import CancelledError, OptionError, PromptError
+from pad_runtime.errors import CancelledError, OptionError, PreferenceError, PromptError
 from pad_runtime.score.inputs import Array, ScoreInputs, ScoreRun
 from pad_runtime.score.parts import Limits, cut
 from pad_runtime.score.request import ReplyScores, ScoreRequest
@@ -57,6 +57,7 @@ class Scorer:
 
         Raises:
             PromptError: an empty prompt, ids that no token has, or more tokens than the bundle takes.
+            PreferenceError: a PersRM that the bundle does not have.
             OptionError: top_k is below 1.
             OutOfMemoryError: a run does not fit.
             CancelledError: it was cancelled.
@@ -103,6 +104,10 @@ class Scorer:
 
     def _check(self, request: ScoreRequest) -> None:
         limit, vocab_size = self._manifest.max_length, self._manifest.vocab_size
+        num_persrms = len(self._manifest.persrms)
+        for reward in request.rewards:
+            if not 0 <= reward.persrm < num_persrms:
+                raise PreferenceError(f"PersRM number {reward.persrm}", expected=f"0 to {num_persrms - 1}")
         prompts = [request.prompt, *(reward.prompt for reward in request.rewards)]
         for prompt in prompts:
             if not prompt:

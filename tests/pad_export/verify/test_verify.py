@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from transformers import Gemma3TextConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from pad_export import export as export_module
 from pad_export.graph import step as step_graph
 from pad_export.read.checkpoint import Checkpoint
 from pad_export.read.spec import SITE_MODULES, read_spec
+from pad_export.trunk import Trunk
 from pad_export.verify.float64 import Float64Arithmetic
 from pad_export.verify.tolerance import TOLERANCE, allowance
 from pad_export.weights import adapter_file
@@ -91,6 +95,21 @@ def test_a_tensor_read_wrongly_is_caught_and_told_by_its_kind(
     assert str(caught.value).startswith(kind)
     assert "differences from torch: run 0 (guided, batch 1)" in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_score_graph_with_other_inputs_is_caught(
+    tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = export_module.build_score_graph
+
+    def without_adapter(trunks: Sequence[Trunk], *rest: Any) -> Any:
+        return real([replace(trunks[0], lora_sites=())], *rest)
+
+    monkeypatch.setattr(export_module, "build_score_graph", without_adapter)
+    with pytest.raises(
+        VerificationError, match="a graph with other inputs or outputs: .* score: the graph has no lora"
+    ):
+        export(tiny, tmp_path / "b")
 
 
 def test_a_wrong_adapter_is_told_from_a_wrong_base(

@@ -27,6 +27,7 @@ FILES = (
     "adapters/cheerful.safetensors",
     "base.onnx",
     "chat_template.jinja",
+    "score.onnx",
     "step.onnx",
     "tokenizer.json",
     "weights.bin",
@@ -204,6 +205,17 @@ def test_the_graph_of_the_base_alone_is_checked_too(bundle: Path) -> None:
     generator = Generator.load(bundle, num_threads=1)
     with refused(BundleError, given=f"{bundle / 'base.onnx'} and the manifest differ in", hint="export it again"):
         generator.generate("hi", config=SHORT)
+
+
+def test_the_score_graph_is_checked_too(bundle: Path) -> None:
+    shutil.copy(bundle / "step.onnx", bundle / "score.onnx")
+    edit_manifest(bundle, rehash=True)
+    with refused(BundleError, given=f"{bundle / 'score.onnx'} and the manifest differ in", hint="export it again"):
+        Bundle(bundle, num_threads=1).scorer()
+    graphs = json.loads((bundle / "pad.json").read_text())["graphs"]
+    edit_manifest(bundle, graphs={**graphs, "score": {**graphs["step"], "file": "score.onnx"}})
+    with refused(BundleError, given="nothing feeds past_key_values.0.key", hint="export it again"):
+        Bundle(bundle, num_threads=1).scorer()
 
 
 # -- device and memory ----------------------------------------------------------------------------------------------

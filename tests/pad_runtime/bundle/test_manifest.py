@@ -73,7 +73,7 @@ def make_manifest(folder: Path) -> Manifest:
             TrunkInfo("reward", "llama", 84, 2, 6, 2, 16, 1, {"qkv": [84, 160]}, False, True),
         ],
         persrms=[PersRMInfo("kind", "reward", FILES[4], None, ["kind"], [1.0], "reward", "{p} {x}")],
-        graphs={name: GraphInfo(f"{name}.onnx", ["input_ids"], ["next_ids"]) for name in ("step", "base")},
+        graphs={name: GraphInfo(f"{name}.onnx", ["input_ids"], ["next_ids"]) for name in ("step", "base", "score")},
         tokenizer=TokenizerInfo("tokenizer.json", None, None, "</s>"),
         files={name: describe_file(folder / name) for name in FILES},
     )

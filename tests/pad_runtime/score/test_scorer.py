@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pad_runtime.errors import OptionError, PromptError
+from pad_runtime.errors import OptionError, PreferenceError, PromptError
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.score.parts import Limits
 from pad_runtime.score.request import ReplyScores, RewardPrompt, ScoreRequest
@@ -256,6 +256,12 @@ def test_requests_that_cannot_be_scored(
 ) -> None:
     with refused(PromptError, given=given, expected=expected):
         models("llama").scorer("shared", "base", "ort").score([request_], top_k=TOP_K)
+
+
+def test_a_persrm_that_there_is_not(models: Callable[[str], Models]) -> None:
+    request = ScoreRequest((5,), (5,), (RewardPrompt(3, (5,)),))
+    with refused(PreferenceError, given="PersRM number 3", expected="0 to 2"):
+        models("llama").scorer("shared", "base", "ort").score([request], top_k=TOP_K)
 
 
 def test_no_candidates(models: Callable[[str], Models]) -> None:
