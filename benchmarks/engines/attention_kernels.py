@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -91,12 +90,9 @@ def build(case: Case, bundle: Path, manifest: Manifest, *, leave: bool) -> Engin
     Raises:
         EngineError: it is refused for another reason.
     """
-    builder = EngineBuilder("tensorrt-rtx", [case.gpu])
+    builder = EngineBuilder("tensorrt-rtx", [case.gpu], dedicated_attention=not leave)
     try:
-        if leave:
-            return builder.build(bundle, manifest, case.graph, bundle / "engine")[1]
-        with patch("pad_export.engines.build.allow_decomposition", lambda *_: None):
-            return builder.build(bundle, manifest, case.graph, bundle / "engine")[1]
+        return builder.build(bundle, manifest, case.graph, bundle / "engine")[1]
     except EngineError as error:
         if not leave and REFUSAL in str(error):
             return None
@@ -106,14 +102,10 @@ def build(case: Case, bundle: Path, manifest: Manifest, *, leave: bool) -> Engin
 def measure(case: Case, folder: Path) -> dict[str, Any]:
     """One row of the record."""
     base, bundle = write_base(folder / "base", case), folder / "bundle"
-    manifest = export_bundle(
-        base,
-        bundle,
-        persrms=[],
-        options=ExportOptions(
-            precision=case.precision, dialect="standard", max_length=48, max_batch=3, max_top_k=20, verify=False
-        ),
+    options = ExportOptions(
+        precision=case.precision, dialect="standard", max_length=48, max_batch=3, max_top_k=20, verify=False
     )
+    manifest = export_bundle(base, bundle, options=options)
     report, strict = (build(case, bundle, manifest, leave=leave) for leave in (True, False))
     assert report is not None
     kernels = [max(counts) for counts in zip(*report.attention.values(), strict=True)]

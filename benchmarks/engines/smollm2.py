@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +48,10 @@ def main() -> None:
     builder = EngineBuilder("tensorrt-rtx", [CAPABILITY])
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for precision in ("fp16", "int4"):
-            bundle = Path(scratch) / precision
-            manifest = export_bundle(
-                find_smollm2(),
-                bundle,
-                persrms=[WEIGHTS_PERSRM],
-                options=ExportOptions(
-                    precision=precision, dialect="standard", max_length=MAX_LENGTH, max_batch=MAX_BATCH, verify=False
-                ),
-            )
+        options = ExportOptions(dialect="standard", max_length=MAX_LENGTH, max_batch=MAX_BATCH, verify=False)
+        for made in (replace(options, precision="fp16"), replace(options, precision="int4")):
+            bundle = Path(scratch) / made.precision
+            manifest = export_bundle(find_smollm2(), bundle, persrms=[WEIGHTS_PERSRM], options=made)
             for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
                 rows.append(build(builder, bundle, manifest, graph))
                 print(rows[-1], flush=True)

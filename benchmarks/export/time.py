@@ -61,8 +61,8 @@ def export(base: str, persrm: str, threads: int) -> dict[str, Any]:
             Path(base),
             Path(scratch) / "bundle",
             persrms=[Path(persrm)],
-            report=report,
             options=ExportOptions(topology="shared", precision="int4"),
+            report=report,
         )
     times.append(time.perf_counter())
     used = resource.getrusage(resource.RUSAGE_SELF)

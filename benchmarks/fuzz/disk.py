@@ -12,13 +12,13 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz.inputs import LIMITS, Inputs
+from benchmarks.fuzz.inputs import OPTIONS, Inputs
 from benchmarks.fuzz.targets import Target, Tokens
 from pad_export.export import export_bundle
-from pad_export.options import ExportOptions
 from pad_runtime.bundle.manifest import read_manifest, verify_files
 from pad_runtime.errors import PadError
 
@@ -103,12 +103,7 @@ def _two(inputs: Inputs, home: Path, draw: float) -> None:
 
 
 def _export(inputs: Inputs, output: Path, max_length: int) -> None:
-    export_bundle(
-        inputs.base,
-        output,
-        persrms=inputs.persrms,
-        options=ExportOptions(verify=False, **LIMITS | {"max_length": max_length}),
-    )
+    export_bundle(inputs.base, output, persrms=inputs.persrms, options=replace(OPTIONS, max_length=max_length))
 
 
 def _start(act: Callable[[], Any]) -> int:

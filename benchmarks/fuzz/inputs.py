@@ -21,7 +21,7 @@ SIZES: dict[str, Any] = {
     "hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
 }  # fmt: skip
-LIMITS: dict[str, Any] = {"max_length": 256, "max_batch": 3, "max_top_k": 20}
+OPTIONS = ExportOptions(max_length=256, max_batch=3, max_top_k=20, verify=False)
 _LARGE = 40 * 2**20 // (4 * HIDDEN)  # rows of an embedding that loading does not hash whole
 
 
@@ -67,7 +67,7 @@ def make_inputs(root: Path) -> Inputs:
     add_tokenizer = partial(_add_tokenizer, inputs.base, base.config.vocab_size)
     kind = gguf.GGMLQuantizationType.F32
     tiny_gguf.write_gguf(inputs.gguf, base, kind=kind, tokenizer=False, extend=add_tokenizer)
-    export_bundle(inputs.base, inputs.bundle, persrms=inputs.persrms, options=ExportOptions(verify=False, **LIMITS))
+    export_bundle(inputs.base, inputs.bundle, persrms=inputs.persrms, options=OPTIONS)
     _write_large(inputs)
     return inputs
 
@@ -98,7 +98,7 @@ def _write_large(inputs: Inputs) -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[-_LARGE // 2 :] *= 0.01
     model.save_pretrained(base)
-    export_bundle(base, inputs.large, persrms=[], options=ExportOptions(verify=False, **LIMITS))
+    export_bundle(base, inputs.large, options=OPTIONS)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fuzz import changes
-from benchmarks.fuzz.inputs import LIMITS, Inputs
+from benchmarks.fuzz.inputs import OPTIONS, Inputs
 from pad_export.export import export_bundle
-from pad_export.options import ExportOptions
 from pad_rt import Generator, Preference
 from pad_runtime.bundle.file_info import describe_file
 from pad_runtime.bundle.manifest import checksum
@@ -171,7 +170,7 @@ def _exporter(base: Path | None = None) -> Callable[[Path], Tokens]:
     def use(altered: Path) -> Tokens:
         output = altered.parent / "exported"
         model, persrms = (base, [altered]) if base else (altered, [])
-        export_bundle(model, output, persrms=persrms, options=ExportOptions(verify=False, **LIMITS))
+        export_bundle(model, output, persrms=persrms, options=OPTIONS)
         return reply(output)
 
     return use

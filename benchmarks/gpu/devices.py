@@ -28,7 +28,7 @@ def why_absent(device: str) -> str | None:
 
 
 def export_options(device: str, precision: str) -> dict[str, Any]:
-    """Keyword arguments of `export_bundle`; engines of TensorRT-RTX are built for the GPU that is here."""
+    """Fields of `ExportOptions`; engines of TensorRT-RTX are built for the GPU that is here."""
     options: dict[str, Any] = {"precision": precision, **_TARGETS.get(device, {})}
     if device == "cuda" and precision == "int4":
         options["activations"] = "fp16"  # CUDA's attention takes no float32

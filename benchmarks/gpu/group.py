@@ -13,7 +13,7 @@ from benchmarks.common.llama_shapes import write_base
 from benchmarks.common.random_adapter import ask_by_weights, write_adapter
 from benchmarks.gpu.copy_bandwidth import copy_gb_s
 from benchmarks.gpu.devices import export_options
-from benchmarks.gpu.random_weights import parameter_shapes, random_weights
+from benchmarks.gpu.random_weights import RandomFile, RandomWeights, parameter_shapes
 from benchmarks.gpu.rows import Row
 from benchmarks.gpu.step_bytes import element_size, step_bytes
 from benchmarks.gpu.step_kernels import count_kernels
@@ -51,21 +51,17 @@ def _export(task: GpuTask) -> Path:
     else:
         persrm = write_adapter(folder / "persrm", base, parameter_shapes(base))
     longest = max(group.prompts) + settings.new_tokens + 2
-    options = export_options(group.device, group.precision)
-    with random_weights():
-        export_bundle(
-            base,
-            folder / "bundle",
-            persrms=[persrm],
-            options=ExportOptions(
-                topology="pair" if paired else "shared",
-                max_length=longest,
-                max_batch=max(group.batches),
-                verify=False,
-                **options,
-            ),
-        )
-    return folder / "bundle"
+    options = ExportOptions(
+        topology="pair" if paired else "shared",
+        max_length=longest,
+        max_batch=max(group.batches),
+        calibrate=False,
+        verify=False,
+        **export_options(group.device, group.precision),
+    )
+    bundle = folder / "bundle"
+    export_bundle(base, bundle, persrms=[persrm], options=options, open_weights=RandomWeights, create_file=RandomFile)
+    return bundle
 
 
 def _measure(row: Row, task: GpuTask, bundle: Bundle, generator: Generator, bandwidth: float) -> dict[str, Any]:

@@ -1,22 +1,21 @@
-"""Weights that are nowhere stored: for a while every checkpoint is one of random numbers, made as they are written.
+"""Weights that are nowhere stored: random numbers in the shapes of a Llama configuration, made as they are written.
 
 The time of a step does not depend on the values of the weights, and an 8B model takes longer to make, read and convert
-than to measure. Parameters are tensors without memory (torch's meta device) until a bundle's file takes them; there
-each becomes a stretch of one pool of random numbers, begun at a place of its own. The pool's length is a prime, so that
-no two rows of a matrix are alike.
+than to measure. Parameters, in blocks too, are tensors without memory (torch's meta device) until a bundle's file takes
+them; there each becomes a stretch of one pool of random numbers, begun at a place of its own. The pool's length is a
+prime, so that no two rows of a matrix are alike.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
+import onnx
 import torch
 
 from pad_export.weights.blocks import BLOCK, Blocks
@@ -27,7 +26,7 @@ _SCALE = 0.02  # standard deviation, as transformers initialises
 
 
 class RandomWeights:
-    """`pad_export.read.checkpoint.Weights` of a Llama configuration.
+    """`pad_export.read.checkpoint.Weights` of a Llama configuration, for a `RandomFile`.
 
     Attributes:
         shapes: of each parameter.
@@ -36,7 +35,7 @@ class RandomWeights:
 
     def __init__(self, folder: Path) -> None:
         self.shapes = parameter_shapes(folder)
-        self.nbytes = sum(self.read(name).nbytes for name in self.shapes)
+        self.nbytes = sum(torch.bfloat16.itemsize * math.prod(shape) for shape in self.shapes.values())
 
     def read(self, name: str) -> torch.Tensor:
         """One parameter: norms are ones, all else is yet to be filled."""
@@ -44,6 +43,23 @@ class RandomWeights:
         if len(shape) == 1:
             return torch.ones(shape, dtype=torch.bfloat16)
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+    def read_blocks(self, name: str, bits: int) -> Blocks:
+        """Blocks of a matrix [out, in] that spread as its numbers would; all are symmetric, as every dialect takes."""
+        rows, columns = self.shapes[name]
+        scales = torch.full((rows, columns // BLOCK), _SCALE * 6 / 2**bits)
+        codes = torch.empty(rows, columns, dtype=torch.uint8, device="meta")
+        return Blocks(bits, codes, scales, torch.full_like(scales, 2 ** (bits - 1), dtype=torch.uint8))
+
+
+class RandomFile(WeightsFile):
+    """Gives memory and numbers to tensors that have none."""
+
+    def write(self, name: str, tensor: torch.Tensor) -> onnx.TensorProto:
+        return super().write(name, _filled(name, tensor))
+
+    def write_int4(self, name: str, packed: torch.Tensor, shape: Sequence[int]) -> onnx.TensorProto:
+        return super().write_int4(name, _filled(name, packed), shape)
 
 
 def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -71,38 +87,9 @@ def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@contextmanager
-def random_weights() -> Iterator[None]:
-    """In this block pad_export reads random weights, and what it would round to blocks is random too."""
-    with ExitStack() as stack:
-        stack.enter_context(patch("pad_export.read.checkpoint.open_safetensors", RandomWeights))
-        stack.enter_context(patch("pad_export.export.calibrate_trunk", lambda *_: {}))
-        stack.enter_context(patch("pad_export.weights.stream.quantise", _random_blocks))
-        for method in ("write", "write_int4"):
-            stack.enter_context(patch.object(WeightsFile, method, _filling(getattr(WeightsFile, method))))
-        yield
-
-
-def _filling(write: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of `WeightsFile` that gives memory and numbers to tensors that have none."""
-
-    def fill_and_write(file: WeightsFile, name: str, tensor: torch.Tensor, *shape: Any) -> Any:
-        return write(file, name, _random_numbers(name, tensor) if tensor.is_meta else tensor, *shape)
-
-    return fill_and_write
-
-
-def _random_blocks(weight: torch.Tensor, bits: int, *, symmetric: bool = False) -> Blocks:
-    """Blocks of a matrix [out, in] that spread as its numbers would. All are symmetric, which every dialect takes."""
-    del symmetric
-    rows, columns = weight.shape
-    scales = torch.full((rows, columns // BLOCK), _SCALE * 6 / 2**bits)
-    codes = torch.empty(rows, columns, dtype=torch.uint8, device="meta")
-    return Blocks(bits, codes, scales, torch.full_like(scales, 2 ** (bits - 1), dtype=torch.uint8))
-
-
-def _random_numbers(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Of a tensor's shape and type."""
+def _filled(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_meta:
+        return tensor
     pool, left = _pool(tensor.dtype), tensor.numel()
     parts = [pool[zlib.crc32(name.encode()) % _POOL :][:left]]
     while left := left - len(parts[-1]):

@@ -33,8 +33,9 @@ def bundle(model: str, *, topology: str, precision: str, all_4_bits: bool = Fals
     Weights are rounded to the nearest value and not fitted to a text, which takes minutes and no step is faster for.
 
     Args:
-        model, topology, precision: see `export_bundle`.
-        all_4_bits: no matrix keeps 8 bits at int4, as none does elsewhere: for a comparison at the same bits.
+        model: of `SHAPES`.
+        topology, precision: see `ExportOptions`.
+        all_4_bits: as there; elsewhere no matrix keeps 8 bits: for a comparison at the same bits.
 
     Raises:
         RowError: pad-export refuses; says why.
@@ -44,10 +45,10 @@ def bundle(model: str, *, topology: str, precision: str, all_4_bits: bool = Fals
 
     def export() -> None:
         print(f"   exporting {folder.name}", flush=True)
-        options: dict[str, Any] = {"topology": topology, "precision": precision, "backbone": base}
-        plain = ExportOptions(max_length=1024, calibrate=False, all_4_bits=all_4_bits, verify=False, **options)
+        given: dict[str, Any] = {"topology": topology, "precision": precision, "all_4_bits": all_4_bits}
+        options = ExportOptions(backbone=base, max_length=1024, calibrate=False, verify=False, **given)
         try:
-            export_bundle(base, folder, persrms=[adapter], options=plain)
+            export_bundle(base, folder, persrms=[adapter], options=options)
         except PadError as error:
             raise RowError(f"pad-export refuses {precision} {topology}: {error}") from None
 

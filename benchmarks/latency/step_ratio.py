@@ -21,11 +21,12 @@ from pad_export.options import ExportOptions
 from pad_rt import Generator
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle
+from pad_runtime.bundle.manifest import Topology
 
-TOPOLOGIES = ("shared", "pair")
+TOPOLOGIES: tuple[Topology, ...] = ("shared", "pair")
 
 
-def measure(bundles: dict[str, Path], workload: Workload, *, threads: int) -> dict[str, Any]:
+def measure(bundles: dict[Topology, Path], workload: Workload, *, threads: int) -> dict[str, Any]:
     """Milliseconds a step of the base and of each topology, their ratios step by step, and the host's part."""
     opened = {name: open_bundle(folder, num_threads=threads) for name, folder in bundles.items()}
     base = opened["shared"]
@@ -54,8 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundles = {name: Path(folder) / name for name in TOPOLOGIES}
         for name, path in bundles.items():
-            settings: dict[str, Any] = {"topology": name, "backbone": base, "verify": False}
-            export_bundle(base, path, persrms=[WEIGHTS_PERSRM], options=ExportOptions(**settings))
+            settings = ExportOptions(topology=name, backbone=base, verify=False)
+            export_bundle(base, path, persrms=[WEIGHTS_PERSRM], options=settings)
         runs = [measure(bundles, workload, threads=threads) for threads in options.threads]
     record = {
         "what": "SmolLM2-135M-Instruct, fp32, batch 1, random token ids",

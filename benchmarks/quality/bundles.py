@@ -50,8 +50,8 @@ def ensure_bundle(persrms: Sequence[Path], precision: Precision, bundle: Path, m
             find_smollm2(),
             bundle,
             persrms=persrms,
-            report=lambda line: print(f"   {line}", flush=True),
             options=ExportOptions(precision=precision, max_length=1024, max_batch=MAX_BATCH, max_top_k=WIDE_TOP_K),
+            report=lambda line: print(f"   {line}", flush=True),
         )
 
     return stamped(bundle, mark, export)

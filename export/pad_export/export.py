@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def export_bundle(
     persrms: Sequence[Path] = (),
     options: ExportOptions = DEFAULT_OPTIONS,
     open_weights: OpenWeights = open_safetensors,
+    create_file: Callable[[Path], WeightsFile] = WeightsFile,
     report: Report = silent,
 ) -> Manifest:
     """Write a bundle folder that `pad_rt.Generator.load` opens.
@@ -58,6 +59,7 @@ def export_bundle(
         persrms: LoRA adapter folders, or one merged checkpoint; none gives the contrast preset.
         options: how.
         open_weights: gives the weights of a Hugging Face folder.
+        create_file: gives the file that weights are written to.
         report: told one line about each stage, and its progress, which is a bar instead where stderr is a terminal.
 
     Raises:
@@ -87,7 +89,14 @@ def export_bundle(
                 report(line)
         stages = Stages(report)
         calibrated = [_calibrate(trunk, storage, stages) if options.calibrate else {} for trunk in plan.trunks]
-        graphs = _write_graphs(folder, plan, storage, limits.max_length, calibrated, stages)
+        with create_file(folder / WEIGHTS_FILE) as weights:
+            _write_weights(weights, plan, storage, limits.max_length, calibrated, stages)
+        built = (
+            build_step_graph(plan.trunks, weights, storage),
+            build_base_graph(plan.base, weights, storage),
+            build_score_graph(plan.trunks, weights, storage),
+        )
+        graphs = {graph.name: _save_graph(folder, graph, storage.dialect) for graph in built}
         for info, source in zip(plan.persrms, plan.sources, strict=False):
             if info.adapter and source.adapter:
                 write_adapter(folder / info.adapter, source.adapter, plan.trunk(info.trunk), storage.float_type)
@@ -122,25 +131,19 @@ def _calibrate(trunk: Trunk, storage: Storage, stages: Stages) -> dict[str, Bloc
         return calibrate_trunk(trunk, storage, progress)
 
 
-def _write_graphs(
-    folder: Path,
+def _write_weights(
+    file: WeightsFile,
     plan: Plan,
     storage: Storage,
     max_length: int,
     calibrated: Sequence[dict[str, Blocks]],
     stages: Stages,
-) -> dict[str, GraphInfo]:
-    """Stream the weights, then write the graphs that refer to them."""
-    with WeightsFile(folder / WEIGHTS_FILE) as weights, stages.count("writing weights", "layers") as progress:
+) -> None:
+    """Stream all trunks' weights."""
+    with stages.count("writing weights", "layers") as progress:
         progress.begin(sum(trunk.spec.num_layers for trunk in plan.trunks))
         for trunk, blocks in zip(plan.trunks, calibrated, strict=True):
-            write_weights(trunk, weights, storage=storage, max_length=max_length, progress=progress, calibrated=blocks)
-    graphs = (
-        build_step_graph(plan.trunks, weights, storage),
-        build_base_graph(plan.base, weights, storage),
-        build_score_graph(plan.trunks, weights, storage),
-    )
-    return {graph.name: _save_graph(folder, graph, storage.dialect) for graph in graphs}
+            write_weights(trunk, file, storage=storage, max_length=max_length, progress=progress, calibrated=blocks)
 
 
 def _save_graph(folder: Path, graph: Graph, dialect: DialectName) -> GraphInfo:
