@@ -61,7 +61,7 @@ class KvArena:
         memory: makes the buffers.
         captures: whether runs are captured.
         fixed: whether every cache has the bundle's max_length.
-        before_resize: called before buffers are made anew: what is bound to the old ones lets go of them.
+        before_resize: called before buffers are made anew, and where rows are lost: what is bound to them lets go.
 
     Attributes:
         capacity: slots of each cache.
@@ -136,6 +136,7 @@ class KvArena:
         except OutOfMemoryError:
             for lease in order:
                 lease.cached[:] = [0] * len(lease.cached)
+            self._before_resize()
             raise
         for lease, first in placed.items():
             lease.first = first
