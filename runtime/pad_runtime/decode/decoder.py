@@ -123,8 +123,7 @@ class Decoder:
         new = {prompt: part for prompt, part in ids.items() if len(part)}
         self._compute(slot, {prompt: slot.lengths[prompt] for prompt in new}, cancellation)
         self._touch(slot)
-        for prompt, part in new.items():
-            slot.append(prompt, part)
+        slot.append(new)
         slot.step = 0
 
     def rewind(self, slot: Slot, lengths: Mapping[int, int]) -> None:
@@ -139,8 +138,7 @@ class Decoder:
         """
         self._check([slot])
         self._touch(slot)
-        for prompt, length in lengths.items():
-            slot.cut(prompt, length)
+        slot.cut(lengths)
 
     def fork(self, slot: Slot, sequence: RowSequence | None = None) -> Slot:
         """Open another slot that knows what a slot knows, with a copy of its cache.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,19 +70,21 @@ class Slot:
         """How many tokens of a prompt are not in the cache."""
         return self._known[prompt] - self.lease.cached[prompt]
 
-    def append(self, prompt: int, ids: Sequence[int]) -> None:
-        """Let a prompt go on.
+    def append(self, ids: Mapping[int, Sequence[int]]) -> None:
+        """Let prompts go on: all of them or none.
 
         Raises:
             PromptError: there is no room.
         """
-        known = self._known[prompt]
-        if known + len(ids) > self.room:
+        lengths = {prompt: self._known[prompt] + len(part) for prompt, part in ids.items()}
+        longest = max(lengths.values(), default=0)
+        if longest > self.room:
             raise PromptError(
-                f"a prompt of {known + len(ids)} tokens", expected=f"at most {self.room}, the room of its sequence"
+                f"a prompt of {longest} tokens", expected=f"at most {self.room}, the room of its sequence"
             )
-        self._ids[prompt][known : known + len(ids)] = array("q", ids)
-        self._known[prompt] = known + len(ids)
+        for prompt, length in lengths.items():
+            self._ids[prompt][self._known[prompt] : length] = array("q", ids[prompt])
+            self._known[prompt] = length
 
     def advance(self, chosen: int) -> None:
         """A step was run: what was pending is in the cache, and the chosen token is pending now."""
@@ -93,20 +95,26 @@ class Slot:
             known[prompt] += 1
         self.step += 1
 
-    def cut(self, prompt: int, length: int) -> None:
-        """Forget a prompt's tokens from `length` on. At least one is read again, for a step begins with a token.
+    def cut(self, lengths: Mapping[int, int]) -> None:
+        """Forget what prompts have from a length on: all of them or none.
+
+        At least one token is read again, for a step begins with a token.
 
         Raises:
-            PromptError: it has fewer.
+            PromptError: a prompt has fewer.
         """
-        known, cached = self._known[prompt], self.lease.cached
-        if not 0 <= length <= known:
-            raise PromptError(f"a length of {length}", expected=f"0 to {known}, the tokens of prompt {prompt}")
-        if length < known:
-            self._known[prompt] = length
-            cached[prompt] = max(0, min(cached[prompt], length - 1))
-            if prompt == 0:
-                self.step = max(0, self.step - (known - length))
+        known, cached = self._known, self.lease.cached
+        for prompt, length in lengths.items():
+            if not 0 <= length <= known[prompt]:
+                raise PromptError(
+                    f"a length of {length}", expected=f"0 to {known[prompt]}, the tokens of prompt {prompt}"
+                )
+        for prompt, length in lengths.items():
+            if length < known[prompt]:
+                if prompt == 0:
+                    self.step = max(0, self.step - (known[prompt] - length))
+                known[prompt] = length
+                cached[prompt] = max(0, min(cached[prompt], length - 1))
 
     def take_ids(self, other: Slot) -> None:
         """Know the tokens that another slot knows, as far as their prompts have the same numbers."""
