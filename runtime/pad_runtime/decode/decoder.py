@@ -33,7 +33,7 @@ from pad_runtime.decode.trace import SequenceTrace, split_trace, trace_shapes
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.ids import BYTES_PER_ID
 from pad_runtime.devices.provider import Graph, Provider
-from pad_runtime.errors import CancelledError, PromptError
+from pad_runtime.errors import CancelledError, OutOfMemoryError, PromptError
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
 from pad_runtime.rows.row import Row
 from pad_runtime.rows.sequence import Sequence as RowSequence
@@ -121,6 +121,7 @@ class Decoder:
         self._collect()
         self._check([slot])
         new = {prompt: part for prompt, part in ids.items() if len(part)}
+        slot.check_room(new)
         self._compute(slot, {prompt: slot.lengths[prompt] for prompt in new}, cancellation)
         self._touch(slot)
         slot.append(new)
@@ -157,7 +158,11 @@ class Decoder:
         other = self.open(sequence, slot.room)
         other.take_ids(slot)
         origins = [_origins(slot.sequence, sequence, trunk) for trunk in range(len(self._manifest.trunks))]
-        self._gather([slot])
+        try:
+            self._gather([slot])
+        except OutOfMemoryError:
+            self.close(other)
+            raise
         known = {row for row in sequence.rows if row in slot.sequence.rows}
         for prompt in range(min(sequence.num_prompts, slot.sequence.num_prompts)):
             if all(row in known for row in sequence.rows if row.prompt == prompt):

@@ -70,21 +70,24 @@ class Slot:
         """How many tokens of a prompt are not in the cache."""
         return self._known[prompt] - self.lease.cached[prompt]
 
-    def append(self, ids: Mapping[int, Sequence[int]]) -> None:
-        """Let prompts go on: all of them or none.
+    def check_room(self, ids: Mapping[int, Sequence[int]]) -> None:
+        """Whether prompts may go on.
 
         Raises:
             PromptError: there is no room.
         """
-        lengths = {prompt: self._known[prompt] + len(part) for prompt, part in ids.items()}
-        longest = max(lengths.values(), default=0)
+        longest = max((self._known[prompt] + len(part) for prompt, part in ids.items()), default=0)
         if longest > self.room:
             raise PromptError(
                 f"a prompt of {longest} tokens", expected=f"at most {self.room}, the room of its sequence"
             )
-        for prompt, length in lengths.items():
-            self._ids[prompt][self._known[prompt] : length] = array("q", ids[prompt])
-            self._known[prompt] = length
+
+    def append(self, ids: Mapping[int, Sequence[int]]) -> None:
+        """Let prompts go on, for which there is room."""
+        for prompt, part in ids.items():
+            known = self._known[prompt]
+            self._ids[prompt][known : known + len(part)] = array("q", part)
+            self._known[prompt] = known + len(part)
 
     def advance(self, chosen: int) -> None:
         """A step was run: what was pending is in the cache, and the chosen token is pending now."""
