@@ -44,7 +44,7 @@ class Binding:
 
 @pytest.fixture
 def bindings(monkeypatch: pytest.MonkeyPatch) -> list[Binding]:
-    """What is really bound, in order, as it happens: a prompt that is read is one, steps are two that alternate."""
+    """What is really bound, in order, noted as it happens: to read a prompt is one, steps are two that alternate."""
     found: dict[int, Binding] = {}
     kept = []  # so that no id is used twice
     in_order: list[Binding] = []
