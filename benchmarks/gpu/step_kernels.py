@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pad_runtime.decode.step import Step, StepRequest
+from pad_rt.bench.decoding import Side
 
 _STEPS = 8
 PROFILER = "torch.profiler"
@@ -27,19 +27,19 @@ class Kernels:
     busy_us: float | None
 
 
-def count_kernels(step: Step, request: StepRequest, graph: Path, *, device: str) -> Kernels:
+def count_kernels(side: Side, graph: Path, *, device: str) -> Kernels:
     """Profile a few steps with CUPTI; without it, count the graph's nodes.
 
     Args:
-        step, request: what decodes; it is prefilled anew.
+        side: what decodes; it is prefilled anew.
         graph: its ONNX file.
         device: where it runs.
     """
-    seen = None if device == "cpu" else _profile(step, request)
+    seen = None if device == "cpu" else _profile(side)
     return seen or Kernels(_num_nodes(graph), NODES, None)
 
 
-def _profile(step: Step, request: StepRequest) -> Kernels | None:
+def _profile(side: Side) -> Kernels | None:
     """None where torch has no CUDA, or its profiler saw nothing."""
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -47,13 +47,13 @@ def _profile(step: Step, request: StepRequest) -> Kernels | None:
     if not torch.cuda.is_available():
         return None
     torch.cuda.synchronize()  # torch's context, before anything is timed
-    step.prefill(request)
-    step.step()
-    step.step()  # both bindings are captured
+    side.prefill()
+    side.step()
+    side.step()  # both bindings are captured
     torch.cuda.synchronize()  # the device may be a step ahead: what it has begun is no part of what follows
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(_STEPS):
-            step.step()
+            side.step()
         torch.cuda.synchronize()
     events = [event for event in profiler.events() or [] if event.device_type.name == "CUDA"]
     if not events:

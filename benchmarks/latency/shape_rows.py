@@ -7,15 +7,14 @@ import statistics
 from dataclasses import asdict
 from typing import Any
 
-from bundles import bundle
+from benchmarks.common.process import RowError
+from benchmarks.common.settings import Settings, pinned
+from benchmarks.latency.bundles import bundle
+from benchmarks.latency.shapes import SHAPES
 from pad_rt.bench.graph_weights import GraphWeights
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_steps, open_bundle
 from pad_runtime.bundle import contract
-from pad_runtime.decode.step import Step, StepRequest
-from peer_process import PeerError
-from settings import Settings, pinned
-from shapes import SHAPES, checkpoint
 
 TOPOLOGIES = ("shared", "pair")
 SHAPE_ROWS = {
@@ -29,22 +28,17 @@ def measure_shape(name: str, settings: Settings) -> dict[str, Any]:
     """The record of one row; where pad-export refuses, its `skipped` says why."""
     shape, precision, top_k, prompt = SHAPE_ROWS[name]
     record: dict[str, Any] = {"row": name, "shape": shape, "precision": precision, "top_k": top_k, "prompt": prompt}
-    base, adapter = checkpoint(shape)
     try:
-        folders = {
-            topology: bundle(shape, base, adapter, topology=topology, precision=precision) for topology in TOPOLOGIES
-        }
-    except PeerError as error:
+        folders = {topology: bundle(shape, topology=topology, precision=precision) for topology in TOPOLOGIES}
+    except RowError as error:
         return record | {"skipped": str(error)}
     workload = Workload(prompt_tokens=prompt, new_tokens=settings.new_tokens, top_k=top_k, rounds=settings.rounds)
     with pinned(settings.core):
         opened = {topology: open_bundle(folder, num_threads=settings.threads) for topology, folder in folders.items()}
         shared = opened["shared"]
-        sides: dict[str, tuple[Step, StepRequest]] = {
-            "base": (shared.base_step(), workload.request(shared.manifest, guided=False))
-        }
+        sides = {"base": workload.decoding(shared, guided=False)}
         for topology, one in opened.items():
-            sides[topology] = one.guided_step(), workload.request(one.manifest, guided=True)
+            sides[topology] = workload.decoding(one, guided=True)
         times = measure_steps(sides, workload)
     read = GraphWeights.of(folders["shared"] / shared.manifest.graphs[contract.BASE_GRAPH].file).read
     steps = {side: asdict(Spread.of(values)) for side, values in times.step.items()}

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builds import MODELS, made
-from llama_shapes import LLAMA_SHAPES
+from benchmarks.common.kept import made
+from benchmarks.common.llama_shapes import LLAMA_SHAPES
+from benchmarks.common.random_adapter import ask_by_weights, write_adapter
+from benchmarks.common.records import ROOT
+from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.read.checkpoint import open_checkpoint
-from random_adapter import ask_by_weights, write_adapter
-from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
-_RANK = 8  # as the shipped PersRM's
+BUILD = ROOT / "build" / "latency"  # what the latency benchmark makes for itself, and keeps
+MODELS = BUILD / "models"
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,14 @@ SHAPES = {
     "qwen2.5-0.5b": Shape(
         "Qwen2Config",
         {
-            "vocab_size": 151936,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 32768,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+            "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
+            "max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         },
         ("fp32", "int4"),
     ),
-    "llama-3.2-1b": Shape(
-        "LlamaConfig",
-        LLAMA_SHAPES["1b"],
-        ("int4",),
-    ),
-}
+    "llama-3.2-1b": Shape("LlamaConfig", LLAMA_SHAPES["1b"], ("int4",)),
+}  # fmt: skip
 
 
 def checkpoint(name: str) -> tuple[Path, Path]:

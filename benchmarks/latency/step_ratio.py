@@ -7,23 +7,20 @@ benchmarks/results/step_ratio.json and prints the README's table.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import tempfile
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.machine import describe_machine
+from benchmarks.common.records import RESULTS, markdown, rounded, versions, write_record
+from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
 from pad_rt import Generator
-from pad_rt.bench.machine import cpu_name, num_cores
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle
-from pad_runtime.decode.step import Step, StepRequest
-from smollm2 import WEIGHTS_PERSRM, find_smollm2
 
-RESULTS = Path(__file__).parent.parent / "results" / "step_ratio.json"
 TOPOLOGIES = ("shared", "pair")
 
 
@@ -31,23 +28,17 @@ def measure(bundles: dict[str, Path], workload: Workload, *, threads: int) -> di
     """Milliseconds a step of the base and of each topology, their ratios step by step, and the host's part."""
     opened = {name: open_bundle(folder, num_threads=threads) for name, folder in bundles.items()}
     base = opened["shared"]
-    sides: dict[str, tuple[Step, StepRequest]] = {
-        "base": (base.base_step(), workload.request(base.manifest, guided=False))
-    }
+    sides = {"base": workload.decoding(base, guided=False)}
     for name, bundle in opened.items():
-        sides[name] = bundle.guided_step(), workload.request(bundle.manifest, guided=True)
+        sides[name] = workload.decoding(bundle, guided=True)
     times = measure_steps(sides, workload).step
     replies = measure_replies(Generator(base), workload)
     return {
         "threads": threads,
-        "ms": {name: _rounded(Spread.of(values)) for name, values in times.items()},
-        "ratio_to_base": {name: _rounded(compare(times[name], times["base"])) for name in TOPOLOGIES},
-        "host_us": _rounded(Spread.of(replies.host_us)),
+        "ms": {name: rounded(asdict(Spread.of(values)), 3) for name, values in times.items()},
+        "ratio_to_base": {name: rounded(asdict(compare(times[name], times["base"])), 3) for name in TOPOLOGIES},
+        "host_us": rounded(asdict(Spread.of(replies.host_us)), 3),
     }
-
-
-def _rounded(spread: Spread) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in asdict(spread).items()}
 
 
 def main() -> None:
@@ -68,26 +59,25 @@ def main() -> None:
     record = {
         "what": "SmolLM2-135M-Instruct, fp32, batch 1, random token ids",
         "workload": asdict(workload),
-        "machine": {"cpu": cpu_name(), "cores": num_cores(), "system": platform.platform()},
+        "machine": describe_machine(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("pad-rt", "onnxruntime", "numpy")},
+        "versions": versions("pad-rt", "onnxruntime", "numpy"),
         "runs": runs,
     }
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(RESULTS / "step_ratio.json", record)
     print(table(record))
 
 
 def table(record: dict[str, Any]) -> str:
     """The record as a Markdown table."""
-    head = "| threads | topology | base step, ms | PAD step, ms | PAD / base (quartiles) | host, us |"
-    lines = [head, "|---" * 6 + "|"]
+    head = ("threads", "topology", "base step, ms", "PAD step, ms", "PAD / base (quartiles)", "host, us")
+    lines = []
     for run in record["runs"]:
         for name, ratio in run["ratio_to_base"].items():
-            lines.append(
-                f"| {run['threads']} | {name} | {run['ms']['base']['p50']:.1f} | {run['ms'][name]['p50']:.1f} "
-                f"| **{ratio['p50']:.2f}** ({ratio['p25']:.2f} to {ratio['p75']:.2f}) | {run['host_us']['p50']:.0f} |"
-            )
-    return "\n".join(lines)
+            times = [f"{run['ms'][side]['p50']:.1f}" for side in ("base", name)]
+            spread = f"**{ratio['p50']:.2f}** ({ratio['p25']:.2f} to {ratio['p75']:.2f})"
+            lines.append([f"{run['threads']}", name, *times, spread, f"{run['host_us']['p50']:.0f}"])
+    return markdown(head, lines)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,26 @@ from typing import Any
 
 import numpy as np
 
-import estimates
-from estimates import Array, Estimate, bootstrap, outcomes, win_rate
-from judges import Judge
-from methods import (
-    BETAS,
+from benchmarks.quality import estimates
+from benchmarks.quality.estimates import Array, Estimate, bootstrap, outcomes, win_rate
+from benchmarks.quality.judges import Judge
+from benchmarks.quality.methods import (
+    IN_WORDS,
     MAIN,
     MIXTURES,
     SLIDER,
-    TOP_KS,
+    Asked,
     Cell,
-    Method,
+    asked,
     base_cell,
     corners,
     pad_cell,
     trait_cell,
     users,
 )
+from benchmarks.quality.replies import Reply, ReplyStore
+from benchmarks.quality.traits import Trait
 from pad_train.pairs.pair_choice import repeats_itself
-from replies import Reply, ReplyStore
-from traits import Trait
 
 
 class Evaluation:
@@ -59,46 +59,14 @@ class Evaluation:
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 
-    def main(self) -> list[dict[str, Any]]:
-        """Every method for everyone who wants one trait."""
-        return [
-            self._row(trait_cell(method, trait, weight), trait, weight, self._num_prompts)
-            for trait, weight in users(self._traits)
-            for method in MAIN
-        ]
-
-    def beta(self) -> list[dict[str, Any]]:
-        """PAD by weights as beta grows; beta 0 is the base."""
-        return [
-            self._row(pad_cell({trait.name: weight}, self._traits, beta=beta), trait, weight, beta=beta)
-            for trait, weight in users(self._traits)
-            for beta in BETAS
-        ]
-
-    def k(self) -> list[dict[str, Any]]:
-        """PAD by weights as the base's shortlist grows; k 1 is the base."""
-        return [
-            self._row(pad_cell({trait.name: weight}, self._traits, top_k=top_k), trait, weight, top_k=top_k)
-            for trait, weight in users(self._traits)
-            for top_k in TOP_KS
-        ]
-
-    def words(self) -> list[dict[str, Any]]:
-        """Preferences in words, seen in training and not, beside weights."""
-        kinds: tuple[tuple[Method, bool], ...] = (
-            ("prompted", True),
-            ("prompted", False),
-            ("system", True),
-            ("pad", True),
-            ("pad_words", True),
-            ("pad_words", False),
-        )
-        rows = []
-        for trait, weight in users(self._traits):
-            for method, seen in kinds:
-                cell = trait_cell(method, trait, weight, seen=seen)
-                rows.append(self._row(cell, trait, weight, seen=seen, text=cell.text))
-        return rows
+    def figures(self, part: str) -> Any:
+        """Of one of `PARTS`."""
+        if part == "slider":
+            return self.slider()
+        if part == "mixtures":
+            return self.mixtures()
+        number = self._num_prompts if part == "main" else self._num_sweep
+        return [self._row(one, number) for one in asked(part, self._traits)]
 
     def slider(self) -> list[dict[str, Any]]:
         """The judge's mean as the weight goes from -1 to 1, and whether it ever falls (at the cap it is flat)."""
@@ -109,10 +77,6 @@ class Evaluation:
             scores = np.stack([self._score(cell, judge, self._num_sweep) for cell in cells], axis=-1)  # [prompts, 5]
             means = [bootstrap(estimates.mean, column) for column in scores.T]
             values = [estimate.value for estimate in means]
-
-            def rise(sample: Array) -> Array:
-                return estimates.mean(np.swapaxes(sample, -1, -2))[..., -1] - estimates.mean(sample[..., 0])
-
             rows.append(
                 {
                     "feature": name,
@@ -124,7 +88,7 @@ class Evaluation:
                         bootstrap(_mean_difference, scores[:, index], scores[:, index + 1]).rounded()
                         for index in range(len(SLIDER) - 1)
                     ],
-                    "rise": bootstrap(rise, scores).rounded(),
+                    "rise": bootstrap(_mean_difference, scores[:, 0], scores[:, -1]).rounded(),
                 }
             )
         return rows
@@ -144,16 +108,11 @@ class Evaluation:
 
     def frontier(self) -> list[dict[str, Any]]:
         """Win rate against the base over everyone who wants one trait, by method, all on the same prompts."""
-        kinds: tuple[tuple[Method, bool], ...] = (*((method, True) for method in MAIN), ("pad_words", True))
         rows = []
-        for method, seen in kinds:
+        for method in (*MAIN, *IN_WORDS):
             won = []
             for trait, weight in users(self._traits):
-                judge, cell = self._judges[trait.name][0], trait_cell(method, trait, weight, seen=seen)
-                own, plain = (
-                    self._score(each, judge, self._num_sweep) for each in (cell, base_cell(trait.max_new_tokens))
-                )
-                won.append(outcomes(weight * own, weight * plain))
+                won.append(self._won(trait_cell(method, trait, weight), trait.name, weight))
             # [prompts]: all users of one prompt are drawn together
             rows.append({"method": method, "rate": bootstrap(estimates.mean, np.mean(won, axis=0)).rounded()})
         scales = {name: self._scale(name) for name in self._traits}
@@ -176,9 +135,9 @@ class Evaluation:
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
-    def _row(self, cell: Cell, trait: Trait, weight: float, number: int | None = None, **extra: Any) -> dict[str, Any]:
+    def _row(self, one: Asked, number: int) -> dict[str, Any]:
         """One cell by the judges of one trait, beside the base and the prompted base."""
-        number = self._num_sweep if number is None else number
+        cell, trait, weight = one.cell, one.trait, one.weight
         base, prompted = base_cell(cell.max_new_tokens), trait_cell("prompted", trait, weight)
         opinions = {}
         for judge in self._judges[trait.name]:
@@ -192,7 +151,7 @@ class Evaluation:
                 "to_base_equal_words": self._equal_words(judge, weight, cell, base, number),
                 "to_prompted_equal_words": self._equal_words(judge, weight, cell, prompted, number),
             }
-        row = {"feature": trait.name, "weight": weight, "method": cell.method, **extra}
+        row = {"feature": trait.name, "weight": weight, "method": cell.method, **one.setting}
         return {**row, "prompts": number, "judges": opinions, **self._texture(cell, base, number)}
 
     def _equal_words(self, judge: Judge, weight: float, cell: Cell, other: Cell, number: int) -> dict[str, Any] | None:
@@ -244,14 +203,7 @@ class Evaluation:
         at_corners = np.stack([self._utility(each, weights, scales) for each in corners(cell, self._traits)], axis=-1)
         won = outcomes(own, plain)
         by_feature = {
-            name: win_rate(
-                outcomes(
-                    math.copysign(1, weight) * self._score(cell, self._judges[name][0], self._num_sweep),
-                    math.copysign(1, weight)
-                    * self._score(base_cell(cell.max_new_tokens), self._judges[name][0], self._num_sweep),
-                )
-            ).record()
-            for name, weight in weights.items()
+            name: win_rate(self._won(cell, name, math.copysign(1, weight))).record() for name, weight in weights.items()
         }
         rate = win_rate(won)
         regret = bootstrap(_regret, np.concatenate([own[:, None], at_corners], axis=-1))
@@ -285,6 +237,12 @@ class Evaluation:
             "loss_rank_correlation": loss_rank.rounded(),
             "regret_rank_correlation": round(float(estimates.rank_correlation(distances, regrets)), 4),
         }
+
+    def _won(self, cell: Cell, name: str, weight: float) -> Array:
+        """`outcomes` against the base, for who wants so much of one feature, by its primary judge."""
+        cells = (cell, base_cell(cell.max_new_tokens))
+        own, plain = (weight * self._score(each, self._judges[name][0], self._num_sweep) for each in cells)
+        return outcomes(own, plain)
 
     def _utility(self, cell: Cell, weights: Mapping[str, float], scales: Mapping[str, float]) -> Array:
         norm = math.sqrt(sum(weight * weight for weight in weights.values()))

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from methods import Cell, Method
+from benchmarks.quality.bundles import MAX_BATCH
+from benchmarks.quality.methods import Cell, Method
+from benchmarks.quality.perplexity import BasePerplexity
+from benchmarks.quality.random_reward import random_weights
+from benchmarks.quality.replies import Reply, ReplyFile, ReplyStore, complete
+from demo.smollm2 import find_smollm2
 from pad_rt import GenerationConfig, Generator
 from pad_rt.preference import Preference, PreferenceLike
 from pad_rt.text.prompt import Prompt
-from perplexity import BasePerplexity
-from quality_bundle import MAX_BATCH
-from random_reward import random_weights
-from replies import Reply, ReplyFile, ReplyStore, complete
-from smollm2 import find_smollm2
 
 
 @dataclass(frozen=True)

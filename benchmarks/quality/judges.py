@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from replies import Reply
+from benchmarks.quality.replies import Reply
 
 DATA = Path(__file__).resolve().parent / "data"
 LEVELS = DATA.parents[2] / "demo" / "training" / "data" / "onestop-english" / "pairs.jsonl"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from traits import Trait
+from benchmarks.quality.traits import Trait
 
 Method = Literal["base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm"]
 BETA, TOP_K = 1.15, 10  # fixed on 60 questions of the training list, before these were asked; the paper has 1 and 10
@@ -29,6 +29,10 @@ LABELS: dict[Method, str] = {
     "persrm": "PersRM alone",
 }
 MAIN: tuple[Method, ...] = ("prompted", "system", "pad", "pad_prompted", "random", "persrm")
+IN_WORDS: tuple[Method, ...] = ("pad_words",)
+WORDED: tuple[tuple[Method, bool], ...] = (  # method, and whether its wording was seen in training
+    ("prompted", True), ("prompted", False), ("system", True), ("pad", True), ("pad_words", True), ("pad_words", False),
+)  # fmt: skip
 _HALF, _THIRD = math.sqrt(1 / 2), math.sqrt(1 / 3)
 MIXTURES: tuple[dict[str, float], ...] = (  # of unit length, so that only the direction is new; then three in full
     {"cheerful": _HALF, "simple": _HALF},
@@ -126,16 +130,39 @@ def yardsticks(traits: Mapping[str, Trait]) -> list[Cell]:
     return [*map(base_cell, caps), *prompted]
 
 
-def main_cells(traits: Mapping[str, Trait]) -> list[Cell]:
-    return [trait_cell(method, trait, weight) for method in MAIN for trait, weight in users(traits)]
+@dataclass(frozen=True)
+class Asked:
+    """A cell that judges of one trait score, for a user of this weight.
+
+    Attributes:
+        setting: what the row of the record says of it.
+    """
+
+    cell: Cell
+    trait: Trait
+    weight: float
+    setting: Mapping[str, Any]
 
 
-def beta_cells(traits: Mapping[str, Trait]) -> list[Cell]:
-    return [pad_cell({trait.name: weight}, traits, beta=beta) for beta in BETAS for trait, weight in users(traits)]
-
-
-def k_cells(traits: Mapping[str, Trait]) -> list[Cell]:
-    return [pad_cell({trait.name: weight}, traits, top_k=top_k) for top_k in TOP_KS for trait, weight in users(traits)]
+def asked(part: str, traits: Mapping[str, Trait]) -> list[Asked]:
+    """Of a part whose users want one trait: every method; PAD along beta (0: the base) and along k (1: the base);
+    preferences in words, seen in training and not, beside weights.
+    """
+    rows = []
+    for trait, weight in users(traits):
+        wanted = {trait.name: weight}
+        cells: list[tuple[Cell, dict[str, Any]]]
+        if part == "main":
+            cells = [(trait_cell(method, trait, weight), {}) for method in MAIN]
+        elif part == "beta":
+            cells = [(pad_cell(wanted, traits, beta=beta), {"beta": beta}) for beta in BETAS]
+        elif part == "k":
+            cells = [(pad_cell(wanted, traits, top_k=top_k), {"top_k": top_k}) for top_k in TOP_KS]
+        else:
+            worded = [(trait_cell(method, trait, weight, seen=seen), seen) for method, seen in WORDED]
+            cells = [(cell, {"seen": seen, "text": cell.text}) for cell, seen in worded]
+        rows += [Asked(cell, trait, weight, setting) for cell, setting in cells]
+    return rows
 
 
 def slider_cells(traits: Mapping[str, Trait]) -> list[Cell]:
@@ -154,32 +181,15 @@ def corners(cell: Cell, traits: Mapping[str, Trait]) -> list[Cell]:
     return [pad_cell({name: math.copysign(1, weight)}, traits, max_new_tokens=cap) for name, weight in cell.weights]
 
 
-def word_cells(traits: Mapping[str, Trait]) -> list[Cell]:
-    """Preferences in words, seen in training and not, for PAD and for the base's prompt."""
-    kinds: tuple[tuple[Method, bool], ...] = (
-        ("pad_words", True),
-        ("pad_words", False),
-        ("prompted", False),
-        ("system", True),
-    )
-    return [trait_cell(method, trait, weight, seen=seen) for method, seen in kinds for trait, weight in users(traits)]
-
-
-PARTS = {
-    "main": main_cells,
-    "beta": beta_cells,
-    "k": k_cells,
-    "slider": slider_cells,
-    "mixtures": mixture_cells,
-    "words": word_cells,
-}
+PARTS = ("main", "beta", "k", "slider", "mixtures", "words")
 
 
 def part_cells(part: str, traits: Mapping[str, Trait]) -> list[Cell]:
     """All cells that a part needs, each once."""
-    return unique([*yardsticks(traits), *PARTS[part](traits)])
-
-
-def unique(cells: Iterable[Cell]) -> list[Cell]:
-    """Each cell once, in order."""
-    return list(dict.fromkeys(cells))
+    if part == "slider":
+        cells = slider_cells(traits)
+    elif part == "mixtures":
+        cells = mixture_cells(traits)
+    else:
+        cells = [one.cell for one in asked(part, traits)]
+    return list(dict.fromkeys([*yardsticks(traits), *cells]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
+from benchmarks.quality.replies import Reply
 from pad_export.read.checkpoint import open_checkpoint
 from pad_export.read.kv_cache import cache_argument
 from pad_export.verify.torch_model import load_model
@@ -16,7 +17,6 @@ from pad_rt.text.chat_template import ChatTemplate
 from pad_rt.text.prompt import PromptEncoder
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import read_manifest
-from replies import Reply
 
 
 class BasePerplexity:

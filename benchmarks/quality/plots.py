@@ -1,60 +1,43 @@
-"""The record as plots: PNG, in colours that colour-blind readers can tell apart (Okabe and Ito 2008)."""
+"""The record as plots."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from methods import LABELS, MAIN
-from table import primary, wanted
+from benchmarks.common.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, save
+from benchmarks.quality.methods import LABELS, MAIN
+from benchmarks.quality.table import primary, wanted
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-    "#666666",
-)
 _DIRECTIONS = ((1, "o", BLUE), (-1, "s", ORANGE))
 FEATURE_COLOURS = {"cheerful": VERMILION, "simple": BLUE, "concise": GREEN}
-_FONT: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11}
 
 
 def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
     """Every plot that the record has the parts for."""
     parts = record["parts"]
-    made: list[tuple[str, Figure]] = []
-    with mpl.rc_context(_FONT):
-        if "frontier" in parts and "timings" in parts:
-            made.append(("quality-frontier", frontier(parts["frontier"], parts["timings"])))
-        if "main" in parts:
-            made.append(("quality-win-rates", win_rates(parts["main"])))
-        if "beta" in parts:
-            made.append(("quality-beta", sweep(parts["beta"], "beta", "beta, strength of the reward")))
-        if "k" in parts:
-            made.append(("quality-k", sweep(parts["k"], "top_k", "k, candidates that the base proposes")))
-        if "slider" in parts:
-            made.append(("quality-slider", slider(parts["slider"])))
-        if "mixtures" in parts:
-            made.append(("quality-distance", distance(parts["mixtures"]["rows"])))
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in made:
-            figure.savefig(folder / f"{name}.png", dpi=150)
-    return [folder / f"{name}.png" for name, _ in made]
+    makers: dict[str, tuple[tuple[str, ...], Callable[[], Figure]]] = {
+        "frontier": (("frontier", "timings"), lambda: frontier(parts["frontier"], parts["timings"])),
+        "win-rates": (("main",), lambda: win_rates(parts["main"])),
+        "beta": (("beta",), lambda: sweep(parts["beta"], "beta", "beta, strength of the reward")),
+        "k": (("k",), lambda: sweep(parts["k"], "top_k", "k, candidates that the base proposes")),
+        "slider": (("slider",), lambda: slider(parts["slider"])),
+        "distance": (("mixtures",), lambda: distance(parts["mixtures"]["rows"])),
+    }
+    there = {f"quality-{name}": make for name, (needed, make) in makers.items() if all(map(parts.__contains__, needed))}
+    return save(there, folder)
 
 
 def frontier(rows: Sequence[Mapping[str, Any]], timings: Mapping[str, Mapping[str, float]]) -> Figure:
     """Alignment against time a token."""
-    figure, axes = _figure(8, 4.8)
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
     rates: dict[str, Sequence[float]] = {row["method"]: row["rate"] for row in rows}
     rates |= {"base": [0.5, 0.5, 0.5], "mixture_rows": rates["mixture"]}
     labels: dict[str, str] = {
@@ -205,11 +188,6 @@ def _name_directions(axes: Axes, feature: str) -> None:
         columnspacing=0.8,
         borderpad=0,
     )
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
 
 
 def _errors(estimate: Sequence[float]) -> np.ndarray:

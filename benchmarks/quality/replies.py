@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from methods import Cell
+from benchmarks.common.records import write_record
+from benchmarks.quality.methods import Cell
 
 _MARKUP = re.compile(r"^\s*(?:#{1,6}\s+|>\s+|[-*+•]\s+|\d{1,2}[.)]\s+)+|[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}")
 _ENDED = re.compile(r"[.!?][\"')\]]*$")
@@ -102,14 +103,9 @@ class ReplyStore:
 
     def save(self, cell: Cell, file: ReplyFile) -> None:
         """Replaces the cell's file in one stroke."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         replies = [asdict(reply) for reply in file.replies]
         times = {"seconds": round(file.seconds, 2), "tokens_per_s": round(file.tokens_per_s, 2)}
-        path = self._path(cell)
-        partial = path.with_suffix(".partial")
-        record = {"settings": self._settings(cell), **times, "replies": replies}
-        partial.write_text(json.dumps(record, indent=0) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_record(self._path(cell), {"settings": self._settings(cell), **times, "replies": replies})
 
     def _settings(self, cell: Cell) -> dict[str, Any]:
         return json.loads(json.dumps({**asdict(cell), "fingerprint": self.fingerprint}))  # type: ignore[no-any-return]

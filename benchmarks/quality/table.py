@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from methods import LABELS
+from benchmarks.common.records import markdown
+from benchmarks.quality.methods import LABELS
 
 WANTED = {
     ("cheerful", 1): "cheerful",
@@ -16,18 +17,9 @@ WANTED = {
     ("concise", -1): "detailed",
 }
 _HEAD = (
-    "wanted",
-    "method",
-    "judge (base)",
-    "win rate, %",
-    "win / lose",
-    "equal words",
-    "vs prompted",
-    "distinct-2",
-    "repeats itself, % (base)",
-    "perplexity",
-    "tokens (cut by the cap, %)",
-)
+    "wanted", "method", "judge (base)", "win rate, %", "win / lose", "equal words", "vs prompted", "distinct-2",
+    "repeats itself, % (base)", "perplexity", "tokens (cut by the cap, %)",
+)  # fmt: skip
 
 
 def tables(record: Mapping[str, Any]) -> str:
@@ -46,13 +38,13 @@ def tables(record: Mapping[str, Any]) -> str:
 
 
 def main_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _markdown(_HEAD, [_cells(row, LABELS[row["method"]]) for row in rows])
+    return markdown(_HEAD, [_cells(row, LABELS[row["method"]]) for row in rows])
 
 
 def words_table(rows: Sequence[Mapping[str, Any]]) -> str:
     kinds = {True: "seen", False: "unseen"}
     named = [(row, LABELS[row["method"]] + (f", {kinds[row['seen']]}" if row["text"] else "")) for row in rows]
-    return _markdown(_HEAD, [_cells(row, name) for row, name in named])
+    return markdown(_HEAD, [_cells(row, name) for row, name in named])
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -63,7 +55,7 @@ def sweep_table(rows: Sequence[Mapping[str, Any]], key: str) -> str:
         own = {row[key]: row for row in rows if (row["feature"], row["weight"]) == user}
         told = [f"{percent(primary(own[value])['to_base']['rate'][0])}, {ratio(own[value])}" for value in values]
         lines.append([wanted(*user), *told])
-    return "Win rate against the base in %, perplexity over the base's.\n\n" + _markdown(
+    return "Win rate against the base in %, perplexity over the base's.\n\n" + markdown(
         ["wanted", *(f"{key} {value:g}" for value in values)], lines
     )
 
@@ -78,7 +70,7 @@ def slider_table(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return _markdown(["feature", "judge", *(f"w = {w:g}" for w in rows[0]["weights"]), "never falls"], lines)
+    return markdown(["feature", "judge", *(f"w = {w:g}" for w in rows[0]["weights"]), "never falls"], lines)
 
 
 def mixture_table(part: Mapping[str, Any]) -> str:
@@ -97,7 +89,7 @@ def mixture_table(part: Mapping[str, Any]) -> str:
             f"{own['users']} users; of distance and regret: {own['regret_rank_correlation']:+.2f}."
         )
     head = ["weights", "distance", "win rate by utility, %", "by feature, %", "regret, sd", "perplexity / base"]
-    return _markdown(head, lines) + "\n\n" + "\n".join(told)
+    return markdown(head, lines) + "\n\n" + "\n".join(told)
 
 
 def timing_table(timings: Mapping[str, Mapping[str, float]]) -> str:
@@ -106,7 +98,7 @@ def timing_table(timings: Mapping[str, Mapping[str, float]]) -> str:
         [labels.get(name, name), f"{own['p50']:.1f} ({own['p25']:.1f} to {own['p75']:.1f})", f"{own['ratio']:.2f}"]
         for name, own in timings.items()
     ]
-    return _markdown(["method", "ms a token (quartiles)", "over base, median of rounds"], lines)
+    return markdown(["method", "ms a token (quartiles)", "over base, median of rounds"], lines)
 
 
 def wanted(feature: str, weight: float) -> str:
@@ -149,7 +141,3 @@ def _cells(row: Mapping[str, Any], name: str) -> list[str]:
         f"{row['perplexity'][0] or 0:.1f} ({ratio(row)})",
         f"{row['tokens']:.0f} (cut {percent(row['cut'])}, base {percent(row['base_cut'])})",
     ]
-
-
-def _markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))

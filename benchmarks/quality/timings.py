@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from generation import CellGenerator
-from methods import Method, trait_cell
+from benchmarks.common.kept import kept
+from benchmarks.common.records import rounded
+from benchmarks.quality.generation import CellGenerator
+from benchmarks.quality.methods import Method, trait_cell
+from benchmarks.quality.traits import Trait
 from pad_rt import GenerationConfig, Generator, Preference
+from pad_rt.bench.rounds import Spread, compare, turn
 from pad_rt.preference import PreferenceLike
 from pad_rt.text.prompt import Prompt
-from traits import Trait
 
 TOKENS = 16  # short turns: what else the machine does then hits all methods alike
 ROUNDS = 12
@@ -37,11 +38,9 @@ def measure_timings(
     one_row = Preference(weights=dict.fromkeys(traits, half))
     rows = [(Preference(weights={name: 1.0}), half) for name in traits]
     steps: dict[str, list[float]] = {name: [] for name in (*_METHODS, "mixture", "mixture_rows")}
-    names = list(steps)
     for round_ in range(ROUNDS + 1):  # the first one warms up
         prompt = prompts[round_ % len(prompts)]
-        turn = round_ % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in turn(list(steps), round_):
             request: tuple[Prompt, PreferenceLike]
             options: dict[str, Any] = {"max_new_tokens": TOKENS}
             asked = generator
@@ -54,9 +53,7 @@ def measure_timings(
             result = asked.generate(request[0], preference=request[1], config=GenerationConfig(**options))
             if round_:
                 steps[name].append(result.timing.step_s * 1e3)
-    return {
-        name: {**_quartiles(values), "ratio": _median_ratio(values, steps["base"])} for name, values in steps.items()
-    }
+    return {name: _figures(values, steps["base"]) for name, values in steps.items()}
 
 
 def ensure_timings(
@@ -68,21 +65,13 @@ def ensure_timings(
     traits: Mapping[str, Trait],
 ) -> dict[str, dict[str, float]]:
     """`measure_timings`, kept at a path for the bundle with this mark; delete the file to measure again."""
-    settings = {"mark": mark, "tokens": TOKENS, "rounds": ROUNDS}
-    if path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["settings"] == settings:
-            kept: dict[str, dict[str, float]] = record["timings"]
-            return kept
-    timings = measure_timings(bundles, factors, prompts, traits)
-    path.write_text(json.dumps({"settings": settings, "timings": timings}, indent=1) + "\n", encoding="utf-8")
+    timings: dict[str, dict[str, float]] = kept(
+        path, [mark, TOKENS, ROUNDS], lambda: measure_timings(bundles, factors, prompts, traits)
+    )
     return timings
 
 
-def _median_ratio(own: Sequence[float], base: Sequence[float]) -> float:
-    return round(statistics.median(one / other for one, other in zip(own, base, strict=True)), 3)
-
-
-def _quartiles(values: Sequence[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"p25": round(low, 2), "p50": round(middle, 2), "p75": round(high, 2)}
+def _figures(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    spread = Spread.of(values)
+    quartiles = {"p25": spread.p25, "p50": spread.p50, "p75": spread.p75}
+    return {**rounded(quartiles, 2), "ratio": round(compare(values, base).p50, 3)}

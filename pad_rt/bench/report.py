@@ -10,8 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pad_runtime.decode.step import StepRequest
-
 from pad_rt.bench.fresh_start import FreshStart, measure_fresh_start
 from pad_rt.bench.graph_weights import GraphWeights
 from pad_rt.bench.machine import cpu_name, num_cores, read_bandwidth
@@ -21,7 +19,7 @@ from pad_rt.generator import Generator
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.row import TrunkPrompts
+from pad_runtime.rows.plan import Plan
 
 _MIB = 2**20
 _LABEL_WIDTH = 14
@@ -96,11 +94,9 @@ class BenchReport:
         threads = num_threads or num_cores()
         bandwidths = {count: read_bandwidth(count) for count in sorted({1, threads})}
         report("steps of the base and guided steps in turn")
-        requests = {name: workload.request(manifest, guided=name == "pad") for name in ("base", "pad")}
-        sides = {"base": bundle.base_step(), "pad": bundle.guided_step()}
-        times = measure_steps(
-            {name: (sides[name], requests[name]) for name in sides}, workload, settle=settling(bundle)
-        )
+        plan = workload.plan(manifest, guided=True)
+        sides = {name: workload.decoding(bundle, guided=name == "pad") for name in ("base", "pad")}
+        times = measure_steps(sides, workload, settle=settling(bundle))
         sides.clear()  # their KV caches go before the next ones come
         report("replies")
         replies = measure_replies(Generator(bundle), workload)
@@ -116,9 +112,9 @@ class BenchReport:
             host_us=statistics.median(replies.host_us),
             bytes_to_host=replies.bytes_to_host_per_token,
             fresh=fresh,
-            num_rows=sum(map(len, requests["pad"].sequences[0])),
+            num_rows=len(plan.rows),
             weight_bytes=_weight_bytes(bundle),
-            kv_bytes=_kv_bytes(manifest, requests["pad"]),
+            kv_bytes=_kv_bytes(manifest, plan, workload.new_tokens + 1),
             read_bytes=GraphWeights.of(folder / manifest.graphs[contract.BASE_GRAPH].file).read,
             bandwidths=bandwidths,
             device=bundle.provider.device,
@@ -271,16 +267,14 @@ def _weight_bytes(bundle: Bundle) -> int:
     return graph.stored + sum(manifest.files[name].size for name in inputs)
 
 
-def _kv_bytes(manifest: Manifest, request: StepRequest) -> int:
+def _kv_bytes(manifest: Manifest, plan: Plan, new_tokens: int) -> int:
     """Keys and values of prompt and reply: of each prompt on layers that run by prompt, of each row on the others."""
-    rows = request.sequences[0]
-    length = max(len(row.prompt) for trunk in rows for row in trunk) + request.max_new_tokens
-    total = 0
-    for index, trunk in enumerate(manifest.trunks):
-        read = TrunkPrompts.of(request.sequences, index)
-        positions = int(read.positions(trunk, [length] * len(read.prompts)))
-        total += 2 * positions * trunk.num_kv_heads * trunk.head_dim * manifest.dtype.itemsize
-    return total
+    lengths = [plan.longest + new_tokens] * len(plan.prompts)
+    numbers = sum(
+        2 * int(plan.cached_positions(index, trunk, lengths)) * trunk.num_kv_heads * trunk.head_dim
+        for index, trunk in enumerate(manifest.trunks)
+    )
+    return numbers * manifest.dtype.itemsize
 
 
 def _rounded(value: Any) -> Any:

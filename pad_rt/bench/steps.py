@@ -8,13 +8,13 @@ Prompts are random token ids: the time of a step does not depend on which tokens
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pad_runtime.decode.step import Step, StepRequest
 
+from pad_rt.bench.decoding import Decoding, Side
 from pad_rt.bench.rounds import time_turns
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
@@ -22,7 +22,7 @@ from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.row import Reward, plan_rows
+from pad_runtime.rows.plan import Plan, Reward, plan_rows
 
 WORDS_TOKENS = 32  # that a PersRM's template and a preference in words add to a prompt
 _WARMUP = 4  # steps
@@ -83,19 +83,20 @@ class Workload:
         reward = draw(manifest.vocab_size, size=self.prompt_tokens + extra).tolist() if extra else base
         return EncodedPrompt(base=base, reward=reward)
 
-    def request(self, manifest: Manifest, *, guided: bool) -> StepRequest:
-        """The prompt as rows of a step: all of them, or the base row alone."""
+    def plan(self, manifest: Manifest, *, guided: bool) -> Plan:
+        """The prompt as rows of a sequence: all of them, or the base row alone."""
         prompt = self.prompt(manifest)
         weights = tuple(manifest.persrms[0].default_weights)
         rewards = [Reward(0, weights, 1.0, tuple(prompt.reward or ()))] if guided else []
-        return StepRequest(
-            sequences=[plan_rows(manifest, tuple(prompt.base), rewards, 1.0)],
-            max_new_tokens=self.new_tokens + 1,
-            top_k=self.top_k,
-            temperature=0.0,
-            top_p=1.0,
-            seeds=(0,),
-        )
+        return plan_rows(manifest, tuple(prompt.base), rewards, 1.0)
+
+    def decoding(self, bundle: Bundle, *, guided: bool, batch: int = 1) -> Decoding:
+        """The prompt in a decoder of its own, once or in a batch."""
+        return self.decode(bundle, [self.plan(bundle.manifest, guided=guided)] * batch)
+
+    def decode(self, bundle: Bundle, plans: Sequence[Plan]) -> Decoding:
+        """Any rows in a decoder of their own."""
+        return Decoding(bundle.decoder(), plans, new_tokens=self.new_tokens + 1, top_k=self.top_k)
 
 
 def _words_tokens(manifest: Manifest) -> int:
@@ -111,7 +112,7 @@ class StepTimes:
 
 
 def measure_steps(
-    sides: Mapping[str, tuple[Step, StepRequest]],
+    sides: Mapping[str, Side],
     workload: Workload,
     *,
     settle: Callable[[], None] | None = None,
@@ -123,7 +124,7 @@ def measure_steps(
     whose first are not counted, and a prefill begins when nothing runs.
 
     Args:
-        sides: a step and what it decodes, by name.
+        sides: what is decoded, by name.
         workload: its `rounds` and `new_tokens`.
         settle: waits for the device, where it runs ahead (`settling`).
         clock: seconds.
@@ -132,15 +133,12 @@ def measure_steps(
     lead_in = min(_LEAD_IN, stretch - 1)
 
     def decode(steps: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-        prefills = {
-            name: lambda step=step, request=request: step.prefill(request) for name, (step, request) in sides.items()
-        }
         first: dict[str, list[float]] = {}
-        for name, prefill_one in prefills.items():
+        for name, side in sides.items():
             if settle:
                 settle()
-            first |= time_turns({name: prefill_one}, rounds=1, clock=clock)
-        calls = {name: step.step for name, (step, _) in sides.items()}
+            first |= time_turns({name: side.prefill}, rounds=1, clock=clock)
+        calls = {name: side.step for name, side in sides.items()}
         times = time_turns(calls, rounds=max(1, steps // stretch), calls=stretch, clock=clock)
         return first, {
             name: [value for index, value in enumerate(values) if index % stretch >= lead_in]

@@ -10,7 +10,8 @@ from pad_runtime.bundle.graph_file import GraphFile
 from pad_runtime.bundle.manifest import open_bundle
 from pad_runtime.bundle.signature import find_mismatches, find_table_mismatches
 from pad_runtime.decode.decoder import Decoder
-from pad_runtime.devices.choice import Graph, find_provider
+from pad_runtime.devices.choice import find_provider
+from pad_runtime.devices.provider import Graph
 from pad_runtime.errors import BundleError, not_copied
 
 

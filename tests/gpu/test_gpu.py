@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from gpu_devices import export_options, why_absent
-from gpu_rows import PRECISIONS
+from benchmarks.gpu.devices import export_options, why_absent
+from benchmarks.gpu.rows import PRECISIONS
 from pad_export.plan import make_plan
 from pad_export.verify.tolerance import difference
 from pad_export.weights.stored import StoredWeights

@@ -15,10 +15,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from demo.smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
 from pad_export.plan import make_plan
 from pad_rt import GenerationConfig, Generator, Preference
-from smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM, find_smollm2
 
 NUM_TOKENS = 64
 WEIGHTS = Preference(weights={"cheerful": 1.0, "simple": -0.5})

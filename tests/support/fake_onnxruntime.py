@@ -20,7 +20,7 @@ from tests.support.fake_cuda import STREAM, FakeRuntime
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 _NO_GRAPH = -1
-_SIZES = {1: 4, 6: 4, 7: 8, 10: 2, 16: 2}  # bytes of an element, by ONNX's number of its type
+_SIZES = {1: 4, 2: 1, 6: 4, 7: 8, 10: 2, 16: 2}  # bytes of an element, by ONNX's number of its type
 
 
 @dataclass

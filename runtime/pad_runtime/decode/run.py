@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from pad_runtime.bundle import contract
 from pad_runtime.devices.buffers import Buffer
-from pad_runtime.devices.choice import Graph
 from pad_runtime.devices.memory import DeviceMemory
+from pad_runtime.devices.provider import Graph
 
 Array = npt.NDArray[Any]
 

@@ -1,75 +1,21 @@
-"""What runs a bundle's graphs, and which of them is taken."""
+"""Which device runs a bundle's graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pad_runtime.bundle import contract
-from pad_runtime.bundle.graph_file import GraphFile
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.cancellation import Cancellation
-from pad_runtime.devices.buffers import Buffer
-from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.devices.ort.provider import ORT_DEVICES, OrtProvider
+from pad_runtime.devices.provider import Provider
 from pad_runtime.devices.tensorrt.provider import TensorRtProvider
 from pad_runtime.devices.threads import check_threads
 from pad_runtime.errors import DeviceError, EngineError
 
 DEVICES = ("auto", *contract.ENGINE_TARGETS, *ORT_DEVICES)
 _LAST = "cpu"  # of those that "auto" tries; it tries none that builds for minutes at first
-
-
-class Graph(Protocol):
-    """A graph of a bundle, opened: the compiled seam.
-
-    Attributes:
-        inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
-        host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
-        capacity: slots that its KV caches must have; None: any number.
-    """
-
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
-    host_inputs: frozenset[str]
-    capacity: int | None
-
-    def bind(
-        self,
-        inputs: Mapping[str, Buffer],
-        outputs: Mapping[str, Buffer],
-        *,
-        repeated: bool,
-        cancellation: Cancellation | None = None,
-    ) -> Callable[[], object]:
-        """A run on these buffers, which must live as long as it does; a repeated one may be captured.
-
-        Where the end of a run is wanted that takes long, it raises whatever its library does.
-        """
-
-
-class Provider(Protocol):
-    """Opens graphs on one device.
-
-    Attributes:
-        device: one of `DEVICES`.
-        captures: whether a repeated run has read its host inputs for good.
-        memory: makes the buffers that its graphs read and write.
-        version: the library and its version.
-    """
-
-    device: str
-    captures: bool
-    memory: DeviceMemory
-
-    @property
-    def version(self) -> str:
-        """The library and its version."""
-
-    def open(self, graph: GraphFile, manifest: Manifest) -> Graph:
-        """Open one of a bundle's graphs."""
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,13 @@ class Ids(Protocol):
     ahead: bool
 
     def bind(self, run: Callable[[], object]) -> Callable[[], object]:
-        """`run`, and the ids that it chose are on their way."""
+        """A run that also brings the ids that `run` chose to the host: started, and not waited for."""
 
     def take(self) -> Sequence[int]:
-        """The first ids that were not taken yet, once they are there. The run after the next one overwrites them."""
+        """Wait for the oldest run whose ids were not taken; a view of them, until the run after the next one."""
 
     def forget(self) -> None:
-        """What is on its way is not asked for any more."""
+        """Discard what was not taken."""
 
 
 class HostIds:
@@ -54,7 +54,7 @@ class HostIds:
         return self._view
 
     def forget(self) -> None:
-        """Nothing is on its way."""
+        """Nothing is ever pending."""
 
 
 class CudaIds:
@@ -72,7 +72,7 @@ class CudaIds:
         self._next = self._oldest = 0  # places, of what is copied next and of what is taken next
 
     def bind(self, run: Callable[[], object]) -> Callable[[], object]:
-        """`run` and a copy, both put on the stream: nobody waits."""
+        """`run` and a copy of its ids to pinned memory, both put on the stream: nobody waits."""
         lock, places, source = self._cuda.lock, self._places, self.buffer.address
 
         def run_and_copy() -> None:
@@ -91,6 +91,6 @@ class CudaIds:
         return self._views[oldest]
 
     def forget(self) -> None:
-        """Wait for it: its buffers may be about to go."""
+        """Wait for the pending copy before its buffers are freed."""
         if self._oldest != self._next:
             self.take()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.bundle.manifest import Manifest, TrunkInfo
 from pad_runtime.rows.row import Reading, Row
 from pad_runtime.rows.sequence import Controls, Sampling
 from pad_runtime.rows.sequence import Sequence as RowSequence
@@ -55,6 +55,12 @@ class Plan:
     def sequence(self, sampling: Sampling, controls: Controls | None = None) -> RowSequence:
         """The sequence, to be opened in a decoder."""
         return RowSequence(self.rows, self.readings, sampling, controls or Controls())
+
+    def cached_positions(self, index: int, trunk: TrunkInfo, lengths: Sequence[float]) -> float:
+        """Positions in the caches of all layers of a trunk, where each prompt has come to a length of `lengths`."""
+        read = [row.prompt for row in self.rows if row.trunk == index]
+        by_prompt, by_row = (sum(lengths[prompt] for prompt in prompts) for prompts in (set(read), read))
+        return trunk.prompt_layers * by_prompt + (trunk.num_layers - trunk.prompt_layers) * by_row
 
     @property
     def longest(self) -> int:

@@ -25,7 +25,6 @@ from pad_rt.bench.rounds import Spread, compare, time_turns, turn
 from pad_rt.bench.steps import Workload, measure_steps
 from pad_rt.cli.main import main
 from pad_runtime.bundle.manifest import read_manifest
-from pad_runtime.decode.step import StepRequest, StepTrace
 from pad_runtime.errors import PadError
 from tests.support.error_checks import edit_manifest, error_line, refused
 
@@ -68,10 +67,9 @@ class FakeStep:
     """A step that moves a clock by what it costs."""
 
     def __init__(self, name: str, log: list[str], clock: FakeClock, *, costs: Iterator[float]) -> None:
-        self.name, self.log, self.clock, self.costs, self.bytes_to_host = name, log, clock, costs, 8
+        self.name, self.log, self.clock, self.costs = name, log, clock, costs
 
-    def prefill(self, request: StepRequest) -> Sequence[int]:
-        assert request.max_new_tokens == 4
+    def prefill(self) -> Sequence[int]:
         self.log.append(f"{self.name} prefill")
         self.clock.now += 1.0
         return [0]
@@ -81,9 +79,6 @@ class FakeStep:
         self.clock.now += next(self.costs)
         return [0]
 
-    def trace(self) -> StepTrace:
-        raise AssertionError
-
 
 class FakeClock:
     now = 0.0
@@ -92,14 +87,11 @@ class FakeClock:
         return self.now
 
 
-def test_steps_take_turns_after_a_warm_up(tiny_bundle: Path) -> None:
-    manifest, workload = read_manifest(tiny_bundle), Workload(prompt_tokens=5, new_tokens=3, top_k=4, rounds=2)
+def test_steps_take_turns_after_a_warm_up() -> None:
+    workload = Workload(prompt_tokens=5, new_tokens=3, top_k=4, rounds=2)
     clock, log = FakeClock(), list[str]()
     costs = {"base": iter([9.0] * 3 + [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), "pad": iter([9.0] * 3 + [10.0] * 6)}
-    sides = {
-        name: (FakeStep(name, log, clock, costs=cost), workload.request(manifest, guided=name == "pad"))
-        for name, cost in costs.items()
-    }
+    sides = {name: FakeStep(name, log, clock, costs=cost) for name, cost in costs.items()}
     times = measure_steps(sides, workload, clock=clock)
     one_round = ["base prefill", "pad prefill", "base", "pad", "pad", "base", "base", "pad"]
     assert log == one_round * 3
@@ -126,14 +118,11 @@ class Queue:
 class AheadStep:
     """A step whose device is always one further than its caller."""
 
-    bytes_to_host = 8
-    ahead = True
-
     def __init__(self, queue: Queue, prefill_s: float, step_s: float) -> None:
         self.queue, self.prefill_s, self.step_s = queue, prefill_s, step_s
         self.running = 0.0
 
-    def prefill(self, request: StepRequest) -> list[int]:
+    def prefill(self) -> list[int]:
         done = self.queue.enqueue(self.prefill_s)
         self.running = self.queue.enqueue(self.step_s)
         self.queue.wait(done)
@@ -144,15 +133,11 @@ class AheadStep:
         self.queue.wait(done)
         return []
 
-    def trace(self) -> StepTrace:
-        raise NotImplementedError
 
-
-def test_a_device_that_runs_ahead_is_timed_in_stretches(tiny_bundle: Path) -> None:
-    manifest, workload = read_manifest(tiny_bundle), Workload(prompt_tokens=5, new_tokens=40, rounds=2)
+def test_a_device_that_runs_ahead_is_timed_in_stretches() -> None:
+    workload = Workload(prompt_tokens=5, new_tokens=40, rounds=2)
     queue = Queue()
-    request = workload.request(manifest, guided=False)
-    sides = {"base": (AheadStep(queue, 0.1, 0.004), request), "pad": (AheadStep(queue, 0.2, 0.005), request)}
+    sides = {"base": AheadStep(queue, 0.1, 0.004), "pad": AheadStep(queue, 0.2, 0.005)}
     times = measure_steps(sides, workload, settle=lambda: queue.wait(queue.free_at), clock=lambda: queue.now)
     assert times.prefill == {"base": pytest.approx([100] * 2), "pad": pytest.approx([200] * 2)}
     assert times.step == {"base": pytest.approx([4] * 56), "pad": pytest.approx([5] * 56)}  # 2 x 2 x (16 - 2)
@@ -162,13 +147,13 @@ def test_a_device_that_runs_ahead_is_timed_in_stretches(tiny_bundle: Path) -> No
 
 def test_the_workload_as_rows(tiny_bundle: Path) -> None:
     manifest, workload = read_manifest(tiny_bundle), Workload(prompt_tokens=5, new_tokens=3)
-    (base,), (guided,) = (workload.request(manifest, guided=guided).sequences for guided in (False, True))
-    assert [len(row.prompt) for row in base[0]] == [5]
-    assert [len(row.prompt) for row in guided[0]] == [5, 37]
+    base, guided = (workload.plan(manifest, guided=guided) for guided in (False, True))
+    assert [len(base.prompts[row.prompt]) for row in base.rows] == [5]
+    assert [len(guided.prompts[row.prompt]) for row in guided.rows] == [5, 37]
     by_weights = replace(manifest, persrms=[replace(manifest.persrms[0], prompt_template="{x}")])
-    base, reward = Workload(prompt_tokens=5).request(by_weights, guided=True).sequences[0][0]
-    assert base.prompt == reward.prompt
-    assert len(base.prompt) == 5
+    shared = Workload(prompt_tokens=5).plan(by_weights, guided=True)
+    assert [row.prompt for row in shared.rows] == [0, 0]
+    assert [len(prompt) for prompt in shared.prompts] == [5]
     assert workload.prompt(manifest) == workload.prompt(manifest)
     assert max(workload.prompt(manifest).reward or ()) < manifest.vocab_size
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pad_runtime.devices.ids import CudaIds
 from pad_runtime.devices.buffers import CudaBuffer
 from pad_runtime.devices.cuda import Gpu, find_cuda
+from pad_runtime.devices.ids import CudaIds
 from pad_runtime.errors import DeviceError, OutOfMemoryError
 from tests.support import fake_cuda
 from tests.support.error_checks import refused

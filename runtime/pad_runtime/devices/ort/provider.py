@@ -104,7 +104,7 @@ class OrtProvider:
     Attributes:
         device: one of `ORT_DEVICES`.
         num_threads: as given.
-        captures: whether repeated runs are captured: a replay reads no host input anew, and no buffer may move.
+        freezes_host_inputs: whether repeated runs are captured: a replay reads no host input anew.
         memory: makes the buffers of its graphs.
     """
 
@@ -138,7 +138,7 @@ class OrtProvider:
         self._ort: Any = onnxruntime
         self.device, self._entry = device, entry
         self.num_threads, self._low_memory = num_threads, low_memory
-        self.captures = capture and bool(entry.graph_option)
+        self.freezes_host_inputs = self._captures = capture and bool(entry.graph_option)
         if not entry.plugin and not self.is_built_in(device):
             built_in = ", ".join(onnxruntime.get_available_providers()) or "none"
             raise DeviceError(
@@ -310,7 +310,7 @@ class OrtProvider:
         own = {**entry.options, **own}
         if self._cuda:
             own["user_compute_stream"] = str(self._cuda.stream)
-        if self.captures and graph is not _PROBE:
+        if self._captures and graph is not _PROBE:
             own[entry.graph_option] = "1"
         arguments: dict[str, Any] = {"disabled_optimizers": ["ConstantFolding"] if self._low_memory else []}
         if self._plugin_devices:
@@ -353,7 +353,7 @@ class OrtProvider:
     def _run_options(self, repeated: bool) -> tuple[ort.RunOptions, int | None]:
         """Options of a run, and the id of its capture, which belongs to one set of buffers and is new for every set."""
         options, graph_id = self._ort.RunOptions(), None
-        if self.captures:
+        if self._captures:
             graph_id = next(_graph_ids) if repeated else None
             options.add_run_config_entry(self._entry.graph_id, str(graph_id or _NEVER_CAPTURED))
         if self._cuda:  # nobody waits for the run, only for the ids, which are copied on the same stream

@@ -87,13 +87,13 @@ class TensorRtProvider:
     Attributes:
         device: "tensorrt" or "tensorrt-rtx".
         capture: whether steps are to be replayed as a CUDA graph.
-        captures: a repeated run has read its host inputs for good, and no buffer may move: always so here.
+        freezes_host_inputs: a run's host inputs are read as it is bound, for the shapes that they give: always so.
         memory: makes the buffers of its graphs.
         log: what the library says.
         host: what engines must have been built for.
     """
 
-    captures = True
+    freezes_host_inputs = True
 
     def __init__(self, device: str, *, capture: bool = True) -> None:
         """Load the library and find the GPU.

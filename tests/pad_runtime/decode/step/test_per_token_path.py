@@ -16,10 +16,9 @@ from onnxruntime.capi import onnxruntime_inference_collection as ort_python
 
 from pad_rt import Generator
 from pad_runtime.bundle import contract
-from pad_runtime.devices import ids
 from pad_runtime.decode import step as step_module
 from pad_runtime.decode.step import GraphStep
-from pad_runtime.devices import buffers
+from pad_runtime.devices import buffers, ids
 from tests.support import tiny_bundles
 from tests.support.guided_steps import NUM_STEPS, Models, addresses, make_request, new_step
 

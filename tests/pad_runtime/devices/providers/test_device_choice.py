@@ -11,8 +11,9 @@ import pytest
 from pad_rt import Generator
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import read_manifest
-from pad_runtime.devices.choice import Provider, find_provider
+from pad_runtime.devices.choice import find_provider
 from pad_runtime.devices.ort.provider import OrtProvider
+from pad_runtime.devices.provider import Provider
 from pad_runtime.errors import DeviceError
 from tests.support.error_checks import refused
 from tests.support.fake_cuda import FakeRuntime
@@ -28,7 +29,7 @@ def test_the_cpu_is_taken_where_nothing_else_is_built_in(bundle: Path) -> None:
     assert onnxruntime.get_available_providers()[-1] == "CPUExecutionProvider"
     provider, notes = find(bundle)
     assert (provider.device, notes) == ("cpu", ())
-    assert not provider.captures
+    assert not provider.freezes_host_inputs
 
 
 def test_auto_falls_back_and_says_why_in_a_line(half: Path, gpu_build: None) -> None:

@@ -83,7 +83,7 @@ def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
     plain = OrtProvider("cuda", manifest=manifest, capture=False)
     open_graph(plain, half, contract.STEP_GRAPH)
     assert "enable_cuda_graph" not in asked.own
-    assert provider.captures > plain.captures
+    assert provider.freezes_host_inputs > plain.freezes_host_inputs
 
 
 def test_plans_of_memory_are_for_devices(half: Path, asked: Asked) -> None:
@@ -103,7 +103,7 @@ def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, a
     assert asked.own["trt_engine_cache_enable"] == "1"
     assert graph.capacity == 48
     assert asked.overrides == {"capacity": 48}
-    assert not provider.captures, "it captures one run a session, and two take turns"
+    assert not provider.freezes_host_inputs, "it captures one run a session, and two take turns"
     open_graph(provider, standard, contract.BASE_GRAPH)
     assert asked.own["trt_engine_cache_path"] != str(folder), "each graph has engines of its own"
 

@@ -99,7 +99,7 @@ def test_a_step_is_captured_once_a_binding_and_replayed(bundle: Path, trt: Any, 
 
 def test_without_capture_steps_are_enqueued(bundle: Path, trt: Any, runtime: FakeRuntime) -> None:
     step = Bundle(bundle, device="tensorrt", capture=False)
-    assert step.provider.captures
+    assert step.provider.freezes_host_inputs
     generator = Generator(step)
     assert reply(generator, preference(bundle)) == reply(tiny_bundles.load(bundle), preference(bundle))
     assert not runtime.launched
@@ -341,5 +341,5 @@ def test_the_simulation_notices_memory_that_was_given_back(
     for name in [name for name in idle._values if "past_key_values" in name]:
         idle._values[name] = step.provider.memory.zeros(idle._values[name].shape, idle._values[name].dtype)
     gc.collect()
-    with pytest.raises(AssertionError, match="past_key_values.0.key is not on the device"):
+    with pytest.raises(AssertionError, match=r"past_key_values\.0\.key is not on the device"):
         reply(generator, preference(bundle))

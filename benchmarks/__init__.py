@@ -1,0 +1,1 @@
+"""What is measured: run from the repository's root, as `python -m benchmarks.latency.peers`."""

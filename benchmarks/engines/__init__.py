@@ -1,0 +1,1 @@
+"""TensorRT-RTX engines, built with no GPU."""

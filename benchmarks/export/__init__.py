@@ -1,0 +1,1 @@
+"""Exports: time, memory, and a real model."""

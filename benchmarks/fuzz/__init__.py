@@ -1,0 +1,1 @@
+"""Altered inputs, full disks and kills."""

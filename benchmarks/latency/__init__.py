@@ -1,0 +1,1 @@
+"""Time of a step, here and elsewhere."""

@@ -1,0 +1,1 @@
+"""What guidance gives and costs in the replies."""

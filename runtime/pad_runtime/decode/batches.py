@@ -1,0 +1,97 @@
+"""What slots read next, as batches: pure, with no device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from pad_runtime.decode.slot import Slot
+from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
+from pad_runtime.rows.row import Row
+from pad_runtime.rows.sequence import Sequence as RowSequence
+
+_PADDED = 1.5  # times the tokens of prompts that are read together
+
+
+def next_batch(
+    slots: Sequence[Slot],
+    ordered: Sequence[Slot],
+    num_trunks: int,
+    *,
+    lengths: Mapping[int, int] | None = None,
+    rows: Sequence[int] | None = None,
+) -> Batch:
+    """What slots read next.
+
+    Args:
+        slots: in the order of the chosen ids.
+        ordered: the same in the order of the arena.
+        num_trunks: of the graph.
+        lengths: tokens of each prompt up to which it is read, of one slot whose cache is filled; None reads all that is
+            pending and chooses.
+        rows: the one row that runs on each trunk, -1 for none; None runs all of them.
+    """
+    parts = tuple(
+        _trunk_part(trunk, [(slots.index(slot), slot) for slot in ordered], lengths, rows[trunk] if rows else None)
+        for trunk in range(num_trunks)
+    )
+    return Batch(tuple(map(_member, slots)), parts, scores=lengths is None)
+
+
+def _member(slot: Slot) -> Member:
+    begun = slot.lengths[0] - slot.step
+    return Member(slot.sequence, slot.step, slot.ids(0, 0, begun), slot.ids(0, begun), slot.noise, slot.allowed)
+
+
+def _trunk_part(
+    trunk: int, ordered: Sequence[tuple[int, Slot]], lengths: Mapping[int, int] | None, only: int | None
+) -> TrunkPart:
+    """What slots read on a trunk; where they have no row there, one row reads a token that nobody looks at."""
+    prompts: list[PromptPart] = []
+    rows: list[RowPart] = []
+    for number, slot in ordered:
+        places: dict[int, int] = {}
+        for index in slot.sequence.rows_on(trunk):
+            if only is not None and index != only:
+                continue
+            row = slot.sequence.rows[index]
+            if row.prompt not in places:
+                places[row.prompt] = len(prompts)
+                cached = slot.lease.cached[row.prompt]
+                # A prompt that has nothing to read computes its next token ahead, which counts for nothing.
+                stop = None if lengths is None else max(lengths.get(row.prompt, 0), cached + 1)
+                prompts.append(PromptPart(number, slot.ids(row.prompt, cached, stop) or (0,), cached))
+            rows.append(RowPart(number, index, row, places[row.prompt]))
+    if not rows:
+        return TrunkPart((PromptPart(0, (0,), 0),), (RowPart(0, -1, Row(trunk, 0), 0),))
+    return TrunkPart(tuple(prompts), tuple(rows))
+
+
+def rows_in_turn(sequence: RowSequence, num_trunks: int, prompts: Mapping[int, int]) -> list[list[int]]:
+    """Rows whose prompts have new tokens, one of each trunk at a time.
+
+    A trunk with no more of them repeats its first row; -1 where the sequence has none there.
+    """
+    on = [sequence.rows_on(trunk) for trunk in range(num_trunks)]
+    waiting = [[row for row in rows if sequence.rows[row].prompt in prompts] for rows in on]
+    return [
+        [(new[turn : turn + 1] or list(rows[:1]) or [-1])[0] for new, rows in zip(waiting, on, strict=True)]
+        for turn in range(max(map(len, waiting)))
+    ]
+
+
+def row_origins(source: RowSequence, target: RowSequence, trunk: int) -> list[int | None]:
+    """By row of the target on a trunk: the same row's place in the source."""
+    places = {source.rows[row]: number for number, row in enumerate(source.rows_on(trunk))}
+    return [places.get(target.rows[row]) for row in target.rows_on(trunk)]
+
+
+def alike(slots: Sequence[Slot]) -> list[tuple[Slot, ...]]:
+    """Neighbours in the arena that are all fresh, or all not."""
+    return [tuple(group) for _, group in groupby(slots, key=lambda slot: slot.is_fresh)]
+
+
+def even(slots: tuple[Slot, ...]) -> list[tuple[Slot, ...]]:
+    """All at once, unless that would be padding for the most part of it."""
+    lengths = [max(slot.lengths) for slot in slots]
+    return [slots] if max(lengths) * len(slots) <= _PADDED * sum(lengths) else [(slot,) for slot in slots]

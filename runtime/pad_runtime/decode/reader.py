@@ -1,0 +1,92 @@
+"""Reading: runs that fill the caches of slots, and the one that also chooses a first token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from pad_runtime.bundle import contract
+from pad_runtime.cancellation import Cancellation, run_interruptibly
+from pad_runtime.decode.batches import even, next_batch, rows_in_turn
+from pad_runtime.decode.binder import Binder, Windows
+from pad_runtime.decode.ready import Chosen
+from pad_runtime.decode.slot import Slot
+from pad_runtime.decode.trace import SequenceTrace, split_trace, trace_shapes
+from pad_runtime.errors import CancelledError
+from pad_runtime.rows.batch import Batch
+
+Array = npt.NDArray[Any]
+
+
+class Reader:
+    """Reads prompts of slots that have memory in the arena.
+
+    Args:
+        binder: binds the graphs.
+        rows_together: whether attention takes several new tokens behind a cache for all rows at once.
+    """
+
+    def __init__(self, binder: Binder, *, rows_together: bool) -> None:
+        self._binder, self._rows_together = binder, rows_together
+        self._last: object = None
+
+    def choose(self, name: str, slots: tuple[Slot, ...], trace: bool, cancellation: Cancellation) -> Chosen:
+        """Read all that is pending of slots with nothing in the cache, side by side, and choose their first tokens."""
+        chosen: list[int] = []
+        traces: list[SequenceTrace] = []
+        for group in even(slots):
+            batch = next_batch(group, group, len(self._binder.trunks(name)))
+            ids, weighed = self._run(name, batch, self._binder.windows(name, group), trace, cancellation)
+            chosen += ids
+            traces += split_trace(batch, weighed) if trace else []
+        return Chosen(chosen, lambda: traces)
+
+    def fill(self, slot: Slot, lengths: Mapping[int, int], cancellation: Cancellation) -> None:
+        """Bring caches of a slot up to lengths, by prompt; each is longer than what is cached.
+
+        Prompts with nothing in the cache are read by all their rows at once. Behind a cache, GroupQueryAttention takes
+        several new tokens for one row at a time; the standard dialect's attention takes all rows.
+        """
+        name = contract.BASE_GRAPH if slot.sequence.is_plain else contract.STEP_GRAPH
+        num_trunks = len(self._binder.trunks(name))
+        together = self._rows_together or (slot.is_fresh and len(lengths) == slot.sequence.num_prompts)
+        for rows in [None] if together else rows_in_turn(slot.sequence, num_trunks, lengths):
+            batch = next_batch((slot,), (slot,), num_trunks, lengths=lengths, rows=rows)
+            self._run(name, batch, self._binder.windows(name, (slot,), rows=rows), False, cancellation)
+        for prompt, length in lengths.items():
+            slot.lease.cached[prompt] = length
+
+    def let_go(self) -> None:
+        """Drop the buffers of the last run."""
+        self._last = None
+
+    def _run(
+        self, name: str, batch: Batch, windows: Windows, trace: bool, cancellation: Cancellation
+    ) -> tuple[list[int], dict[str, Array]]:
+        """Run a graph once; the chosen ids, and what was weighed."""
+        graph, memory = self._binder.graph(name), self._binder.memory
+        inputs, outputs = self._binder.caches(windows)
+        inputs |= self._binder.factors(name, batch)
+        for each, array in self._binder.arrays(name, batch).items():
+            inputs[each] = memory.upload(array, host=each.rpartition(".")[2] in graph.host_inputs)
+        ids = memory.ids(len(batch.members))
+        weighed = {each: memory.zeros(*kind) for each, kind in trace_shapes(batch).items()} if trace else {}
+        outputs |= {contract.NEXT_IDS: ids.buffer, **weighed}
+        bound = {value.name: outputs[value.name] for value in graph.outputs if value.name in outputs}
+        ordered = {value.name: inputs[value.name] for value in graph.inputs}
+        run = ids.bind(graph.bind(ordered, bound, repeated=False, cancellation=cancellation))
+        self._last = (ordered, bound, run)  # kept until the next one: to free them is to wait for the device
+        try:
+            if ids.ahead:  # the run is put on the device's stream and returns at once
+                run()
+            else:
+                run_interruptibly(run, cancellation)
+        except Exception:  # whatever the library raises when it is told to end
+            if cancellation.is_wanted:
+                raise CancelledError("the reading of a prompt was cancelled") from None
+            raise
+        if cancellation.is_wanted:
+            raise CancelledError("the reading of a prompt was cancelled")
+        return list(ids.take()), {each: buffer.read() for each, buffer in weighed.items()}
