@@ -389,7 +389,9 @@ class DecoderMachine(RuleBasedStateMachine):
             if cached[row.prompt]:
                 self.tally.caches += 1
                 for layer in range(self.world.bundle.manifest.trunks[row.trunk].num_layers):
-                    pairs = zip(self.decoder.cache(book.slot, number, layer), decoder.cache(slot, number, layer))
+                    pairs = zip(
+                        self.decoder.cache(book.slot, number, layer), decoder.cache(slot, number, layer), strict=True
+                    )
                     differences = [_difference(*pair) for pair in pairs]
                     self.tally.difference = max(self.tally.difference, *differences)
                     assert max(differences) <= (ROUNDED if self.world.rounds else 1e-5)
