@@ -38,7 +38,7 @@ ENGINE = {
     "compute_capabilities": ["sm89"],
     "profiles": {name: {"sequences": [1, 1, 2], "s": [1, 1, 8]} for name in ("prefill", "decode")},
 }
-FILES = ("step.onnx", "base.onnx", "weights.bin", "tokenizer.json", "adapters/kind.safetensors")
+FILES = ("step.onnx", "base.onnx", "weights.bin", "tokenizer.json", "adapters/kind.safetensors", "score.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pad_runtime.errors import BundleError
 from tests.support.error_checks import refused
 
 
-@pytest.mark.parametrize("name", ["step.onnx", "base.onnx"])
+@pytest.mark.parametrize("name", ["step.onnx", "base.onnx", "score.onnx"])
 def test_a_graph_as_the_onnx_package_reads_it(tiny_bundle: Path, name: str) -> None:
     read = OnnxFile.read(tiny_bundle / name)
     graph = onnx.load_model(tiny_bundle / name, load_external_data=False).graph

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pad_runtime.cancellation import Cancellation
-from pad_runtime.devices.ort import provider as ort_provider
+from pad_runtime.devices.ort.execution_provider import EXECUTION_PROVIDERS
 from pad_runtime.devices.ort.graph import OrtGraph
 from pad_runtime.errors import CancelledError, DeviceError
 from pad_runtime.loaded_bundle import Bundle
@@ -57,8 +57,8 @@ def test_a_simulated_gpu_scores_as_the_cpu_does(scorer: Scorer, bundle: Path, mo
     """What it captures is never a run of the scorer, and it gives back what it takes."""
     expected = scorer.score(REQUESTS, top_k=6)
     runtime = fake_cuda.install(monkeypatch)
-    entry = replace(ort_provider._ENTRIES["cuda"], float_types=("float32",))
-    monkeypatch.setitem(ort_provider._ENTRIES, "cuda", entry)
+    on_cuda = replace(EXECUTION_PROVIDERS["cuda"], float_types=("float32",))
+    monkeypatch.setitem(EXECUTION_PROVIDERS, "cuda", on_cuda)
     log = fake_onnxruntime.install(monkeypatch.setattr, runtime)
     there = Bundle(bundle, device="cuda", num_threads=1).scorer()
     assert_same(there.score(REQUESTS, top_k=6), expected)
