@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-BLOCK = 32  # weights; also GGUF's
+from pad_runtime.bundle import contract
+
+BLOCK = contract.BLOCK  # weights; also GGUF's
 _SHRINK = (1.06, 1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)  # of the whole range, as `_fit` tries them
 _FINE = 8  # bits, with which the whole range is good enough
 _ROWS = 4096  # fitted at once: fitting takes several times their memory, and an embedding has many

@@ -109,7 +109,8 @@ ENGINE_GRAPHS = (STEP_GRAPH, BASE_GRAPH)  # graphs that engines are built of
 ENGINE_PROFILES = ("prefill", "decode")  # in the order in which an engine holds them
 
 # -- weights of a graph that a manifest's numbers are held against; their names begin with the trunk's ---------------
-EMBEDDING = "embed"  # [vocab, hidden]; in blocks it is looked up as embed.rows
+EMBEDDING = "embed"  # [vocab, hidden]; in blocks it is embed.rows, looked up, and embed.scales [vocab, hidden / BLOCK]
+BLOCK = 32  # weights that share a scale
 ROPE = "rope."  # + kind, + .cos or .sin  [max_length, rotated / 2]
 
 # -- symbolic axes ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pad_runtime.bundle import contract
@@ -60,17 +60,24 @@ def find_table_mismatches(tensors: Iterable[ExternalTensor], manifest: Manifest,
     found = []
     for trunk in _trunks(manifest, graph):
         at, is_base = f"{trunk.name}/", trunk is manifest.trunks[0]
-        whole = at + contract.EMBEDDING
-        embedding = shapes.get(whole) or shapes.get(f"{whole}.rows") or (0,)
+        rows, columns = _table_sizes(shapes, at + contract.EMBEDDING)
         positions = min((shape[0] for name, shape in shapes.items() if name.startswith(at + contract.ROPE)), default=0)
         for what, listed, real, may_have_more in (
-            ("vocab_size", manifest.vocab_size, embedding[0], not is_base),  # a reward's may have rows to spare
-            ("hidden_size", trunk.hidden_size, embedding[-1], False),
+            ("vocab_size", manifest.vocab_size, rows, not is_base),  # a reward's may have rows to spare
+            ("hidden_size", trunk.hidden_size, columns, False),
             ("max_length", manifest.max_length, positions, True),
         ):
             if listed != real and not (may_have_more and listed < real):
                 found.append(f"{what} is {listed}, and {real} in the tables of trunk '{trunk.name}'")
     return found
+
+
+def _table_sizes(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[int, int]:
+    """Rows and columns of a table, whole or in blocks (codes may be two in a byte); zeros where it is not there."""
+    if name in shapes:
+        return shapes[name][0], shapes[name][-1]
+    scales = shapes.get(f"{name}.scales", (0,))
+    return scales[0], scales[-1] * contract.BLOCK
 
 
 def _trunks(manifest: Manifest, graph: str) -> list[TrunkInfo]:
