@@ -151,7 +151,7 @@ class BenchReport:
         return None if mib is None else mib * _MIB / (self.weight_bytes + self.kv_bytes)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The same as an object for JSON."""
         record: dict[str, Any] = {
             "base_step_ms": {"p50": self.base.p50, "p95": self.base.p95},
             "pad_step_ms": {"p50": self.pad.p50, "p95": self.pad.p95},
@@ -200,7 +200,7 @@ class BenchReport:
         return {name: _rounded(value) for name, value in record.items()}
 
     def as_text(self) -> str:
-        """A page for a terminal."""
+        """The same as a page for a terminal."""
         manifest, work, fresh = self.manifest, self.workload, self.fresh
         threads = _count(self.num_threads, "thread") if self.num_threads else "threads: the physical cores"
         machine = ", ".join(

@@ -75,7 +75,7 @@ class Stages:
 
     @contextmanager
     def count(self, stage: str, unit: str) -> Iterator[Progress]:
-        """A stage of so many units, whose number `begin` gives."""
+        """A stage; `Progress.begin` sets its number of units."""
         progress = Progress(stage, unit, self.tell, bar=self._shows_bars, clock=self._clock)
         try:
             yield progress

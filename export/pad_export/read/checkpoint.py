@@ -98,7 +98,7 @@ class Checkpoint:
         return self._weights.read(self._stored(name))
 
     def blocks(self, name: str, bits: int) -> Blocks | None:
-        """Return a matrix in the blocks in which it is stored, where they can be had in `bits` bits with no loss."""
+        """Return a matrix in its stored blocks, or None if `bits` bits cannot hold them without loss."""
         return self._weights.read_blocks(self._stored(name), bits)
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -18,12 +18,12 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 EMBEDDINGS = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 _BARE_MODULES = ("embed_tokens.", "layers.", "norm.")
-# Stored tensors that nothing needs to read, by their names in the text model.
+# Stored tensors that a model does not need, by their names in the text model.
 LEFTOVERS = (
-    # Rotary frequencies, which follow from the configuration: Llama 1 and 2 and their descendants store them by layer.
+    # Rotary frequencies of each layer in Llama 1, Llama 2 and their descendants; they follow from the configuration.
     re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
 )
-# In a multimodal checkpoint, what reads images or sound: prompts here are text.
+# Parts of a multimodal checkpoint that read images or sound; prompts here are text.
 _TOWERS = (re.compile(r"(model\.)?(vision_tower|audio_tower|multi_modal_projector|image_newline)(\..+)?"),)
 _TEXT_PREFIXES = (
     ("model.language_model.", "model."),
@@ -33,7 +33,7 @@ _TEXT_PREFIXES = (
 
 
 def canonical_name(name: str) -> str:
-    """Return the name of a text model's tensor or module as a plain causal language model has it.
+    """Return the name that a tensor or module of a text model has in a plain causal language model.
 
     `layers.0.x` of a bare decoder and `model.language_model.layers.0.x` of a multimodal one are
     `model.layers.0.x`; any other name stays as it is.
@@ -78,7 +78,7 @@ def find_text_model(path: Path, config: PretrainedConfig, shapes: Shapes) -> dic
         raise CheckpointError(
             f"{path} has no {EMBEDDINGS}", expected="a decoder of the Llama family", hint="choose another checkpoint"
         )
-    if config.model_type in FAMILIES:  # another is refused once its spec is read
+    if config.model_type in FAMILIES:  # other families are refused when their spec is read
         leftovers = LEFTOVERS + (_TOWERS if any("language_model." in name for name in stored.values()) else ())
         used = {canonical: name for canonical, name in stored.items() if is_used(canonical, config)}
         unknown = [

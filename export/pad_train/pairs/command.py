@@ -101,8 +101,8 @@ def pairs_parser() -> argparse.ArgumentParser:
         "--replies",
         metavar="FILE",
         nargs="+",
-        help="JSONL of {prompt, reply, weights of whom it was made for}, or files of pairs: replies to be ranked, "
-        "instead of sampling any",
+        help="JSONL of {prompt, reply, weights of the person that it was made for}, or files of pairs: rank these "
+        "replies instead of sampling any",
     )
     parser.add_argument("-o", "--output", metavar="PAIRS", type=Path, required=True, help="JSONL to create")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N prompts")

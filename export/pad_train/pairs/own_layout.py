@@ -36,7 +36,7 @@ def may_be_ours(row: Row) -> bool:
 
 
 def pair_to_row(pair: Pair) -> dict[str, Any]:
-    """The row that is read back as this pair; a margin m is written as the scores [m, 0.0]."""
+    """The row of our layout that is read back as this pair; a margin m becomes the scores [m, 0.0]."""
     messages = [dict(message) for message in pair.messages]
     plain = len(messages) == 1 and messages[0]["role"] == "user"
     row: dict[str, Any] = {
@@ -59,9 +59,9 @@ def pair_to_row(pair: Pair) -> dict[str, Any]:
 
 @row_by_row
 def _read_our_row(row: Row, feature: str | None) -> Pair:
-    """Ours: {prompt, chosen, rejected}, and what may be said besides; a null there is as good as nothing.
+    """Our layout: {prompt, chosen, rejected} and optional keys; a null counts as a missing key.
 
-    A feature given from outside is whose verdict it is where the row itself says nothing of that.
+    `feature` (of NAME=PATH) is the feature that chosen has more of, if the row names no person.
     """
     unknown = [key for key in row if key not in _NEEDED | _OURS]
     if unknown:

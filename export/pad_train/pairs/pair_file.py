@@ -18,7 +18,7 @@ from pad_train.pairs.pair import Pair
 from pad_train.pairs.pair_report import PairReport
 from pad_train.pairs.row import Row
 
-MAX_HEAD = 100  # rows in which to look for one whose layout is known
+MAX_HEAD = 100  # first rows of a file among which one must have a known layout
 _MAX_LISTED = 8  # keys or names in a message
 _ROWS = (
     "prompt, chosen and rejected, or the rows of HelpSteer2, RiC or other scored replies (prompt, response, numbers), "
@@ -158,7 +158,7 @@ def _polarity_rows(folder: Path, report: PairReport) -> Iterator[tuple[int, Row]
 
 
 def _find_layout(row: Row) -> Layout | None:
-    """Ours if a key says so, or if the three keys are there and no key tells another project's."""
+    """Our layout if a row has a key of it alone, or the three needed keys and no key of another project's layout."""
     if is_ours(row):
         return OWN_LAYOUT
     return find_layout(row) or (OWN_LAYOUT if may_be_ours(row) else None)

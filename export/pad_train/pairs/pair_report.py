@@ -10,13 +10,13 @@ _MAX_LISTED = 8  # reasons in a line
 
 @dataclass
 class PairReport:
-    """What became of a source's rows.
+    """Counts of a source's rows and pairs.
 
     Attributes:
         path: the source.
         num_rows: rows read, blank lines aside.
-        num_pairs: pairs they gave.
-        skipped: by reason, how many rows, and the line number of the first, from 1.
+        num_pairs: pairs that the rows gave.
+        skipped: by reason, the number of rows and the line number of the first, from 1.
     """
 
     path: Path
@@ -30,11 +30,11 @@ class PairReport:
         self.skipped[reason] = (count + 1, min(first, line))
 
     def lines(self) -> list[str]:
-        """The report in words, for a person: one line."""
+        """The report as a line of text."""
         return [f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_rows, 'row')}{self.told_skips()}"]
 
     def told_skips(self) -> str:
-        """What was skipped, as the end of a line; "" if nothing was."""
+        """The skipped rows and reasons, as the end of a line; "" if none was skipped."""
         reasons = [
             f"{count:,} with {reason} (first at line {first:,})" for reason, (count, first) in self.skipped.items()
         ]

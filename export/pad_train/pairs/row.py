@@ -25,11 +25,11 @@ class RowProblem(Exception):  # noqa: N818  (no error: the row is skipped and co
 
 
 def checked(pair: Pair) -> Pair:
-    """The pair, if there is something to learn from it.
+    """Return the pair if a PersRM can learn from it.
 
     Raises:
-        RowProblem: the prompt is empty or ends with another's turn than the user's, the replies are equal, or a text
-            holds a lone surrogate, which no tokenizer takes.
+        RowProblem: the prompt is empty or does not end with a user turn, the replies are equal, or a text has a lone
+            surrogate, which no tokenizer takes.
     """
     check_prompt(pair.messages)
     if pair.chosen.strip() == pair.rejected.strip():
@@ -81,10 +81,10 @@ def read_number(value: Any) -> float:
 
 
 def check_feature(name: str) -> str:
-    """The name, if a feature may be called so.
+    """Return the name if a feature may have it.
 
     Raises:
-        RowProblem: it holds something other than letters, digits, '.', '_' and '-'.
+        RowProblem: the name has other characters than letters, digits, '.', '_' and '-'.
     """
     if not NAME.fullmatch(name):
         raise RowProblem(f"the feature {reprlib.repr(name)}, which is not a name")
@@ -92,7 +92,7 @@ def check_feature(name: str) -> str:
 
 
 def read_weights(value: Any) -> dict[str, float]:
-    """A person's weights by feature; none where there is no value.
+    """A person's weights by feature; empty if there is no value.
 
     Raises:
         RowProblem: not finite numbers by feature, or all of them zero.
@@ -110,7 +110,7 @@ def read_weights(value: Any) -> dict[str, float]:
 
 
 def read_flag(row: Row, key: str) -> bool:
-    """A yes or no of a row, yes where it is not there.
+    """A boolean of a row, True if the key is missing.
 
     Raises:
         RowProblem: neither true nor false.

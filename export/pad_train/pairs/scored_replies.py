@@ -22,20 +22,20 @@ from pad_train.pairs.row import (
     read_reply,
 )
 
-_PROMPT_KEYS = ("prompt", "query")  # the first that is there; RiC's query is the whole text, the reply included
+_PROMPT_KEYS = ("prompt", "query")  # the first of these that a row has; RiC's query contains the reply
 _REPLY_KEYS = ("response", "completion", "reply", "answer", "output", "text")
 _ID_COLUMN = re.compile(r"(.*[_-])?(id|idx|index|row)", re.IGNORECASE)
 
 
 def scored_replies(rows: Rows, _: str | None, skip: Skip) -> Iterator[Pair]:
-    """A reply and its scores a row: HelpSteer2, Rewards-in-Context (RiC), and others of that kind.
+    """A reply and its scores in each row: HelpSteer2, Rewards-in-Context (RiC), and similar files.
 
     HelpSteer2: {prompt, response, helpfulness, correctness, coherence, complexity, verbosity}, a prompt's turns marked
     `<extra_id_1>Assistant`, `<extra_id_1>User`. RiC: {prompt, response, score1, score2, ...}, a prompt's turns as in
-    hh-rlhf. Every column of numbers is a feature of that name, save ids and indices.
+    hh-rlhf. Every column of numbers is a feature with its name, except for ids and indices.
 
-    Each reply makes a pair with the one before it to the same prompt, however far apart the two are. Chosen is the
-    better by the first column in which they differ; columns in which they do not are left out.
+    Each reply makes a pair with the previous reply to the same prompt, anywhere in the file. The reply with the higher
+    score in the first column in which they differ is chosen; columns with equal scores are left out.
     """
     latest: dict[tuple[tuple[str, str], ...], _ScoredReply] = {}
     alone: dict[tuple[tuple[str, str], ...], int] = {}
@@ -95,7 +95,7 @@ def _compare(first: _ScoredReply, second: _ScoredReply) -> Pair:
     margins = {column: first.scores[column] - second.scores[column] for column in shared}
     margins = {column: margin for column, margin in margins.items() if margin != 0}
     if not margins:
-        checked(Pair(first.messages, first.text, second.text))  # of two equal replies, that is what to say
+        checked(Pair(first.messages, first.text, second.text))  # equal replies are refused with that reason
         raise RowProblem("scores that are all equal")
     if not all(math.isfinite(margin) for margin in margins.values()):
         raise RowProblem("a score that is not a finite number")

@@ -34,7 +34,7 @@ def train(arguments: argparse.Namespace) -> None:
     report: Report = arguments.report
     pairs = _read_pairs(arguments.data, report)
     report("loading torch")
-    importlib.import_module("accelerate")  # transformers would miss it only once the base has been asked everything
+    importlib.import_module("accelerate")  # transformers would miss it only after a long preparation
     from pad_export.read.checkpoint import open_checkpoint
     from pad_train.pairs.feature import read_features
     from pad_train.train.example import WORDS, feature_names, with_words
@@ -122,10 +122,10 @@ def train_parser() -> argparse.ArgumentParser:
     settings: tuple[tuple[str, Callable[[str], object], str, str], ...] = (
         ("rank", positive, "N", "rank of the LoRA"),
         ("alpha", real, "X", "its alpha"),
-        ("modules", str, "NAMES", "linears that wear it, such as v_proj,o_proj,down_proj"),
-        ("layers", number(0.0, 1.0), "X", "share of the layers that wear it, counted from the last one"),
-        ("beta", real, "X", "scale of the log-ratio in the loss"),
-        ("calm", real, "X", "weight of the term that keeps rewards small where nothing is at stake"),
+        ("modules", str, "NAMES", "linears that it changes, such as v_proj,o_proj,down_proj"),
+        ("layers", number(0.0, 1.0), "X", "share of the layers that it changes, counted from the last one"),
+        ("beta", real, "X", "scale of the rewards in the loss; not the beta of decoding"),
+        ("calm", real, "X", "weight of the term that keeps rewards small where they do not matter"),
         ("imitate", real, "X", "weight of the term that makes the preferred replies likely"),
         ("lr", rate, "X", "learning rate of the LoRA"),
         ("head-lr", rate, "X", "learning rate of the head and w_p"),

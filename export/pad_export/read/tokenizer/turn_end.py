@@ -34,7 +34,7 @@ def find_turn_end(template: str, backend: Tokenizer, special_tokens: dict[str, s
     """
     try:
         compiled = SandboxedTemplate(template)
-    except Exception as error:  # Jinja's own, and those of nesting too deep for Python
+    except Exception as error:  # Jinja's own errors, and Python's for templates that are nested too deeply
         raise CheckpointError(
             f"the chat template is not valid ({error})", expected="a Jinja template", hint="correct the chat_template"
         ) from error
