@@ -309,7 +309,7 @@ class DecoderMachine(RuleBasedStateMachine):
         """Each is refused, and changes nothing."""
         book, slots = self.book(picks[0]), [book.slot for book in self.picked(picks)]
         over = {
-            number: [1] * (book.room - len(prompt) + 1) if number == len(book.prompts) - 1 else [1]
+            number: [1] * max(1, book.room - len(prompt) + 1) if number == len(book.prompts) - 1 else [1]
             for number, prompt in enumerate(book.prompts)
         }
         self.refused(lambda: self.decoder.read(book.slot, over))

@@ -147,12 +147,11 @@ class Context:
         return [name for name in self._engine.inputs if name not in self._shapes or name not in self._addresses]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """Of the outputs that may be left out: the trace, and the counts of what is written."""
-        if name == contract.NEXT_WRITTEN:
-            return self._shapes[contract.WRITTEN]
-        sequences, readings = self._shapes[contract.COEFFICIENTS]
-        (k,) = self._engine.at(self._addresses[contract.MAX_TOP_K], "INT64", (1,))
-        return (readings if name == contract.READING_LOGITS else sequences, k)
+        """Of an output: its axes are named as those of the inputs are."""
+        sizes = {
+            dim: size for given, shape in self._shapes.items() for dim, size in zip(self._engine.inputs[given].shape, shape)
+        }
+        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self._engine.outputs[name].shape)
 
     def update_device_memory_size_for_shapes(self) -> int:
         return SCRATCH[self._profile]
