@@ -29,6 +29,7 @@ from tests.support.fake_cuda import STREAM, FakeRuntime
 
 VERSION = "10.13.3"
 GPU = "sm89"
+_ALIGNMENT = 256  # bytes
 SCRATCH = {0: 4096, 1: 256}  # bytes that a run of a profile works in
 _KINDS = {
     "tensor(float)": "FLOAT",
@@ -140,6 +141,9 @@ class Context:
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         assert name in self._engine.inputs or name in self._engine.outputs
+        if memory % _ALIGNMENT and name != contract.MAX_TOP_K:
+            self._engine.log.log(ILogger.ERROR, f"the address must be aligned to {_ALIGNMENT} bytes")
+            return False
         self._addresses[name] = memory
         return True
 
@@ -148,9 +152,9 @@ class Context:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         """Of an output: its axes are named as those of the inputs are."""
-        sizes = {
-            dim: size for given, shape in self._shapes.items() for dim, size in zip(self._engine.inputs[given].shape, shape)
-        }
+        sizes: dict[Any, int] = {}
+        for given, shape in self._shapes.items():
+            sizes |= dict(zip(self._engine.inputs[given].shape, shape, strict=True))
         return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self._engine.outputs[name].shape)
 
     def update_device_memory_size_for_shapes(self) -> int:
