@@ -43,9 +43,9 @@ class Limits:
     """What one run may come to.
 
     Attributes:
-        positions: tokens that all rows read, padding among them; a reply that comes to more is a run by itself.
-        floats: numbers in the largest tensors behind the layers: logits over the vocabulary, and the rows of the
-            lm_head where candidates are looked up. A part has one token at least.
+        positions: tokens that all rows read, padding among them. A text that comes to more is a run by itself.
+        floats: numbers that are in memory at once in a layer's attention, and behind the layers: logits over the
+            vocabulary with the rows of the lm_head where candidates are looked up. A part has one token at least.
     """
 
     positions: int = 4096
@@ -73,11 +73,14 @@ def cut(
         for size in [max(1, limits.floats // floats[number])]
         for start in range(0, len(request.reply), size)
     ]
+    num_heads = max(trunk.num_heads for trunk in manifest.trunks)
     run: list[Part] = []
     num_rows = num_floats = 0
     for part in sorted(parts, key=lambda part: part.length):
         rows, size = _num_rows(manifest, part.request), len(part) * floats[part.number]
-        if run and ((num_rows + rows) * part.length > limits.positions or num_floats + size > limits.floats):
+        positions = (num_rows + rows) * part.length
+        in_attention = positions * part.length * num_heads
+        if run and (positions > limits.positions or max(num_floats + size, in_attention) > limits.floats):
             yield tuple(run)
             run, num_rows, num_floats = [], 0, 0
         run.append(part)

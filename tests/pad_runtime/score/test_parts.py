@@ -14,6 +14,8 @@ from pad_runtime.bundle.manifest import Manifest, read_manifest
 from pad_runtime.score.parts import Limits, Part, cut
 from pad_runtime.score.request import RewardPrompt, ScoreRequest
 
+NUM_HEADS = 6  # of the tiny bundle
+
 
 @pytest.fixture(scope="module")
 def manifest(tiny_bundle: Path) -> Manifest:
@@ -41,17 +43,26 @@ def test_every_token_is_scored_once_and_in_order(
     assert sorted(scored) == expected
     for run in runs:
         assert len(run) == 1 or num_positions(run) <= limits.positions
+        assert len(run) == 1 or num_positions(run) * longest(run) * NUM_HEADS <= limits.floats
         assert sum(map(len, run)) <= max(1, tokens)
 
 
-def num_positions(run: Sequence[Part]) -> int:
-    """Tokens of a run's rows with their padding; the tiny bundle's reference is the base, so it has no row."""
-    texts = [
+def lengths_of(run: Sequence[Part]) -> list[int]:
+    """Of the texts of a run's rows; the tiny bundle's reference is the base, so it has no row."""
+    return [
         len(part.text(prompt))
         for part in run
         for prompt in (part.request.prompt, *(reward.prompt for reward in part.request.rewards))
     ]
-    return len(texts) * max(texts)
+
+
+def longest(run: Sequence[Part]) -> int:
+    return max(lengths_of(run))
+
+
+def num_positions(run: Sequence[Part]) -> int:
+    """Tokens of a run's rows with their padding."""
+    return len(lengths_of(run)) * longest(run)
 
 
 def test_short_replies_share_a_run_and_long_ones_are_cut(manifest: Manifest) -> None:
