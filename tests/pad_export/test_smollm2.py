@@ -20,6 +20,8 @@ from pad_export.export import export_bundle
 from pad_export.options import ExportOptions
 from pad_export.plan import make_plan
 from pad_rt import GenerationConfig, Generator, Preference
+from pad_rt.text.prompt import PromptEncoder
+from tests.support.bundle_text import read_encoder
 
 NUM_TOKENS = 64
 WEIGHTS = Preference(weights={"cheerful": 1.0, "simple": -0.5})
@@ -38,14 +40,24 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Generator]:
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     """Of both shipped PersRMs."""
     found = {}
     for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM):
-        folder: Path = tmp_path_factory.mktemp("smollm2") / "bundle"
-        export_bundle(find_smollm2(), folder, persrms=[persrm], options=ExportOptions(verify=False))
-        found[persrm] = Generator.load(folder)
+        found[persrm] = tmp_path_factory.mktemp("smollm2") / "bundle"
+        export_bundle(find_smollm2(), found[persrm], persrms=[persrm], options=ExportOptions(verify=False))
     return found
+
+
+@pytest.fixture(scope="module")
+def generators(bundles: dict[Path, Path]) -> dict[Path, Generator]:
+    return {persrm: Generator.load(folder) for persrm, folder in bundles.items()}
+
+
+@pytest.fixture(scope="module")
+def encoder(bundles: dict[Path, Path]) -> PromptEncoder:
+    """The base's tokenizer and chat template."""
+    return read_encoder(bundles[WEIGHTS_PERSRM])
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +99,7 @@ def logits_after(model: Any, prompt: list[int], token_ids: tuple[int, ...]) -> t
     return logits[len(prompt) - 1 : len(prompt) - 1 + len(token_ids)]
 
 
-def test_beta_zero_is_transformers_greedy(generator: Generator, model: Any) -> None:
+def test_beta_zero_is_transformers_greedy(generator: Generator, encoder: PromptEncoder, model: Any) -> None:
     """All ten prompts, guided with beta 0 in ragged batches; then one by one on the base's own graph."""
     config = GenerationConfig(beta=0.0, max_new_tokens=NUM_TOKENS)
     guided = [
@@ -96,7 +108,7 @@ def test_beta_zero_is_transformers_greedy(generator: Generator, model: Any) -> N
         for result in generator.generate_batch(half, preferences=[WEIGHTS] * 5, config=config)
     ]
     for prompt, result in zip(PROMPTS, guided, strict=True):
-        ids = generator._planner._encoder.encode(prompt)
+        ids = encoder.encode(prompt)
         expected = tuple(logits_after(model, ids, result.token_ids).argmax(-1).tolist())
         assert result.token_ids == expected, prompt
         if result.finish_reason == "stop":
@@ -108,8 +120,8 @@ def test_beta_zero_is_transformers_greedy(generator: Generator, model: Any) -> N
         assert generator.generate(prompt, config=config).token_ids == result.token_ids
 
 
-def test_one_prompt_by_transformers_generate(generator: Generator, model: Any) -> None:
-    ids = generator._planner._encoder.encode(PROMPTS[2])
+def test_one_prompt_by_transformers_generate(generator: Generator, encoder: PromptEncoder, model: Any) -> None:
+    ids = encoder.encode(PROMPTS[2])
     output = model.generate(
         torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), do_sample=False, max_new_tokens=NUM_TOKENS
     )
@@ -132,7 +144,11 @@ def features_after(model: Any, prompt: list[int], token_ids: tuple[int, ...], he
     ids=["weights", "weights by all layers", "words"],
 )
 def test_guided_tokens_are_the_papers_formula(
-    generators: dict[Path, Generator], model: Any, folder: Path, preference: Preference | str
+    generators: dict[Path, Generator],
+    encoder: PromptEncoder,
+    model: Any,
+    folder: Path,
+    preference: Preference | str,
 ) -> None:
     beta, top_k = 2.0, 10
     generator = generators[folder]
@@ -143,8 +159,8 @@ def test_guided_tokens_are_the_papers_formula(
     weights = defaults if isinstance(preference, str) else preference.weights
     runs = []
     for prompt in PROMPTS[:3]:
-        base_ids = generator._planner._encoder.encode(prompt)
-        reward_ids = generator._planner._encoder.encode_reward(prompt, text, info.prompt_template)
+        base_ids = encoder.encode(prompt)
+        reward_ids = encoder.encode_reward(prompt, text, info.prompt_template)
         chosen = generator.generate(prompt, preference=preference, config=config).token_ids
         runs.append((reward_ids, chosen, logits_after(model, base_ids, chosen)))
     head = load_file(folder / "value_head.safetensors")

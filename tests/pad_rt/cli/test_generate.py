@@ -43,7 +43,7 @@ def test_a_reply_that_was_cut_is_marked(bundle: Path, generator: Generator, caps
         record = json.loads(out)
         assert (record["finish_reason"], err) == (reason, "")
         assert record["usage"] == {
-            "prompt_tokens": len(generator._planner._encoder.encode("hi")),
+            "prompt_tokens": len(tiny_bundles.encode_turn(bundle, "hi")),
             "completion_tokens": len(record["token_ids"]),
         }
 

@@ -6,14 +6,14 @@ import itertools
 import json
 import sys
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pad_rt import Preference
+from pad_rt import GenerationConfig, Preference
+from pad_runtime.adapters.factors import LoraFactors
 from tests.support import tiny_bundles, tiny_models
 from tests.support.guided_models import PROMPTS, TEMPLATE, Models, config
 from tests.support.torch_oracle import tolerance
@@ -39,6 +39,10 @@ def wish(*names: str) -> Preference:
     return Preference(text="be kind", weights=dict.fromkeys(names, 1.0))
 
 
+def few() -> GenerationConfig:
+    return config(max_new_tokens=2)
+
+
 def test_adapters_are_swapped_without_another_export(bank: Path) -> None:
     generator = tiny_bundles.load(bank)
     alone = {}
@@ -51,8 +55,8 @@ def test_adapters_are_swapped_without_another_export(bank: Path) -> None:
         assert result.token_ids == alone[name].token_ids
         for ours, theirs in zip(result.trace, alone[name].trace, strict=True):
             np.testing.assert_allclose(ours.row_logits, theirs.row_logits, atol=10 * tolerance())
-        generator.generate(PROMPTS[1], config=config(max_new_tokens=2))  # the base in between
-        generator.generate(PROMPTS[1], preference=wish("a", name), config=config(max_new_tokens=2))
+        generator.generate(PROMPTS[1], config=few())  # the base in between
+        generator.generate(PROMPTS[1], preference=wish("a", name), config=few())
 
 
 def test_adapters_side_by_side_in_a_batch_are_the_adapters_alone(bank: Path) -> None:
@@ -99,31 +103,33 @@ def test_threads_do_not_mix(bank: Path) -> None:
     assert failures == []
 
 
-def test_an_adapter_set_dropped_by_another_thread_is_no_loss(bank: Path) -> None:
-    """The worst moment: between finding a set of adapters and taking it, another thread's requests push it out."""
+def test_an_adapter_set_dropped_by_another_thread_is_no_loss(bank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst moments: as a call asks for its set of adapters, and between all of its steps, another thread's calls
+    push that set out."""
     generator = tiny_bundles.load(bank)
-    adapters = generator._bundle._bank
-    others = [*itertools.combinations(range(1, 6), 1), *itertools.combinations(range(1, 6), 2)]
-    pushed: list[object] = []
+    sets = [*itertools.combinations("bcdef", 1), *itertools.combinations("bcdef", 2)]
+    expected = generator.generate(PROMPTS[0], preference=wish("a"), config=config()).token_ids
+    others = [generator.generate(PROMPTS[1], preference=wish(*names), config=few()).token_ids for names in sets]
+    pushed: list[tuple[int, ...]] = []
 
     def push() -> None:
-        pushed.extend(adapters.factors(active) for active in others)
+        pushed.extend(generator.generate(PROMPTS[1], preference=wish(*names), config=few()).token_ids for names in sets)
 
-    other = threading.Thread(target=push, daemon=True)
+    other, real = threading.Thread(target=push, daemon=True), LoraFactors.buffers
+    waiting = [True]
 
-    class Interrupted(OrderedDict[Any, Any]):
-        waiting = True
+    def interrupted(self: LoraFactors, active: tuple[int, ...]) -> Any:
+        if waiting:
+            waiting.clear()
+            other.start()
+            other.join(timeout=0.3)
+        return real(self, active)
 
-        def __contains__(self, key: object) -> bool:
-            found = super().__contains__(key)
-            if found and self.waiting:
-                self.waiting = False
-                other.start()
-                other.join(timeout=0.3)
-            return found
-
-    expected = generator.generate(PROMPTS[0], preference=wish("a"), config=config()).token_ids
-    adapters._sets = Interrupted(adapters._sets)
-    assert generator.generate(PROMPTS[0], preference=wish("a"), config=config()).token_ids == expected
-    other.join()  # it was started: the set had been found
-    assert len(pushed) == len(others)
+    monkeypatch.setattr(LoraFactors, "buffers", interrupted)
+    stream = generator.stream(PROMPTS[0], preference=wish("a"), config=config())
+    text = next(stream)
+    other.join()
+    assert pushed == others
+    text += "".join(stream)
+    assert stream.result is not None
+    assert (stream.result.token_ids, stream.result.text) == (expected, text)

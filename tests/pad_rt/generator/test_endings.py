@@ -13,6 +13,7 @@ import pytest
 from pad_rt import EncodedPrompt, Generator, PadError
 from pad_runtime.errors import OptionError
 from tests.support import tiny_bundles
+from tests.support.bundle_text import read_tokenizer
 from tests.support.error_checks import edit_manifest, refused
 from tests.support.guided_models import NUM_TOKENS, PROMPTS, Models, config
 
@@ -162,7 +163,7 @@ def hushed(models: Models, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ge
     file.write_text(json.dumps(fields), encoding="utf-8")
     edit_manifest(folder, rehash=True)
     generator = tiny_bundles.load(folder)
-    text = generator._tokenizer.decode(ids[:place])
+    text = read_tokenizer(folder).decode(list(ids[:place]), skip_special_tokens=True)
     assert "\ufffd" not in text[-2:]
     return generator, Reply(ids, place, content, text)
 
@@ -203,13 +204,13 @@ def test_an_end_of_turn_may_complete_a_stop_string(hushed: tuple[Generator, Repl
 
 
 @pytest.mark.parametrize("preference", [None, "be kind"])
-def test_a_reply_that_was_begun_goes_on(generator: Generator, preference: str | None) -> None:
+def test_a_reply_that_was_begun_goes_on(models: Models, generator: Generator, preference: str | None) -> None:
     """As the ids of the prompt with the first words behind it would; the reply is what comes behind them."""
     messages = [{"role": "user", "content": "the cook"}, {"role": "assistant", "content": "the egg"}]
     result = generator.generate(messages, preference=preference, config=config())
-    backend = generator._tokenizer._backend
+    tokenizer = read_tokenizer(models.bundle("base"))
     base, reward = (
-        backend.encode(f"<s><|user|>{text}<|assistant|>the egg", add_special_tokens=False).ids
+        tokenizer.encode(f"<s><|user|>{text}<|assistant|>the egg", add_special_tokens=False).ids
         for text in ("the cook", "[Guidelines] Your task is to generate response by considering the following "
                      "principle. [Principles] be kind [Instruction] the cook")
     )  # fmt: skip

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
+from typing import Any
 
 import pytest
 
 from pad_rt import GenerationConfig, Generator
+from pad_runtime.decode.decoder import Decoder
+from pad_runtime.decode.slot import Slot
 from tests.support import tiny_bundles
 from tests.support.guided_models import PREFERENCES, PROMPTS, Models, config
 
 
-def test_requests_of_different_sizes_leave_nothing_behind(models: Models) -> None:
-    used = tiny_bundles.load(models.bundle("base"))
+def test_requests_of_different_sizes_leave_nothing_behind(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, opened, real = tiny_bundles.load(models.bundle("base")), list[weakref.ref[Slot]](), Decoder.open
     calls: list[tuple[list[str], str, GenerationConfig]] = [
         ([PROMPTS[0]], "words", config()),
         (list(PROMPTS), "several preferences with scales", config(max_new_tokens=5)),
@@ -24,13 +29,24 @@ def test_requests_of_different_sizes_leave_nothing_behind(models: Models) -> Non
         ([PROMPTS[2], PROMPTS[1]], "words", config(beta=-1.0)),
         ([PROMPTS[0]], "words", config()),
     ]
+
+    def note(self: Decoder, *arguments: Any) -> Slot:
+        slot = real(self, *arguments)
+        opened.append(weakref.ref(slot))
+        return slot
+
     for prompts, name, settings in calls:
         preferences = [PREFERENCES[name][0]] * len(prompts)
         fresh = tiny_bundles.load(models.bundle("base"))
-        ours = used.generate_batch(prompts, preferences=preferences, config=settings)
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoder, "open", note)
+            ours = used.generate_batch(prompts, preferences=preferences, config=settings)
         theirs = fresh.generate_batch(prompts, preferences=preferences, config=settings)
         assert [result.token_ids for result in ours] == [result.token_ids for result in theirs]
-    assert {guided: len(idle) for guided, idle in used._idle.items()} == {True: 1, False: 1}
+    gc.collect()
+    assert len(opened) == sum(len(prompts) for prompts, _, _ in calls)
+    last = len(calls[-1][0])  # its slots are given back when the decoder is used next
+    assert [slot() for slot in opened[:-last]] == [None] * (len(opened) - last)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -11,6 +11,7 @@ import torch
 
 from pad_rt import EncodedPrompt, GenerationResult, Generator, PadError, Preference
 from tests.support import tiny_bundles, tiny_models
+from tests.support.bundle_text import read_tokenizer
 from tests.support.guided_models import BETA, NUM_TOKENS, PREFERENCES, PROMPTS, TEMPLATE, TOP_K, Models, Plan, config
 from tests.support.torch_oracle import Decoded, Reward, TorchModel, decode, tolerance, trace_difference
 
@@ -131,11 +132,11 @@ def test_a_chat_is_rendered_up_to_the_last_turn(models: Models, generator: Gener
     result = generator.generate(
         turns, preference=Preference(text="be kind", weights={"official": 1.0}), config=config()
     )
-    backend = generator._tokenizer._backend
+    tokenizer = read_tokenizer(models.bundle("base"))
 
     def encode(last: str) -> tuple[int, ...]:
         text = f"<s><|system|>cook<|user|>the egg<|assistant|>boils<|user|>{last}<|assistant|>"
-        return tuple(backend.encode(text, add_special_tokens=False).ids)
+        return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
     reward = Reward(models.persrms["official"], encode("[be kind] a?"))
     options = {"beta": BETA, "top_k": TOP_K, "num_tokens": NUM_TOKENS}

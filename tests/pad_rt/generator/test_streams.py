@@ -1,17 +1,24 @@
-"""Streams: their pieces are the text, they do not mix, and one left half read gives its buffers back."""
+"""Streams: their pieces are the text, they do not mix, and one left half read gives its rows back."""
 
 from __future__ import annotations
 
 import dataclasses
 from itertools import zip_longest
+from typing import Any
+
+import pytest
 
 from pad_rt import EncodedPrompt, Generator, Usage
+from pad_runtime.decode.decoder import Decoder
+from pad_runtime.decode.slot import Slot
 from tests.support import tiny_bundles
+from tests.support.bundle_text import read_tokenizer
 from tests.support.guided_models import PREFERENCES, PROMPTS, Models, config
 
 
-def test_pieces_of_a_stream_are_the_text(generator: Generator) -> None:
+def test_pieces_of_a_stream_are_the_text(models: Models, generator: Generator) -> None:
     """With characters that span tokens, and one that the end cuts off."""
+    tokenizer = read_tokenizer(models.bundle("base"))
     for count in (1, 2, 7, 60):
         for preference in (None, "be kind"):
             for prompt in PROMPTS:
@@ -21,8 +28,7 @@ def test_pieces_of_a_stream_are_the_text(generator: Generator) -> None:
                 assert "".join(pieces) == result.text
                 assert len(pieces) <= count + 1
                 assert "" not in pieces
-                raw = generator._tokenizer._backend.decode(list(result.token_ids), skip_special_tokens=True)
-                assert result.text == raw
+                assert result.text == tokenizer.decode(list(result.token_ids), skip_special_tokens=True)
 
 
 def test_a_stream_that_was_read_to_its_end_has_the_result(generator: Generator) -> None:
@@ -78,12 +84,22 @@ def test_streams_read_in_turns_do_not_mix(generator: Generator) -> None:
     assert again == expected
 
 
-def test_a_stream_left_half_read_gives_its_buffers_back(models: Models) -> None:
-    generator = tiny_bundles.load(models.bundle("base"))
-    (step,) = generator._idle[True]
+def test_a_stream_left_half_read_gives_its_rows_back(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for next has the same ones; beside a stream that is read, it has others."""
+    generator, slots, real = tiny_bundles.load(models.bundle("base")), list[Slot](), Decoder.open
+
+    def note(self: Decoder, *arguments: Any) -> Slot:
+        slots.append(real(self, *arguments))
+        return slots[-1]
+
+    monkeypatch.setattr(Decoder, "open", note)
     for _ in range(3):
         stream = generator.stream(PROMPTS[0], preference="be kind", config=config())
         next(stream)
-        assert generator._idle[True] == []
+        generator.generate(PROMPTS[1], preference="be kind", config=config(max_new_tokens=3))
+        assert not slots[-2].is_closed
         del stream
-        assert generator._idle[True] == [step]
+        generator.generate(PROMPTS[2], preference="be kind", config=config(max_new_tokens=3))
+        assert slots[-3].is_closed
+    assert [slot.lease.first for slot in slots[-3:]] == [slot.lease.first for slot in slots[:3]]
+    assert slots[0].lease.first == slots[2].lease.first != slots[1].lease.first

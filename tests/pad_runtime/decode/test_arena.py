@@ -64,8 +64,7 @@ class House:
     """An arena, and beside it what each lease must hold: by lease, the seed of its values and how many are filled."""
 
     manifest: Manifest
-    captures: bool = False
-    fixed: bool = False
+    block: int = 64
     memory: ScarceMemory = field(default_factory=ScarceMemory)
     held: dict[Lease, tuple[int, list[int]]] = field(default_factory=dict)
     resized: int = 0
@@ -74,7 +73,7 @@ class House:
         def resize() -> None:
             self.resized += 1
 
-        self.arena = KvArena(self.manifest, self.memory, captures=self.captures, fixed=self.fixed, before_resize=resize)
+        self.arena = KvArena(self.manifest, self.memory, block=self.block, before_resize=resize)
         self.seeds = itertools.count()
 
     def lend(self, name: str) -> Lease:
@@ -186,20 +185,17 @@ def test_what_was_given_back_is_lent_again(house: House) -> None:
 
 
 @pytest.mark.parametrize(
-    ("captures", "fixed", "capacities"),
-    [(False, False, [64, 64, 128]), (True, False, [256] * 3), (False, True, [256] * 3)],
+    ("block", "capacities"), [(64, [64, 64, 128, 256]), (100, [100, 100, 100, 256]), (256, [256] * 4)]
 )
-def test_capacity_grows_in_blocks(manifest: Manifest, captures: bool, fixed: bool, capacities: list[int]) -> None:
-    """Small ones, unless another capacity is another capture, or nothing but the longest is taken."""
-    house = House(manifest, captures=captures, fixed=fixed)
+def test_capacity_grows_in_blocks(manifest: Manifest, block: int, capacities: list[int]) -> None:
+    """And never beyond the bundle's max_length."""
+    house = House(manifest, block=block)
     lease = house.lend("guided")
     found = []
-    for room in (3, 64, 65):
+    for room in (3, 64, 65, 256):
         house.arena.gather([lease], room=room)
         found.append(house.arena.capacity)
     assert found == capacities
-    house.arena.gather([lease], room=manifest.max_length)
-    assert house.arena.capacity == manifest.max_length == 256, "and never beyond the bundle's"
 
 
 def test_growth_keeps_what_is_filled(house: House) -> None:
