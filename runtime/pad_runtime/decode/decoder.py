@@ -7,6 +7,7 @@ is missing there is read when it is needed.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -99,12 +100,12 @@ class Decoder:
             cancellation: ends the computation before the graph's next operator.
 
         Raises:
-            PromptError: there is no such prompt, or no room; the slot knows what it knew before.
+            PromptError: there is no such prompt, no room, or no such token; the slot knows what it knew before.
             OutOfMemoryError: the caches or the computation do not fit.
             CancelledError: it was cancelled; the slot knows what it knew before.
         """
         self._check([slot])
-        new = {prompt: part for prompt, part in ids.items() if len(part)}
+        new = {prompt: self._token_ids(part) for prompt, part in ids.items() if len(part)}
         slot.check_room(new)
         if not new:
             return
@@ -321,6 +322,18 @@ class Decoder:
                 slot.is_closed = True
                 self._slots.discard(slot)
                 self._arena.give_back(slot.lease)
+
+    def _token_ids(self, given: Sequence[int]) -> array[int]:
+        """Ids as a slot keeps them; a graph tells none that is wrong."""
+        size = self._manifest.vocab_size
+        try:
+            ids = array("q", given)
+        except (TypeError, ValueError, OverflowError):
+            raise PromptError("a prompt with what is no token id", expected=f"integers from 0 to {size - 1}") from None
+        for id in (min(ids), max(ids)):
+            if not 0 <= id < size:
+                raise PromptError(f"a prompt with the token id {id}", expected=f"ids from 0 to {size - 1}")
+        return ids
 
     def _check(self, slots: Sequence[Slot]) -> None:
         self._collect()

@@ -71,7 +71,7 @@ class Slot:
         return self._known[prompt] - self.lease.cached[prompt]
 
     def check_room(self, new: Mapping[int, Sequence[int]]) -> None:
-        """Whether prompts can go on.
+        """Whether prompts can go on with so many tokens.
 
         Raises:
             PromptError: there is no such prompt, or no room.
@@ -84,11 +84,11 @@ class Slot:
                     f"a prompt of {length} tokens", expected=f"at most {self.room}, the room of its sequence"
                 )
 
-    def append(self, new: Mapping[int, Sequence[int]]) -> None:
+    def append(self, new: Mapping[int, array[int]]) -> None:
         """Let prompts go on, which have room; a reply begins behind them."""
         for prompt, ids in new.items():
             known = self._known[prompt]
-            self._ids[prompt][known : known + len(ids)] = array("q", ids)
+            self._ids[prompt][known : known + len(ids)] = ids
             self._known[prompt] = known + len(ids)
         self.step = 0
 
