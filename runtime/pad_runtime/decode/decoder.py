@@ -34,7 +34,7 @@ from pad_runtime.errors import OutOfMemoryError, PromptError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
 _BLOCK, _CAPTURED_BLOCK = 64, 256  # slots; with another capacity a step is captured anew
-_KEPT_RUNS = 16  # bound to windows of the arena, for further sequences in the same places
+_KEPT_RUNS, _KEPT_CAPTURES = 4, 16  # runs that other sequences can go on with, in the same rows of the arena
 Array = npt.NDArray[Any]
 
 
@@ -60,7 +60,7 @@ class Decoder:
         self._arena = KvArena(manifest, memory, block=_block(provider, manifest), before_resize=self._let_go)
         self._binder = Binder(graph, manifest, files, memory, self._arena)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
-        self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_RUNS)
+        self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_CAPTURES if self._freezes else _KEPT_RUNS)
         self._slots: set[Slot] = set()
         self._closed: deque[Slot] = deque()
 
@@ -250,10 +250,12 @@ class Decoder:
         leases = self._gather(slots)
         binder, graph = self._binder, self._binder.graph(name)
         batch = next_batch(slots, leases, len(binder.trunks(name)))
-        arrays = binder.arrays(name, batch, capacity=binder.capacity)
+        arrays, adapters = binder.arrays(name, batch, capacity=binder.capacity), binder.adapters(name, batch)
         windows = binder.windows(name, leases)
         shapes = trace_shapes(batch) if trace else {}
-        key = (name, windows, batch.active, trace, *((each, array.shape) for each, array in arrays.items()))
+        sizes = [(each, array.shape) for each, array in arrays.items()]
+        # A run keeps its adapters, and as long as it is kept, their ids are no others'.
+        key = (name, windows, trace, *map(id, adapters.values()), *sizes)
         if self._freezes:
             on_host = [array for each, array in arrays.items() if each.rpartition(".")[2] in graph.host_inputs]
             key += tuple(array.tobytes() for array in on_host)
@@ -263,7 +265,7 @@ class Decoder:
                 graph,
                 binder.memory,
                 caches=binder.caches(windows),
-                factors=binder.factors(name, batch),
+                adapters=adapters,
                 arrays=arrays,
                 state=binder.state(name),
                 trace=shapes,
