@@ -7,7 +7,6 @@ is missing there is read when it is needed.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from pad_runtime.cancellation import Cancellation
 from pad_runtime.decode.arena import KvArena
 from pad_runtime.decode.batches import alike, next_batch, row_origins
 from pad_runtime.decode.binder import Binder
+from pad_runtime.decode.limits import Limits
 from pad_runtime.decode.reader import Reader
 from pad_runtime.decode.ready import Chosen, ReadyStep
 from pad_runtime.decode.run import Run
@@ -57,6 +57,7 @@ class Decoder:
     ) -> None:
         memory = provider.memory
         self._manifest, self._freezes = manifest, provider.freezes_host_inputs
+        self._limits = Limits(manifest)
         self._arena = KvArena(manifest, memory, block=_block(provider, manifest), before_resize=self._let_go)
         self._binder = Binder(graph, manifest, files, memory, self._arena)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
@@ -80,10 +81,11 @@ class Decoder:
 
         Raises:
             PromptError: the bundle has not as much.
+            OptionError: it does not choose in such a way.
         """
         self._collect()
-        if not 1 <= room <= self._manifest.max_length:
-            raise PromptError(f"a room of {room} tokens", expected=f"1 to {self._manifest.max_length}")
+        self._limits.check_sequence(sequence)
+        self._limits.check_room(room)
         slot = Slot(sequence, self._arena.lend(sequence), room)
         self._slots.add(slot)
         return slot
@@ -105,7 +107,7 @@ class Decoder:
             CancelledError: it was cancelled; the slot knows what it knew before.
         """
         self._check([slot])
-        new = {prompt: self._token_ids(part) for prompt, part in ids.items() if len(part)}
+        new = {prompt: self._limits.token_ids(part) for prompt, part in ids.items() if len(part)}
         slot.check_room(new)
         if not new:
             return
@@ -136,6 +138,7 @@ class Decoder:
                 of both sequences; elsewhere it will be computed again.
 
         Raises:
+            OptionError: the bundle does not choose in such a way.
             OutOfMemoryError: the caches do not fit.
         """
         self._check([slot])
@@ -159,8 +162,12 @@ class Decoder:
         """Go on with another sequence in a slot, as `fork` would: another preference, or another way to choose.
 
         A reply begins: steps are counted anew.
+
+        Raises:
+            OptionError, OutOfMemoryError: as `fork`; the slot has the sequence that it had.
         """
         self._check([slot])
+        self._limits.check_sequence(sequence)
         self._touch(slot)
         if sequence.rows == slot.sequence.rows:
             slot.change(sequence)
@@ -174,11 +181,14 @@ class Decoder:
 
         Args:
             slot: whose.
-            packed: a bit for each token of the vocabulary, [ceil(V / 8)], least significant first; None: all.
+            packed: a bit for each token of the vocabulary, [ceil(V / 8)] uint8, least significant first; None: all.
+
+        Raises:
+            OptionError: other bits, or none that is set; what was allowed still is.
         """
         self._check([slot])
-        slot.allowed = None if packed is None else packed.copy()
-        if slot.ready is not None and not slot.ready.allow(slot, packed):
+        slot.allowed = None if packed is None else self._limits.allowed(packed)
+        if slot.ready is not None and not slot.ready.allow(slot, slot.allowed):
             self._touch(slot)
 
     def close(self, slot: Slot) -> None:
@@ -197,6 +207,7 @@ class Decoder:
 
         Raises:
             PromptError: a slot has nothing read, or no room left.
+            OptionError: more slots than the bundle's max_batch.
             OutOfMemoryError: the caches or the computation do not fit.
             CancelledError: it was cancelled; no slot has a further token.
         """
@@ -209,13 +220,21 @@ class Decoder:
         return self._step_anew(slots, trace, cancellation or Cancellation())
 
     def cache(self, slot: Slot, row: int, layer: int) -> tuple[Array, Array]:
-        """Copies of what a row of a slot has cached in a layer: keys and values [kv_heads, length, head_dim]."""
+        """Copies of what a row of a slot has cached in a layer: keys and values [kv_heads, length, head_dim].
+
+        Raises:
+            PromptError: it has nothing there.
+        """
+        self._check([slot])
         planned = slot.sequence.rows[row]
+        if not slot.lease.cached[planned.prompt]:
+            raise PromptError(f"row {row} of a slot with nothing in the cache", expected="a slot that was stepped")
         return self._arena.read(slot.lease, planned.trunk, slot.sequence.rows_on(planned.trunk).index(row), layer)
 
     def _step_anew(self, slots: tuple[Slot, ...], trace: bool, cancellation: Cancellation) -> Chosen:
         """A step of slots that were not stepped together just now."""
         self._check(slots)
+        self._limits.check_batch(len(slots))
         for slot in slots:
             _check_steps(slot)
         plain = not trace and all(slot.sequence.is_plain for slot in slots)
@@ -319,23 +338,10 @@ class Decoder:
         """Give back the rows of the slots that were closed."""
         while self._closed:
             slot = self._closed.popleft()
-            if not slot.is_closed:
+            if slot in self._slots:
                 self._touch(slot)
-                slot.is_closed = True
-                self._slots.discard(slot)
+                self._slots.remove(slot)
                 self._arena.give_back(slot.lease)
-
-    def _token_ids(self, given: Sequence[int]) -> array[int]:
-        """Ids as a slot keeps them; a graph tells none that is wrong."""
-        size = self._manifest.vocab_size
-        try:
-            ids = array("q", given)
-        except (TypeError, ValueError, OverflowError):
-            raise PromptError("a prompt with what is no token id", expected=f"integers from 0 to {size - 1}") from None
-        for id in (min(ids), max(ids)):
-            if not 0 <= id < size:
-                raise PromptError(f"a prompt with the token id {id}", expected=f"ids from 0 to {size - 1}")
-        return ids
 
     def _check(self, slots: Sequence[Slot]) -> None:
         self._collect()

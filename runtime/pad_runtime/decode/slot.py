@@ -29,7 +29,6 @@ class Slot:
         noise: of the sequence's seed.
         allowed: packed bits of the tokens that may be chosen next; None: all.
         ready: the step that is ready to go on with it, if there is one.
-        is_closed: whether it was closed.
     """
 
     def __init__(self, sequence: RowSequence, lease: Lease, room: int) -> None:
@@ -38,7 +37,6 @@ class Slot:
         self.noise = NoiseTape(sequence.sampling)
         self.allowed: npt.NDArray[np.uint8] | None = None
         self.ready: ReadyStep | None = None
-        self.is_closed = False
         # One place more than the room: the last token that is chosen needs none in the cache.
         self._ids = [array("q", bytes(8 * (room + 1))) for _ in range(sequence.num_prompts)]
         self._known = [0] * sequence.num_prompts
