@@ -10,8 +10,8 @@ from pad_rt.text.prompt import EncodedPrompt, Prompt, PromptEncoder
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import PreferenceError
 from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.sequence import MAX_STRENGTH
 
-MAX_STRENGTH = 1e30  # of coefficients, weights and temperature: times a logit, float32 still holds it
 _MAX_WEIGHT = {
     "float32": MAX_STRENGTH,
     "float16": 100.0,
@@ -107,7 +107,7 @@ def _check_strengths(plan: Plan, max_weight: float) -> None:
     """What lies beyond would make scores infinite."""
     for values, limit, hint in (
         (
-            [reading.coefficient for reading in plan.readings],
+            [reading.strength for reading in plan.readings],
             MAX_STRENGTH,
             "it is the product of beta and the weights: lower them",
         ),

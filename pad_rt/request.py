@@ -6,7 +6,7 @@ import reprlib
 from dataclasses import dataclass
 
 from pad_rt.config import GenerationConfig
-from pad_rt.planner import MAX_STRENGTH, RowPlanner
+from pad_rt.planner import RowPlanner
 from pad_rt.preference import PreferenceLike
 from pad_rt.text.prompt import EncodedPrompt, Prompt, continues_reply
 from pad_rt.text.reply import Reply
@@ -15,7 +15,7 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PromptError
 from pad_runtime.rows.plan import Plan
-from pad_runtime.rows.sequence import Sampling, Sequence
+from pad_runtime.rows.sequence import MAX_STRENGTH, Sampling, Sequence
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,19 @@ Array = npt.NDArray[Any]
 
 
 class LoraFactors:
-    """Factors on the device, by the PersRMs that are active."""
+    """Factors on the device, by trunk and the PersRMs that they are of."""
 
     def __init__(self, files: PersrmFiles, manifest: Manifest, memory: DeviceMemory) -> None:
         self._files, self._manifest, self._memory = files, manifest, memory
-        self._kept: Recent[tuple[int, ...], dict[str, Buffer]] = Recent(_KEPT)
+        self._kept: Recent[tuple[str, tuple[int, ...]], dict[str, Buffer]] = Recent(_KEPT)
 
     def buffers(self, active: tuple[int, ...]) -> dict[str, Buffer]:
         """Factors of PersRMs (indices, ascending) by graph input name: the same buffers as long as they are kept."""
-        return self._kept.get(active, lambda: self._upload(active))
+        values: dict[str, Buffer] = {}
+        for trunk in self._manifest.trunks:
+            if trunk.lora_sites:
+                values |= self._of_trunk(trunk, tuple(self._files.with_adapter(trunk, active)))
+        return values
 
     def gates(self, trunk: TrunkInfo, active: tuple[int, ...], rows: Sequence[Row]) -> dict[str, Array]:
         """Gates [R, 1, rank] of every site of a trunk: 1 where a row uses a column, else 0."""
@@ -48,17 +52,17 @@ class LoraFactors:
             values[at + contract.lora_gate(site)] = gate.astype(self._files.float_type)
         return values
 
-    def _upload(self, active: tuple[int, ...]) -> dict[str, Buffer]:
+    def _of_trunk(self, trunk: TrunkInfo, owners: tuple[int, ...]) -> dict[str, Buffer]:
+        return self._kept.get((trunk.name, owners), lambda: self._upload(trunk, owners))
+
+    def _upload(self, trunk: TrunkInfo, owners: tuple[int, ...]) -> dict[str, Buffer]:
         values: dict[str, Buffer] = {}
-        for trunk in self._manifest.trunks:
-            if not trunk.lora_sites:
-                continue
-            at = contract.trunk_prefix(trunk.name)
-            adapters = [self._files.adapter(owner) for owner in self._files.with_adapter(trunk, active)]
-            for layer in range(trunk.prompt_layers, trunk.num_layers):
-                for site in trunk.lora_sites:
-                    for name, axis in ((contract.lora_a(layer, site), 1), (contract.lora_b(layer, site), 0)):
-                        parts = [adapter[name] for adapter in adapters]
-                        joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
-                        values[at + name] = self._memory.upload(joined)
+        at = contract.trunk_prefix(trunk.name)
+        adapters = [self._files.adapter(owner) for owner in owners]
+        for layer in range(trunk.prompt_layers, trunk.num_layers):
+            for site in trunk.lora_sites:
+                for name, axis in ((contract.lora_a(layer, site), 1), (contract.lora_b(layer, site), 0)):
+                    parts = [adapter[name] for adapter in adapters]
+                    joined = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+                    values[at + name] = self._memory.upload(joined)
         return values

@@ -1,4 +1,4 @@
-"""What a graph is bound to: windows of the KV arena, LoRA factors, and the arrays of a batch."""
+"""What a graph is bound to: windows of the KV arena, LoRA factors and feature heads, and the arrays of a batch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Binder:
         self._manifest, self._arena = manifest, arena
         persrms = PersrmFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, memory)
-        self._builder = InputBuilder(manifest, self._factors, FeatureHeads(persrms, manifest))
+        self._heads = FeatureHeads(persrms, manifest, memory)
+        self._builder = InputBuilder(manifest, self._factors, self._heads)
 
     @property
     def capacity(self) -> int:
@@ -79,9 +80,18 @@ class Binder:
             outputs |= of_trunk[1]
         return inputs, outputs
 
-    def factors(self, name: str, batch: Batch) -> dict[str, Buffer]:
-        """LoRA factors, by input name; the base's own graph takes none."""
-        return self._factors.buffers(batch.active) if name == contract.STEP_GRAPH else {}
+    def adapters(self, name: str, batch: Batch) -> dict[str, Buffer]:
+        """LoRA factors and feature heads, by input name; the base's own graph takes none.
+
+        They are the same buffers for the same ones, as long as they are kept.
+        """
+        if name == contract.BASE_GRAPH:
+            return {}
+        values = self._factors.buffers(batch.active)
+        for index, trunk in enumerate(self.trunks(name)):
+            if trunk.has_features and batch.reads(index):
+                values |= self._heads.buffers(trunk, self._heads.columns(trunk, batch.readings(index)))
+        return values
 
     def arrays(self, name: str, batch: Batch, *, capacity: int | None = None) -> dict[str, Array]:
         """All other inputs, by name; `capacity` as in `InputBuilder.arrays`."""

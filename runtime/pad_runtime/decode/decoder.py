@@ -22,6 +22,7 @@ from pad_runtime.cancellation import Cancellation
 from pad_runtime.decode.arena import KvArena
 from pad_runtime.decode.batches import alike, next_batch, row_origins
 from pad_runtime.decode.binder import Binder
+from pad_runtime.decode.limits import Limits
 from pad_runtime.decode.reader import Reader
 from pad_runtime.decode.ready import Chosen, ReadyStep
 from pad_runtime.decode.run import Run
@@ -33,7 +34,7 @@ from pad_runtime.errors import OutOfMemoryError, PromptError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
 _BLOCK, _CAPTURED_BLOCK = 64, 256  # slots; with another capacity a step is captured anew
-_KEPT_RUNS = 16  # bound to windows of the arena, for further sequences in the same places
+_KEPT_RUNS, _KEPT_CAPTURES = 4, 16  # runs that other sequences can go on with, in the same rows of the arena
 Array = npt.NDArray[Any]
 
 
@@ -56,10 +57,11 @@ class Decoder:
     ) -> None:
         memory = provider.memory
         self._manifest, self._freezes = manifest, provider.freezes_host_inputs
+        self._limits = Limits(manifest)
         self._arena = KvArena(manifest, memory, block=_block(provider, manifest), before_resize=self._let_go)
         self._binder = Binder(graph, manifest, files, memory, self._arena)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
-        self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_RUNS)
+        self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_CAPTURES if self._freezes else _KEPT_RUNS)
         self._slots: set[Slot] = set()
         self._closed: deque[Slot] = deque()
 
@@ -79,10 +81,11 @@ class Decoder:
 
         Raises:
             PromptError: the bundle has not as much.
+            OptionError: it does not choose in such a way.
         """
         self._collect()
-        if not 1 <= room <= self._manifest.max_length:
-            raise PromptError(f"a room of {room} tokens", expected=f"1 to {self._manifest.max_length}")
+        self._limits.check_sequence(sequence)
+        self._limits.check_room(room)
         slot = Slot(sequence, self._arena.lend(sequence), room)
         self._slots.add(slot)
         return slot
@@ -99,12 +102,12 @@ class Decoder:
             cancellation: ends the computation before the graph's next operator.
 
         Raises:
-            PromptError: there is no such prompt, or no room; the slot knows what it knew before.
+            PromptError: there is no such prompt, no room, or no such token; the slot knows what it knew before.
             OutOfMemoryError: the caches or the computation do not fit.
             CancelledError: it was cancelled; the slot knows what it knew before.
         """
         self._check([slot])
-        new = {prompt: part for prompt, part in ids.items() if len(part)}
+        new = {prompt: self._limits.token_ids(part) for prompt, part in ids.items() if len(part)}
         slot.check_room(new)
         if not new:
             return
@@ -135,6 +138,7 @@ class Decoder:
                 of both sequences; elsewhere it will be computed again.
 
         Raises:
+            OptionError: the bundle does not choose in such a way.
             OutOfMemoryError: the caches do not fit.
         """
         self._check([slot])
@@ -158,8 +162,12 @@ class Decoder:
         """Go on with another sequence in a slot, as `fork` would: another preference, or another way to choose.
 
         A reply begins: steps are counted anew.
+
+        Raises:
+            OptionError, OutOfMemoryError: as `fork`; the slot has the sequence that it had.
         """
         self._check([slot])
+        self._limits.check_sequence(sequence)
         self._touch(slot)
         if sequence.rows == slot.sequence.rows:
             slot.change(sequence)
@@ -173,11 +181,14 @@ class Decoder:
 
         Args:
             slot: whose.
-            packed: a bit for each token of the vocabulary, [ceil(V / 8)], least significant first; None: all.
+            packed: a bit for each token of the vocabulary, [ceil(V / 8)] uint8, least significant first; None: all.
+
+        Raises:
+            OptionError: other bits, or none that is set; what was allowed still is.
         """
         self._check([slot])
-        slot.allowed = None if packed is None else packed.copy()
-        if slot.ready is not None and not slot.ready.allow(slot, packed):
+        slot.allowed = None if packed is None else self._limits.allowed(packed)
+        if slot.ready is not None and not slot.ready.allow(slot, slot.allowed):
             self._touch(slot)
 
     def close(self, slot: Slot) -> None:
@@ -196,6 +207,7 @@ class Decoder:
 
         Raises:
             PromptError: a slot has nothing read, or no room left.
+            OptionError: more slots than the bundle's max_batch.
             OutOfMemoryError: the caches or the computation do not fit.
             CancelledError: it was cancelled; no slot has a further token.
         """
@@ -208,13 +220,21 @@ class Decoder:
         return self._step_anew(slots, trace, cancellation or Cancellation())
 
     def cache(self, slot: Slot, row: int, layer: int) -> tuple[Array, Array]:
-        """Copies of what a row of a slot has cached in a layer: keys and values [kv_heads, length, head_dim]."""
+        """Copies of what a row of a slot has cached in a layer: keys and values [kv_heads, length, head_dim].
+
+        Raises:
+            PromptError: it has nothing there.
+        """
+        self._check([slot])
         planned = slot.sequence.rows[row]
+        if not slot.lease.cached[planned.prompt]:
+            raise PromptError(f"row {row} of a slot with nothing in the cache", expected="a slot that was stepped")
         return self._arena.read(slot.lease, planned.trunk, slot.sequence.rows_on(planned.trunk).index(row), layer)
 
     def _step_anew(self, slots: tuple[Slot, ...], trace: bool, cancellation: Cancellation) -> Chosen:
         """A step of slots that were not stepped together just now."""
         self._check(slots)
+        self._limits.check_batch(len(slots))
         for slot in slots:
             _check_steps(slot)
         plain = not trace and all(slot.sequence.is_plain for slot in slots)
@@ -249,10 +269,12 @@ class Decoder:
         leases = self._gather(slots)
         binder, graph = self._binder, self._binder.graph(name)
         batch = next_batch(slots, leases, len(binder.trunks(name)))
-        arrays = binder.arrays(name, batch, capacity=binder.capacity)
+        arrays, adapters = binder.arrays(name, batch, capacity=binder.capacity), binder.adapters(name, batch)
         windows = binder.windows(name, leases)
         shapes = trace_shapes(batch) if trace else {}
-        key = (name, windows, batch.active, trace, *((each, array.shape) for each, array in arrays.items()))
+        sizes = [(each, array.shape) for each, array in arrays.items()]
+        # A run keeps its adapters, and as long as it is kept, their ids are no others'.
+        key = (name, windows, trace, *map(id, adapters.values()), *sizes)
         if self._freezes:
             on_host = [array for each, array in arrays.items() if each.rpartition(".")[2] in graph.host_inputs]
             key += tuple(array.tobytes() for array in on_host)
@@ -262,7 +284,7 @@ class Decoder:
                 graph,
                 binder.memory,
                 caches=binder.caches(windows),
-                factors=binder.factors(name, batch),
+                adapters=adapters,
                 arrays=arrays,
                 state=binder.state(name),
                 trace=shapes,
@@ -316,10 +338,9 @@ class Decoder:
         """Give back the rows of the slots that were closed."""
         while self._closed:
             slot = self._closed.popleft()
-            if not slot.is_closed:
+            if slot in self._slots:
                 self._touch(slot)
-                slot.is_closed = True
-                self._slots.discard(slot)
+                self._slots.remove(slot)
                 self._arena.give_back(slot.lease)
 
     def _check(self, slots: Sequence[Slot]) -> None:

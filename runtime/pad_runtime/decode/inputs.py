@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pad_runtime.adapters.factors import LoraFactors
-from pad_runtime.adapters.heads import FeatureHeads, HeadUse
+from pad_runtime.adapters.heads import FeatureHeads
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
 from pad_runtime.rows.batch import Batch, Member, TrunkPart
@@ -26,7 +26,7 @@ class InputBuilder:
         self._manifest, self._factors, self._heads = manifest, factors, heads
 
     def arrays(self, batch: Batch, names: Collection[str], *, capacity: int | None) -> dict[str, Array]:
-        """All inputs but KV caches and LoRA factors, by name.
+        """All inputs but KV caches, LoRA factors and feature heads, by name.
 
         Args:
             batch: what the run reads.
@@ -60,8 +60,8 @@ class InputBuilder:
             at + contract.READING_SEQUENCE: np.array([part.sequence for part in parts], np.int64),
         }
         if trunk.has_features:
-            uses = [HeadUse(part.persrm if part.reading.weights else None, part.reading.weights) for part in parts]
-            values |= self._heads.inputs(trunk, batch.active, uses)
+            weights = self._heads.weights(self._heads.columns(trunk, parts), parts)
+            values[at + contract.READING_WEIGHTS] = weights
         return values
 
 

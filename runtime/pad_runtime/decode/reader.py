@@ -75,7 +75,7 @@ class Reader:
         """Run a graph once; the chosen ids, and what was weighed."""
         graph, memory = self._binder.graph(name), self._binder.memory
         inputs, outputs = self._binder.caches(windows)
-        inputs |= self._binder.factors(name, batch)
+        inputs |= self._binder.adapters(name, batch)
         for each, array in self._binder.arrays(name, batch).items():
             inputs[each] = memory.upload(array, host=each.rpartition(".")[2] in graph.host_inputs)
         ids = memory.ids(len(batch.members))

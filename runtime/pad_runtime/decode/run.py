@@ -26,13 +26,12 @@ class Run:
         graph: what runs.
         memory: makes the buffers.
         caches: KV inputs and outputs, by name.
-        factors: LoRA factors, by input name.
+        adapters: LoRA factors and feature heads, by input name; other runs may be bound to them too.
         arrays: all other inputs, as they are at first.
         state: the output that becomes each input of the next step, by input name.
         trace: shapes and types of the trace's outputs, by name; empty without a trace.
 
     Attributes:
-        ids: the chosen ids of the last step: a view that the next one overwrites.
         ahead: whether the device runs a step while the host has the ids of the one before.
     """
 
@@ -42,7 +41,7 @@ class Run:
         memory: DeviceMemory,
         *,
         caches: tuple[Mapping[str, Buffer], Mapping[str, Buffer]],
-        factors: Mapping[str, Buffer],
+        adapters: Mapping[str, Buffer],
         arrays: Mapping[str, Array],
         state: Mapping[str, str],
         trace: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]],
@@ -52,12 +51,11 @@ class Run:
             name: memory.upload(array.copy(), host=name.rpartition(".")[2] in graph.host_inputs)
             for name, array in arrays.items()
         }
-        self._loaded = dict(arrays)
         self._next = {name: memory.zeros(arrays[name].shape, arrays[name].dtype) for name in state}
         self._ids = memory.ids(len(arrays[contract.BASE_ROW]))
         self._trace = {name: memory.zeros(shape, dtype) for name, (shape, dtype) in trace.items()}
-        self._factors = factors  # they may be forgotten elsewhere, and this goes on reading them
-        kept = {**caches[0], **factors}
+        self._adapters = adapters  # they may be forgotten elsewhere, and this goes on reading them
+        kept = {**caches[0], **adapters}
         turns = (self._inputs, {**self._inputs, **self._next})
         self._turns: list[Callable[[], object]] = []
         for turn in (0, 1):
@@ -75,9 +73,8 @@ class Run:
         """Take other values, of the same shapes: other sequences in the same windows, or the same ones changed."""
         self.discard()
         for name, array in arrays.items():
-            if array is not self._loaded[name] or name in self._next:
-                self._inputs[name].write(array)
-        self._loaded, self._turn = dict(arrays), 0
+            self._inputs[name].write(array)
+        self._turn = 0
 
     def put(self, name: str, array: Array) -> None:
         """Change one input between two steps."""

@@ -29,7 +29,6 @@ class Slot:
         noise: of the sequence's seed.
         allowed: packed bits of the tokens that may be chosen next; None: all.
         ready: the step that is ready to go on with it, if there is one.
-        is_closed: whether it was closed.
     """
 
     def __init__(self, sequence: RowSequence, lease: Lease, room: int) -> None:
@@ -38,7 +37,6 @@ class Slot:
         self.noise = NoiseTape(sequence.sampling)
         self.allowed: npt.NDArray[np.uint8] | None = None
         self.ready: ReadyStep | None = None
-        self.is_closed = False
         # One place more than the room: the last token that is chosen needs none in the cache.
         self._ids = [array("q", bytes(8 * (room + 1))) for _ in range(sequence.num_prompts)]
         self._known = [0] * sequence.num_prompts
@@ -71,7 +69,7 @@ class Slot:
         return self._known[prompt] - self.lease.cached[prompt]
 
     def check_room(self, new: Mapping[int, Sequence[int]]) -> None:
-        """Whether prompts can go on.
+        """Whether prompts can go on with so many tokens.
 
         Raises:
             PromptError: there is no such prompt, or no room.
@@ -84,11 +82,11 @@ class Slot:
                     f"a prompt of {length} tokens", expected=f"at most {self.room}, the room of its sequence"
                 )
 
-    def append(self, new: Mapping[int, Sequence[int]]) -> None:
+    def append(self, new: Mapping[int, array[int]]) -> None:
         """Let prompts go on, which have room; a reply begins behind them."""
         for prompt, ids in new.items():
             known = self._known[prompt]
-            self._ids[prompt][known : known + len(ids)] = array("q", ids)
+            self._ids[prompt][known : known + len(ids)] = ids
             self._known[prompt] = known + len(ids)
         self.step = 0
 

@@ -33,3 +33,8 @@ class Reading:
     row: int
     weights: tuple[float, ...]
     coefficient: float
+
+    @property
+    def strength(self) -> float:
+        """The largest factor of any logits."""
+        return abs(self.coefficient) * max(map(abs, self.weights), default=1.0)

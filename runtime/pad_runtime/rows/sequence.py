@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from pad_runtime.rows.row import Reading, Row
 
+# Of readings, bias and temperature: times logits or noise, far less than what a token that is not allowed loses (1e30).
+MAX_STRENGTH = 1e25
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:

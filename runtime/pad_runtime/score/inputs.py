@@ -42,7 +42,7 @@ class ScoreRun:
 
     Attributes:
         active: PersRMs whose adapters and heads are bound, ascending.
-        arrays: all inputs but LoRA factors, by name.
+        arrays: all inputs but LoRA factors and feature heads, by name.
         shapes: of all outputs, float32, by name.
     """
 
@@ -126,9 +126,10 @@ class ScoreInputs:
         for index, texts in enumerate(trunks):
             arrays |= self._trunk(index, texts, active)
             if index or len(trunks) == 1:
-                at = contract.trunk_prefix(self._manifest.trunks[index].name)
-                heads = arrays.get(at + contract.FEATURE_HEADS, ())
-                shapes[at + contract.READING_LOG_PROBS] = (max(1, len(texts.places)), 1 + len(heads))
+                trunk = self._manifest.trunks[index]
+                num_heads = len(self._heads.features(trunk, active)) if trunk.has_features else 0
+                name = contract.trunk_prefix(trunk.name) + contract.READING_LOG_PROBS
+                shapes[name] = (max(1, len(texts.places)), 1 + num_heads)
         return ScoreRun(active, arrays, shapes, tuple(tokens), tuple(rewards))
 
     def _reward(
@@ -144,8 +145,12 @@ class ScoreInputs:
             return _Place(trunk, trunks[index].read(row, position, tokens.start, len(part)), columns)
 
         plain = slice(0, 1)  # the hidden state itself, with no feature head
-        columns = self._heads.columns(self._manifest.trunks[self._manifest.trunk_index(info.trunk)], active)
-        own = place(info.trunk, reward.persrm if info.adapter else None, columns.get(reward.persrm, plain))
+        features = self._heads.features(self._manifest.trunks[self._manifest.trunk_index(info.trunk)], active)
+        columns = plain
+        if info.head:
+            first = 1 + features.index((reward.persrm, 0))
+            columns = slice(first, first + len(info.features))
+        own = place(info.trunk, reward.persrm if info.adapter else None, columns)
         if info.reference_trunk is None:
             return own, _Place(None, tokens, plain)
         return own, place(info.reference_trunk, None, plain)
@@ -168,5 +173,4 @@ class ScoreInputs:
             contract.READING_TOKEN: np.array(texts.tokens or [0], np.int64),
         }
         gates = self._factors.gates(trunk, active, rows)
-        heads = self._heads.each(trunk, active) if trunk.has_features else {}
-        return {at + name: value for name, value in values.items()} | gates | heads
+        return {at + name: value for name, value in values.items()} | gates

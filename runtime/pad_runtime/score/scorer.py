@@ -42,7 +42,8 @@ class Scorer:
         self._graph, self._manifest, self._memory = graph, manifest, provider.memory
         persrms = PersrmFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, self._memory)
-        self._inputs = ScoreInputs(manifest, self._factors, FeatureHeads(persrms, manifest))
+        self._heads = FeatureHeads(persrms, manifest, self._memory)
+        self._inputs = ScoreInputs(manifest, self._factors, self._heads)
         self._limits = limits or Limits()
 
     def score(
@@ -77,10 +78,12 @@ class Scorer:
     def _run(self, run: ScoreRun, cancellation: Cancellation) -> dict[str, Array]:
         """The outputs of one run, by name."""
         graph, memory = self._graph, self._memory
-        values = self._factors.buffers(run.active) | {
-            name: memory.upload(array, host=name.rpartition(".")[2] in graph.host_inputs)
-            for name, array in run.arrays.items()
-        }
+        values = self._factors.buffers(run.active)
+        for trunk in self._manifest.trunks:
+            if trunk.has_features:
+                values |= self._heads.buffers(trunk, self._heads.features(trunk, run.active))
+        for name, array in run.arrays.items():
+            values[name] = memory.upload(array, host=name.rpartition(".")[2] in graph.host_inputs)
         inputs = {value.name: values[value.name] for value in graph.inputs}
         outputs = {name: memory.zeros(shape, np.float32) for name, shape in run.shapes.items()}
         try:

@@ -311,10 +311,10 @@ def test_an_unknown_feature(generator: Generator) -> None:
         generator.generate("hi", preference=Preference(weights={"sad": 1.0}))
 
 
-@pytest.mark.parametrize(("beta", "weight"), [(1e31, 1.0), (-1e31, 1.0), (1.0, 1e300), (1e200, 1e200)])
+@pytest.mark.parametrize(("beta", "weight"), [(1e26, 1.0), (-1e26, 1.0), (1.0, 1e300), (1e200, 1e200)])
 def test_a_preference_that_no_float32_holds(generator: Generator, beta: float, weight: float) -> None:
     config = GenerationConfig(beta=beta, max_new_tokens=2)
-    with refused(PreferenceError, given="a preference of strength", expected="at most 1e+30", hint="lower them"):
+    with refused(PreferenceError, given="a preference of strength", expected="at most 1e+25", hint="lower them"):
         generator.generate("hi", preference=Preference(weights={"cheerful": weight}), config=config)
     assert generator.generate("hi", config=config).token_ids
 
