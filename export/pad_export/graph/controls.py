@@ -23,8 +23,7 @@ _FLOAT, _UINT8 = int(TensorProto.FLOAT), int(TensorProto.UINT8)
 def control_logits(g: Graph, logits: str, vocab_size: int) -> str:
     """z' from the base's logits z, [S, V] both."""
     bias = g.input(contract.BIAS, _FLOAT, [contract.BIAS_SEQUENCES, contract.BIAS_WIDTH])
-    added = g.op("Add", bias, _mask(g, vocab_size), name="controls/bias_and_mask")
-    added = g.op("Add", added, _penalties(g, logits), name="controls/added")  # [S, 1 or V]
+    added = g.op("Sum", bias, _mask(g, vocab_size), _penalties(g, logits), name="controls/added")  # [S, 1 or V]
     return g.op("Add", logits, added, name="controls/logits")
 
 
