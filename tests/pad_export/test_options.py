@@ -22,9 +22,11 @@ from pad_export.weights.file import WeightsFile
 from pad_export.weights.stored import StoredWeights
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import read_manifest
+from pad_runtime.bundle.signature import find_table_mismatches
 from pad_runtime.errors import OptionError
 from tests.support import tiny_models, whole_export
 from tests.support.error_checks import refused
+from tests.support.graph_files import read_graph
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
 
@@ -108,6 +110,22 @@ def test_all_in_4_bits(base: Path, tmp_path: Path) -> None:
     assert bits_of(tmp_path / "all") == {4}
     whole_export.run(base, tmp_path / "some", precision="int4", calibrate=False, verify=False)
     assert bits_of(tmp_path / "some") == {4, 8}
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "int4"}, {"precision": "int4", "all_4_bits": True}])
+def test_tables_are_held_against_the_manifest_in_every_storage(
+    base: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    whole_export.run(base, tmp_path / "bundle", calibrate=False, verify=False, **options)
+    manifest = read_manifest(tmp_path / "bundle")
+    for name in manifest.graphs:
+        tensors = read_graph(tmp_path / "bundle", name).model.tensors
+        assert find_table_mismatches(tensors, manifest, name) == []
+        (trunk,) = manifest.trunks
+        for wrong in (32, 128):
+            other = replace(manifest, trunks=[replace(trunk, hidden_size=wrong)])
+            (found,) = find_table_mismatches(tensors, other, name)
+            assert found == f"hidden_size is {wrong}, and 64 in the tables of trunk 'base'"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
