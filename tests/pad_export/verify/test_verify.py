@@ -107,7 +107,7 @@ def test_a_score_graph_with_other_inputs_is_caught(
 
     monkeypatch.setattr(export_module, "build_score_graph", without_adapter)
     with pytest.raises(
-        VerificationError, match="a graph with other inputs or outputs: .* score: the graph has no lora"
+        VerificationError, match=r"a graph with other inputs or outputs: .* score: the graph has no lora"
     ):
         export(tiny, tmp_path / "b")
 
