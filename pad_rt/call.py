@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -14,6 +14,9 @@ from pad_rt.result import GenerationResult, Timing, Usage
 from pad_runtime.cancellation import Cancellation
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
+from pad_runtime.errors import CancelledError
+
+_PART = 512  # tokens of a prompt that are read at a time: other calls take their turns in between
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Call:
         requests: what is asked for.
         trace: whether what each step weighed is kept.
         started: when the call came, by `time.perf_counter`.
-        cancellation: ends the reading of the prompts.
+        cancellation: ends the call: the reading of a prompt at once, and else when its turn comes.
     """
 
     requests: list[Request]
@@ -42,14 +45,15 @@ class Call:
         Args:
             decoder: takes the requests; a reply that ends leaves it.
             lock: held while the decoder works.
+
+        Raises:
+            CancelledError: it was cancelled.
         """
         slots: dict[Slot, int] = {}
         try:
             with lock:
                 for number, request in enumerate(self.requests):
-                    slot = decoder.open(request.sequence, request.room)
-                    slots[slot] = number
-                    decoder.read(slot, dict(enumerate(request.prompts)))
+                    slots[decoder.open(request.sequence, request.room)] = number
             with closing(self._token_ids(decoder, lock, slots)) as chosen:
                 for number, id in chosen:
                     piece = self.requests[number].reply.push(id)
@@ -66,12 +70,14 @@ class Call:
         clock = time.perf_counter
         waiting = tuple(slots)
         start = last = clock()
+        self._read(decoder, lock, slots)
         self.bytes_per_token = decoder.bytes_per_token
         is_first = True
         while waiting:
             if not decoder.ahead:  # else the device did not wait: from one step's ids to the next one's
                 last = clock()
             with lock:
+                self._check_wanted()
                 chosen = decoder.step(waiting, trace=self.trace, cancellation=self.cancellation)
                 traces = chosen.trace() if self.trace else ()
                 ids = tuple(chosen.ids)
@@ -90,6 +96,18 @@ class Call:
                     if self.requests[slots[slot]].reply.ended:
                         decoder.close(slot)
                 waiting = tuple(slot for slot in waiting if not self.requests[slots[slot]].reply.ended)
+
+    def _read(self, decoder: Decoder, lock: threading.Lock, slots: dict[Slot, int]) -> None:
+        """Read the prompts, but for the last part of each, which the first step takes in."""
+        for slot, number in slots.items():
+            for part in _parts(self.requests[number].prompts):
+                with lock:
+                    self._check_wanted()
+                    decoder.read(slot, part, self.cancellation)
+
+    def _check_wanted(self) -> None:
+        if self.cancellation.is_wanted:
+            raise CancelledError("the call was cancelled")
 
     def results(self) -> list[GenerationResult]:
         """The replies, which have ended."""
@@ -116,3 +134,10 @@ class Call:
             tokens_per_s=num_tokens / (self.prefill_s + sum(self.step_times)),
             bytes_to_host_per_token=self.bytes_per_token,
         )
+
+
+def _parts(prompts: Sequence[tuple[int, ...]]) -> Iterator[dict[int, tuple[int, ...]]]:
+    """Prompts by number, as many tokens of each at a time."""
+    for start in range(0, max(map(len, prompts)), _PART):
+        parts = {number: ids[start : start + _PART] for number, ids in enumerate(prompts)}
+        yield {number: ids for number, ids in parts.items() if ids}

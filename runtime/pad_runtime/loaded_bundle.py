@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import NoReturn
 
@@ -57,6 +58,7 @@ class Bundle:
             device, self.folder, self.manifest, num_threads=num_threads, low_memory=low_memory, capture=capture
         )
         self._graphs: dict[str, Graph] = {}
+        self._opening = threading.Lock()
 
     def decoder(self) -> Decoder:
         """A decoder of its own KV arena over the bundle's graphs."""
@@ -71,9 +73,10 @@ class Bundle:
         return Scorer(self.graph(contract.SCORE_GRAPH), self.manifest, self.files, self.provider)
 
     def graph(self, name: str) -> Graph:
-        """One of the bundle's graphs by its name, opened when it is first asked for."""
-        if name not in self._graphs:
-            self._graphs[name] = self._open(name)
+        """One of the bundle's graphs by its name, opened when it is first asked for, by whichever thread."""
+        with self._opening:
+            if name not in self._graphs:
+                self._graphs[name] = self._open(name)
         return self._graphs[name]
 
     def _open(self, name: str) -> Graph:

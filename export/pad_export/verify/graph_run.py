@@ -102,7 +102,7 @@ def _run(decoder: Decoder, manifest: Manifest, plans: list[RowPlan], guided: boo
     slots = [decoder.open(plan.sequence(sampling), plan.longest + num_tokens) for plan in plans]
     for number, (slot, plan) in enumerate(zip(slots, plans, strict=True)):
         prompts = dict(enumerate(plan.prompts))
-        if number:  # in two parts, the second behind the first one's cache
+        if number or len(plans) == 1:  # in two parts, the second behind the first one's cache
             decoder.read(slot, {prompt: ids[: len(ids) // 2] for prompt, ids in prompts.items()})
             prompts = {prompt: ids[len(ids) // 2 :] for prompt, ids in prompts.items()}
         decoder.read(slot, prompts)

@@ -21,7 +21,18 @@ from pad_runtime.errors import OutOfMemoryError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
 Array = npt.NDArray[Any]
-_ROOMY = 4  # an idle arena that is so many times too large is made anew
+_ROOMY = 4  # an idle arena that is so many times larger than was needed lately is made anew
+
+
+class _Lately:
+    """The most that was needed lately: at every look that needs less, it falls by half."""
+
+    def __init__(self) -> None:
+        self._most = 0
+
+    def look(self, needed: int) -> int:
+        self._most = max(needed, self._most // 2)
+        return self._most
 
 
 @dataclass(eq=False)
@@ -80,6 +91,8 @@ class KvArena:
         ]
         self._spare = [KvGroup(memory, trunk, range(trunk.num_layers), dtype) for trunk in manifest.trunks]
         self._order: list[Lease] = []
+        self._rows_lately = [(_Lately(), _Lately()) for _ in manifest.trunks]
+        self._capacity_lately = _Lately()
         self.capacity = 0
 
     # -- leases -------------------------------------------------------------------------------------------------------
@@ -225,23 +238,33 @@ class KvArena:
         return placed
 
     def _apply(self, order: Sequence[Lease], moves: Sequence[tuple[list[Move], ...]], room: int) -> None:
-        """Make or keep the buffers, and move what is in them."""
+        """Make or keep the buffers, and move what is in them.
+
+        Leases that join one by one have half as many rows again made at a time; whatever is made with nothing in the
+        arena has the rows that are needed. Rows and capacity that were needed lately are kept.
+        """
         capacity = min(-(-room // self._block) * self._block, self._manifest.max_length)
         idle = not any(move for trunk in moves for side in trunk for move in side)
-        if not idle or capacity <= self.capacity < _ROOMY * capacity:
+        if not idle or self.capacity < _ROOMY * self._capacity_lately.look(capacity):
             capacity = max(capacity, self.capacity)
         needed = [
             tuple(sum(lease.widths[trunk][side] for lease in order) for side in (0, 1))
             for trunk in range(len(self._groups))
         ]
-        for groups, widths, sides in zip(self._groups, needed, moves, strict=True):
-            for group, width, side in zip(groups, widths, sides, strict=True):
-                fits = capacity == group.capacity and width <= group.num_rows
-                if fits and not (idle and group.num_rows >= _ROOMY * width):
+        for trunk, (groups, widths, sides) in enumerate(zip(self._groups, needed, moves, strict=True)):
+            for group, width, side, lately in zip(groups, widths, sides, self._rows_lately[trunk], strict=True):
+                if not group.has_layers:
+                    continue
+                roomy = idle and group.num_rows >= _ROOMY * lately.look(width)
+                if capacity == group.capacity and width <= group.num_rows and not roomy:
                     group.move(side)
                 elif width:
                     self._before_resize()
-                    group.resize(width, capacity, side)
+                    joins = not idle and width > group.num_rows
+                    group.resize(max(width, group.num_rows * 3 // 2) if joins else width, capacity, side)
+                elif group.num_rows:
+                    self._before_resize()
+                    group.release()
         self.capacity = capacity
 
 

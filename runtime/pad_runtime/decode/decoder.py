@@ -290,7 +290,11 @@ class Decoder:
                 trace=shapes,
             )
 
-        run = self._runs.get(key, make)
+        try:
+            run = self._runs.get(key, make)
+        except OutOfMemoryError:  # others are kept for what may come, and hold buffers
+            self._runs.clear()
+            run = self._runs.get(key, make)
         for slot in [slot for slot in self._slots if slot.ready is not None and slot.ready.run is run]:
             self._touch(slot)
         run.load(arrays)

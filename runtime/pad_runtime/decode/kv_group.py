@@ -60,6 +60,15 @@ class KvGroup:
         self._buffers: dict[str, Buffer] = {}
         self.num_rows = self.capacity = 0
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether there is anything to cache."""
+        return bool(self._names)
+
+    def release(self) -> None:
+        """Let the buffers go."""
+        self._buffers, self.num_rows, self.capacity = {}, 0, 0
+
     def resize(self, num_rows: int, capacity: int, kept: Sequence[Move]) -> None:
         """Make the buffers anew, layer by layer; `kept` goes from rows of the old ones to rows of the new.
 

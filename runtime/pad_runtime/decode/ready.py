@@ -51,7 +51,8 @@ class ReadyStep:
     ) -> None:
         self.slots, self.is_traced, self.run = slots, trace is not None, run
         self._allowed = allowed
-        self._runs_ahead = run.ahead and trace is None and allowed is None
+        self._can_run_ahead = run.ahead and trace is None
+        self._runs_ahead = self._can_run_ahead and allowed is None
         self._left = min(slot.num_steps_left for slot in slots)
         self._chosen = Chosen((), trace or _untraced)
         for slot in slots:
@@ -73,10 +74,11 @@ class ReadyStep:
 
     def allow(self, slot: Slot, packed: npt.NDArray[np.uint8] | None) -> bool:
         """Change what a slot may choose next; False where this step was not made for that."""
-        if self._allowed is None:
-            return False
+        if self._allowed is None or self._runs_ahead:  # the next step may have been started with nothing masked
+            return packed is None
         self._allowed[self.slots.index(slot)] = 0xFF if packed is None else packed
         self.run.put(contract.ALLOWED, self._allowed)
+        self._runs_ahead = self._can_run_ahead and all(slot.allowed is None for slot in self.slots)
         return True
 
     def end(self) -> None:

@@ -26,6 +26,7 @@ from pad_export.trunk import Trunk
 from pad_export.verify.float64 import Float64Arithmetic
 from pad_export.verify.tolerance import TOLERANCE, allowance
 from pad_export.weights import adapter_file
+from pad_runtime.decode import batches
 from pad_runtime.errors import VerificationError
 from tests.support import tiny_models, whole_export
 
@@ -278,3 +279,18 @@ def test_every_kind_of_layer_has_its_own_rope() -> None:
     np.testing.assert_allclose(full.inv_freq, expected.numpy())
     assert full.scaling == pytest.approx(scaling)
     assert full.inv_freq != tuple(f / 8.0 for f in spec.ropes[spec.layers[0].rope].inv_freq)
+
+
+@pytest.mark.parametrize("max_batch", [1, 8])
+def test_reading_behind_a_cache_is_verified_with_any_max_batch(
+    tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_batch: int
+) -> None:
+    real = batches.PromptPart
+
+    def wrong(sequence: int, ids: Sequence[int], past: int) -> batches.PromptPart:
+        """Several tokens behind a cache lie a place too low."""
+        return real(sequence, ids, past - 1 if past and len(ids) > 1 else past)
+
+    monkeypatch.setattr(batches, "PromptPart", wrong)
+    with pytest.raises(VerificationError):
+        export(tiny, tmp_path / "b", max_batch=max_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pad_runtime.adapters.persrm_files import PersrmFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, open_bundle
 from pad_runtime.decode.inputs import END_OFFERED, InputBuilder
+from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
 from pad_runtime.rows.noise import NoiseTape
 from pad_runtime.rows.row import Reading, Row
@@ -25,6 +27,7 @@ from tests.support import tiny_bundles, tiny_models
 
 PLAIN, MANY = 0, 1  # PersRMs: an adapter of rank 4 alone; one of rank 5 with three features
 NO_DEVICE: Any = None
+Heads = Callable[[Batch], dict[str, Any]]
 EVERYTHING = {
     *(value for name, value in vars(contract).items() if name.isupper() and isinstance(value, str)),
     *(contract.lora_gate(site) for site in contract.LORA_SITES),
@@ -51,7 +54,21 @@ def manifest(bundle: Path) -> Manifest:
 def builder(bundle: Path) -> InputBuilder:
     manifest, files = open_bundle(bundle)
     persrms = PersrmFiles(files, manifest)
-    return InputBuilder(manifest, LoraFactors(persrms, manifest, NO_DEVICE), FeatureHeads(persrms, manifest))
+    factors, heads = LoraFactors(persrms, manifest, NO_DEVICE), FeatureHeads(persrms, manifest, NO_DEVICE)
+    return InputBuilder(manifest, factors, heads)
+
+
+@pytest.fixture(scope="module")
+def heads(bundle: Path) -> Heads:
+    """What is bound beside the arrays of a batch."""
+    manifest, files = open_bundle(bundle)
+    made, trunk = FeatureHeads(PersrmFiles(files, manifest), manifest, DeviceMemory(cuda=None)), manifest.trunks[0]
+
+    def read(batch: Batch) -> dict[str, Any]:
+        buffers = made.buffers(trunk, made.columns(trunk, batch.readings(0)))
+        return {name: buffer.read() for name, buffer in buffers.items()}
+
+    return read
 
 
 def member(
@@ -81,7 +98,7 @@ def check(arrays: dict[str, Any], **expected: Any) -> None:
         assert arrays[name].shape == np.shape(value), name
 
 
-def test_a_plain_and_a_guided_sequence_side_by_side(builder: InputBuilder, bundle: Path) -> None:
+def test_a_plain_and_a_guided_sequence_side_by_side(builder: InputBuilder, heads: Heads, bundle: Path) -> None:
     arrays = builder.arrays(BATCH, EVERYTHING, capacity=None)
     check(
         arrays,
@@ -112,10 +129,10 @@ def test_a_plain_and_a_guided_sequence_side_by_side(builder: InputBuilder, bundl
     )
     assert arrays["top_p"][0] > 1.0, "1 keeps everything, whatever rounding does to the mass"
     assert arrays["top_p"][1] == np.float32(0.9)
-    heads = load_file(bundle / "heads" / "many.safetensors")
-    mixed = sum(weight * head for weight, head in zip((0.5, -1.0, 2.0), heads["heads"], strict=True))
-    np.testing.assert_allclose(arrays["feature_heads"], mixed[None], rtol=1e-6, atol=1e-6)
-    assert arrays["feature_biases"].shape == (1, 1, 84)
+    stored, bound = load_file(bundle / "heads" / "many.safetensors"), heads(BATCH)
+    mixed = sum(weight * head for weight, head in zip((0.5, -1.0, 2.0), stored["heads"], strict=True))
+    np.testing.assert_allclose(bound["feature_heads"], mixed[None], rtol=1e-6, atol=1e-6)
+    assert bound["feature_biases"].shape == (1, 1, 84)
     for site in contract.LORA_SITES:  # columns of the one PersRM that is active
         gate = arrays[contract.lora_gate(site)]
         assert gate.shape[0] == 3
@@ -213,7 +230,7 @@ def test_a_run_that_fills_the_cache_reads_nothing(builder: InputBuilder) -> None
     np.testing.assert_array_equal(arrays["reading_weights"][:, 0], [1.0])
 
 
-def test_more_mixes_than_features_use_the_heads_themselves(builder: InputBuilder) -> None:
+def test_more_mixes_than_features_use_the_heads_themselves(builder: InputBuilder, heads: Heads) -> None:
     """Then a mix is weights over the heads; with fewer, each mix is one head."""
     people = [(1.0, 0.0, 0.5), (0.0, 2.0, 0.0), (3.0, 0.0, 0.0), (1.0, 1.0, 1.0)]
     rows = tuple(RowPart(number, 1, Row(0, 1, MANY), number) for number in range(4))
@@ -223,11 +240,12 @@ def test_more_mixes_than_features_use_the_heads_themselves(builder: InputBuilder
             member(replace(GUIDED, readings=(Reading(0, (), 1.0), Reading(1, weights, 1.0)))) for weights in people
         )
         part = TrunkPart(trunk.prompts[:count], rows[:count])
-        arrays = builder.arrays(Batch(members[:count], (part,)), EVERYTHING, capacity=None)
-        assert arrays["feature_heads"].shape == shape
-        mixed = np.einsum("lp,phk->lhk", arrays["reading_weights"][:, 1:], arrays["feature_heads"])
-        weights = builder.arrays(Batch(members, (trunk,)), EVERYTHING, capacity=None)
-        expected = np.einsum("lp,phk->lhk", np.array(people[:count], np.float32), weights["feature_heads"])
+        batch = Batch(members[:count], (part,))
+        weights, bound = builder.arrays(batch, EVERYTHING, capacity=None)["reading_weights"], heads(batch)
+        assert bound["feature_heads"].shape == shape
+        mixed = np.einsum("lp,phk->lhk", weights[:, 1:], bound["feature_heads"])
+        stored = heads(Batch(members, (trunk,)))["feature_heads"]
+        expected = np.einsum("lp,phk->lhk", np.array(people[:count], np.float32), stored)
         np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
 
 
