@@ -60,13 +60,14 @@ def weigh(
     ranked = np.argsort(-order, kind="stable")
     k = sequence.sampling.top_k
     candidates, after = ranked[:k], ranked[k : k + 1]
-    margin = float((order[candidates[-1:]] - order[after]).min(initial=np.inf))
+    closed = len(after) and np.isfinite(order[candidates[-1]])
+    margin = float(order[candidates[-1]] - order[after[0]]) if closed else np.inf
     scores = sequence.readings[0].coefficient * z
     for number, reading in enumerate(sequence.readings[1:], 1):
         scores = scores + reading.coefficient * logits(number)
     with np.errstate(invalid="ignore"):
         scores = np.where(np.isfinite(controlled), scores + controlled - z, -np.inf)
-    return candidates, scores[candidates], margin if np.isfinite(margin) else np.inf
+    return candidates, scores[candidates], margin
 
 
 def choose(candidates: Array, scores: Array, sampling: Sampling, step: int) -> Choice:
