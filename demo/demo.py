@@ -21,11 +21,11 @@ PEOPLE = {
     "Ben": Preference(weights={"cheerful": -1.0}),
     "Cem": Preference(weights={"simple": 0.7, "concise": 0.7}),
 }
-CONFIG = GenerationConfig(beta=1.0, top_k=10, max_new_tokens=80, offer_end=True)  # for Cem, who wants it short
+CONFIG = GenerationConfig(beta=1.0, top_k=10, max_new_tokens=80, offer_end=True)  # offer_end for Cem's short replies
 
 
 def export() -> None:
-    """Base and PersRM into one bundle, with progress and verification."""
+    """Export base and PersRM into one bundle, with progress and verification."""
     print(f"1. Exporting SmolLM2-135M-Instruct and the PersRM of {WORDS_PERSRM.relative_to(ROOT)} into one step graph")
     started = time.perf_counter()
     export_bundle(
@@ -38,7 +38,7 @@ def export() -> None:
 
 
 def reply_all() -> dict[str, GenerationResult]:
-    """The question, answered for everybody by one loaded bundle."""
+    """Answer the question for each person with one loaded bundle."""
     generator = Generator.load(BUNDLE)
     return {
         name: generator.generate(QUESTION, preference=preference, config=CONFIG) for name, preference in PEOPLE.items()

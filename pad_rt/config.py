@@ -1,4 +1,4 @@
-"""How to generate."""
+"""Options of a generation."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ class GenerationConfig:
     of softmax(score / temperature).
 
     Args:
-        beta: strength of the reward, any finite number; 0 is the base, below 0 steers away from the preference.
-        top_k: number of candidates the base proposes, >= 1.
+        beta: strength of the reward, any finite number; 0 gives the base's choices, below 0 steers away from the
+            preference.
+        top_k: number of candidates that the base proposes, >= 1.
         max_new_tokens: cap on the generated tokens, >= 1.
         temperature: >= 0; 0 is greedy.
-        top_p: smallest probability mass of the candidates sampled from, 0 < top_p <= 1; 1 keeps all.
-        seed: of the sampling noise, 0 <= seed < 2**63.
-        stop: strings to end before; a single string is one stop string. Special tokens, which no reply shows, may be
-            written in them, such as "<|im_end|>".
-        stop_token_ids: ids that end a reply beside the bundle's own ends of turn; a single id is one. As those, they
-            are no part of the reply; they are not among the ends that `offer_end` offers.
+        top_p: sample from the likeliest candidates that together have this probability, 0 < top_p <= 1; 1 keeps all.
+        seed: seed of the sampling noise, 0 <= seed < 2**63.
+        stop: strings before which a reply ends; a single string is one stop string. They may contain special tokens,
+            such as "<|im_end|>", although replies do not show those.
+        stop_token_ids: ids that end a reply, in addition to the bundle's ends of turn; a single id is taken as a list
+            of one. They are no part of the reply, and `offer_end` does not offer them.
         base_sees_preference: put the preference into the base's prompt too, as the official code does.
-        offer_end: make the end of the turn a candidate at every step, beside the top_k. A reply then ends where the
-            preference wants it to; in the paper only where the end is among the base's top_k, which is seldom.
-        template_args: variables of the base's chat template, such as {"enable_thinking": False}; JSON values.
+        offer_end: make the end of the turn a candidate at every step, beside the top_k. Without it (as in the paper) a
+            preference for short replies has little effect: the end of the turn is seldom among the base's top_k.
+        template_args: variables for the base's chat template, such as {"enable_thinking": False}; JSON values.
 
     Raises:
         OptionError: a value of the wrong type or outside its range.
@@ -78,7 +79,7 @@ class GenerationConfig:
         """A config from option names and values, such as a JSON object.
 
         Raises:
-            OptionError: a name that is no option (the nearest one is suggested), or a value outside its range.
+            OptionError: a name that is no option (the most similar option is suggested), or a value outside its range.
         """
         names = [option.name for option in fields(cls)]
         for name in options:

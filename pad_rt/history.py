@@ -1,4 +1,4 @@
-"""What a chat remembers."""
+"""The history of a chat: its system message and its turns."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from pad_rt.text.chat_template import Message
 
 @dataclass(frozen=True)
 class History:
-    """The turns of a chat behind its system message.
+    """A chat so far.
 
     Attributes:
-        system: stays whatever goes; None for a chat without.
-        turns: what the user said and what was replied, oldest first.
+        system: the system message, which is never forgotten; None for a chat without one.
+        turns: pairs of the user's message and the reply, oldest first.
     """
 
     system: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
 
     def prompt(self, message: str) -> list[Message]:
-        """The chat up to the user's next message."""
+        """The chat as messages, with the user's next message at its end."""
         messages: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         for said, reply in self.turns:
             messages += [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
         return [*messages, {"role": "user", "content": message}]
 
     def shortened(self, message: str, room: Callable[[list[Message]], int], reserve: int) -> History:
-        """The history that leaves room for a reply to this message: whole turns go, oldest first.
+        """The history with so many of its oldest turns left out that a reply to this message has room.
 
         Args:
-            message: the user's next one.
-            room: tokens of reply that fit behind a prompt.
-            reserve: tokens wanted; all turns go where not even that gives as many.
+            message: the user's next message.
+            room: gives the tokens of reply that fit behind a prompt.
+            reserve: tokens that the reply should have. If no history leaves as many, all turns are left out.
         """
 
         def fits(start: int) -> bool:
             return room(replace(self, turns=self.turns[start:]).prompt(message)) >= reserve
 
-        start = bisect_left(range(len(self.turns)), True, key=fits)  # fewer turns never leave less room
+        start = bisect_left(range(len(self.turns)), True, key=fits)  # the room grows with each turn that is left out
         return replace(self, turns=self.turns[start:])
 
     def then(self, message: str, reply: str) -> History:

@@ -1,4 +1,4 @@
-"""What a user prefers: words for the PersRM's prompt, weights on its named features, or both."""
+"""A user's preference: words for the PersRM's prompt, weights for its features, or both."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pad_runtime.errors import OptionError, PreferenceError
 
 @dataclass(frozen=True)
 class Preference:
-    """One preference: R = sum_i weights[i] * phi_i, phi read from a prompt that carries the text.
+    """A preference. Its reward is R = sum_i weights[i] * phi_i; the PersRM computes phi with the text in its prompt.
 
     Args:
-        text: the preference in words; None when the weights say it all.
-        weights: feature name to w_i; empty takes the bundle's own.
+        text: the preference in words; None for a preference by weights alone.
+        weights: w_i by feature name; empty takes the PersRM's default weights.
 
     Raises:
-        PreferenceError: neither is given, the text is blank, or a weight is not a finite number.
+        PreferenceError: text and weights are both missing, the text is blank, or a weight is not a finite number.
     """
 
     text: str | None = None
@@ -45,11 +45,11 @@ class Preference:
 
 
 PreferenceLike: TypeAlias = str | Preference | Sequence[tuple[str | Preference, float]] | None
-"""What a caller may give: nothing, words, a `Preference`, or several of them as (preference, weight) pairs."""
+"""What a caller may give: None, text, a `Preference`, or several preferences as (preference, weight) pairs."""
 
 
 def normalize_preferences(preference: PreferenceLike) -> tuple[tuple[Preference, float], ...]:
-    """All forms of a preference as (preference, weight) pairs, one reward row each.
+    """All forms of a preference as (preference, weight) pairs.
 
     Args:
         preference: None (no guidance), text, a `Preference`, or a list of (text or `Preference`, weight) pairs.
@@ -84,7 +84,7 @@ def normalize_preferences(preference: PreferenceLike) -> tuple[tuple[Preference,
 
 
 def parse_weight(argument: str) -> tuple[str, float]:
-    """NAME=W from the command line; the last "=" separates, so a name may hold one.
+    """Parse NAME=W from the command line; the last "=" separates, so that a name may contain "=".
 
     Raises:
         OptionError: no name, no "=", or W is not a finite number.

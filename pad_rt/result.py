@@ -1,4 +1,4 @@
-"""What a generation returns."""
+"""The result of a generation."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Usage:
     """Tokens of one sequence.
 
     Attributes:
-        prompt_tokens: of the base's prompt; what reward rows read beside it does not count.
-        completion_tokens: of the reply, without the end-of-turn token.
+        prompt_tokens: tokens of the base's prompt; a PersRM's prompt does not count.
+        completion_tokens: tokens of the reply, without the end-of-turn token.
     """
 
     prompt_tokens: int
@@ -49,10 +49,10 @@ class GenerationResult:
     Attributes:
         text: the reply, without the end-of-turn token and cut before a stop string.
         token_ids: the chosen ids, without the end-of-turn token; those of a stop string are included.
-        finish_reason: "stop" at an end-of-turn token or a stop string; "length" where the reply was cut, at
+        finish_reason: "stop" if the reply ended at an end-of-turn token or a stop string; "length" if it was cut, at
             max_new_tokens or at the bundle's max_length.
-        usage: tokens read and made.
-        timing: of the call, shared by all replies of a batch.
+        usage: tokens of prompt and reply.
+        timing: times of the call, shared by all replies of a batch.
         trace: with `trace=True`, one `SequenceTrace` a chosen token (the end-of-turn token too): candidates [k],
             row_logits [readings, k] (the base's first), scores [k].
     """
@@ -65,7 +65,7 @@ class GenerationResult:
     trace: tuple[SequenceTrace, ...] = ()
 
     def describe_cut(self, max_new_tokens: int) -> str:
-        """For a user, where a reply of `finish_reason` "length" was cut: at the limit asked for, or the bundle's."""
+        """Say to a user which limit cut a reply of `finish_reason` "length": the option's or the bundle's."""
         count = self.usage.completion_tokens
         return (
             f"cut at {count} tokens ({'--max-new-tokens' if count == max_new_tokens else 'max_length of the bundle'})"

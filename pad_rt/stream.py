@@ -1,4 +1,4 @@
-"""A reply that is read while it is made."""
+"""A reply whose text is given out while it is generated."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pad_runtime.errors import CancelledError
 
 
 class TextStream(Iterator[str]):
-    """Pieces of one reply; joined, they are its text.
+    """An iterator over the pieces of one reply; joined, they are its text.
 
     Args:
-        pieces: yields them, and returns the whole reply.
+        pieces: yields the pieces, and returns the whole reply.
         cancellation: ends the reading of the prompt.
 
     Attributes:
-        result: the whole reply, once the last piece was read; None before, and of a stream that was closed.
+        result: the whole reply, after the last piece; None before that, and for a stream that was closed.
     """
 
     def __init__(self, pieces: Generator[str, None, GenerationResult], cancellation: Cancellation) -> None:
@@ -26,7 +26,7 @@ class TextStream(Iterator[str]):
         self.result: GenerationResult | None = None
 
     def __next__(self) -> str:
-        """The next piece, as soon as it is final; none of a stream that was closed."""
+        """Wait for the next piece; its text will not change. A closed stream ends here."""
         if self._cancellation.is_wanted:
             self._pieces.close()
         try:
@@ -38,21 +38,21 @@ class TextStream(Iterator[str]):
             raise StopIteration from None
 
     def close(self) -> None:
-        """Read no further: the reply ends here, and what it was made with serves the next one.
+        """End the reply here.
 
-        Another thread than the one that reads may close it, too: a prompt is read no further than the graph's next
-        operator, and a reply no further than its next piece.
+        Any thread may close a stream while another reads it: the reading of a prompt ends before the graph's next
+        operator, a reply after its next piece.
         """
         self._cancellation.want()
-        with suppress(ValueError):  # the other thread is making a piece
+        with suppress(ValueError):  # another thread is inside the generator
             self._pieces.close()
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the reply ended, once `result` is there."""
+        """`finish_reason` of the `result`, None before it exists."""
         return self.result.finish_reason if self.result else None
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens read and made, once `result` is there."""
+        """`usage` of the `result`, None before it exists."""
         return self.result.usage if self.result else None

@@ -21,13 +21,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Made once a session and shared: copy what a test changes."""
     from pad_export.export import export_bundle
+    from pad_export.options import ExportOptions
     from tests.support import tiny_models  # torch and transformers: only the tests that need them pay for them
 
     root = tmp_path_factory.mktemp("tiny")
     models = tiny_models.TinyModels(root / "llama", root / "cheerful", root / "bundle")
     tiny_models.make_base(models.base, "llama", seed=1)
     tiny_models.make_adapter(models.adapter, models.base, seed=2)
-    export_bundle(models.base, models.bundle, persrms=[models.adapter], max_batch=3, max_top_k=20, quiet=True)
+    options = ExportOptions(max_batch=3, max_top_k=20)
+    export_bundle(models.base, models.bundle, persrms=[models.adapter], options=options)
     return models
 
 

@@ -25,6 +25,7 @@ from benchmarks.common.records import RESULTS, markdown, replace_text, versions
 from pad_export.engines.build import EngineBuilder
 from pad_export.engines.report import EngineReport
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import EngineError
@@ -109,13 +110,9 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         base,
         bundle,
         persrms=[],
-        precision=case.precision,
-        dialect="standard",
-        max_length=48,
-        max_batch=3,
-        max_top_k=20,
-        verify=False,
-        quiet=True,
+        options=ExportOptions(
+            precision=case.precision, dialect="standard", max_length=48, max_batch=3, max_top_k=20, verify=False
+        ),
     )
     report, strict = (build(case, bundle, manifest, leave=leave) for leave in (True, False))
     assert report is not None

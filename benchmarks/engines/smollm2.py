@@ -15,6 +15,7 @@ from benchmarks.common.records import RESULTS, versions, write_record
 from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.engines.build import EngineBuilder
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
 
@@ -52,12 +53,9 @@ def main() -> None:
                 find_smollm2(),
                 bundle,
                 persrms=[WEIGHTS_PERSRM],
-                precision=precision,
-                dialect="standard",
-                max_length=MAX_LENGTH,
-                max_batch=MAX_BATCH,
-                verify=False,
-                quiet=True,
+                options=ExportOptions(
+                    precision=precision, dialect="standard", max_length=MAX_LENGTH, max_batch=MAX_BATCH, verify=False
+                ),
             )
             for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
                 rows.append(build(builder, bundle, manifest, graph))

@@ -45,6 +45,7 @@ def export(base: str, persrm: str, threads: int) -> dict[str, Any]:
     import torch
 
     from pad_export.export import export_bundle
+    from pad_export.options import ExportOptions
 
     if threads:
         torch.set_num_threads(threads)
@@ -60,10 +61,8 @@ def export(base: str, persrm: str, threads: int) -> dict[str, Any]:
             Path(base),
             Path(scratch) / "bundle",
             persrms=[Path(persrm)],
-            topology="shared",
-            precision="int4",
-            quiet=True,
             report=report,
+            options=ExportOptions(topology="shared", precision="int4"),
         )
     times.append(time.perf_counter())
     used = resource.getrusage(resource.RUSAGE_SELF)

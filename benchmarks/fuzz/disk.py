@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.fuzz.inputs import LIMITS, Inputs
 from benchmarks.fuzz.targets import Target, Tokens
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_runtime.bundle.manifest import read_manifest, verify_files
 from pad_runtime.errors import PadError
 
@@ -103,7 +104,10 @@ def _two(inputs: Inputs, home: Path, draw: float) -> None:
 
 def _export(inputs: Inputs, output: Path, max_length: int) -> None:
     export_bundle(
-        inputs.base, output, persrms=inputs.persrms, verify=False, quiet=True, **(LIMITS | {"max_length": max_length})
+        inputs.base,
+        output,
+        persrms=inputs.persrms,
+        options=ExportOptions(verify=False, **LIMITS | {"max_length": max_length}),
     )
 
 

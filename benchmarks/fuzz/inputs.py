@@ -13,6 +13,7 @@ import gguf
 import torch
 
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from tests.support import tiny_gguf, tiny_models
 
 HIDDEN = 64
@@ -66,7 +67,7 @@ def make_inputs(root: Path) -> Inputs:
     add_tokenizer = partial(_add_tokenizer, inputs.base, base.config.vocab_size)
     kind = gguf.GGMLQuantizationType.F32
     tiny_gguf.write_gguf(inputs.gguf, base, kind=kind, tokenizer=False, extend=add_tokenizer)
-    export_bundle(inputs.base, inputs.bundle, persrms=inputs.persrms, verify=False, quiet=True, **LIMITS)
+    export_bundle(inputs.base, inputs.bundle, persrms=inputs.persrms, options=ExportOptions(verify=False, **LIMITS))
     _write_large(inputs)
     return inputs
 
@@ -97,7 +98,7 @@ def _write_large(inputs: Inputs) -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight[-_LARGE // 2 :] *= 0.01
     model.save_pretrained(base)
-    export_bundle(base, inputs.large, persrms=[], verify=False, quiet=True, **LIMITS)
+    export_bundle(base, inputs.large, persrms=[], options=ExportOptions(verify=False, **LIMITS))
 
 
 if __name__ == "__main__":

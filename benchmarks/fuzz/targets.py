@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.fuzz import changes
 from benchmarks.fuzz.inputs import LIMITS, Inputs
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_rt import Generator, Preference
 from pad_runtime.bundle.file_info import describe_file
 from pad_runtime.bundle.manifest import checksum
@@ -170,7 +171,7 @@ def _exporter(base: Path | None = None) -> Callable[[Path], Tokens]:
     def use(altered: Path) -> Tokens:
         output = altered.parent / "exported"
         model, persrms = (base, [altered]) if base else (altered, [])
-        export_bundle(model, output, persrms=persrms, verify=False, quiet=True, **LIMITS)
+        export_bundle(model, output, persrms=persrms, options=ExportOptions(verify=False, **LIMITS))
         return reply(output)
 
     return use

@@ -19,6 +19,7 @@ from benchmarks.gpu.step_bytes import element_size, step_bytes
 from benchmarks.gpu.step_kernels import count_kernels
 from benchmarks.gpu.task import GpuTask, measured, serve_rows
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_rt import Generator
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle, settling
@@ -56,12 +57,13 @@ def _export(task: GpuTask) -> Path:
             base,
             folder / "bundle",
             persrms=[persrm],
-            topology="pair" if paired else "shared",
-            max_length=longest,
-            max_batch=max(group.batches),
-            verify=False,
-            quiet=True,
-            **options,
+            options=ExportOptions(
+                topology="pair" if paired else "shared",
+                max_length=longest,
+                max_batch=max(group.batches),
+                verify=False,
+                **options,
+            ),
         )
     return folder / "bundle"
 

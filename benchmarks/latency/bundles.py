@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from benchmarks.common.kept import stamped
 from benchmarks.common.process import RowError
 from benchmarks.common.records import ROOT, versions
 from benchmarks.latency.shapes import BUILD, checkpoint
 from pad_export.export import export_bundle
-from pad_export.graph.matrix import Storage
+from pad_export.options import ExportOptions
 from pad_runtime.errors import PadError
 
 
@@ -47,13 +45,9 @@ def bundle(model: str, *, topology: str, precision: str, all_4_bits: bool = Fals
     def export() -> None:
         print(f"   exporting {folder.name}", flush=True)
         options: dict[str, Any] = {"topology": topology, "precision": precision, "backbone": base}
+        plain = ExportOptions(max_length=1024, calibrate=False, all_4_bits=all_4_bits, verify=False, **options)
         try:
-            with ExitStack() as patches:
-                patches.enter_context(patch("pad_export.export.calibrate_trunk", lambda *_: {}))
-                if all_4_bits:
-                    patches.enter_context(patch.object(Storage, "bits", lambda *_: 4))
-                    patches.enter_context(patch.object(Storage, "embedding_bits", 4))
-                export_bundle(base, folder, persrms=[adapter], max_length=1024, verify=False, quiet=True, **options)
+            export_bundle(base, folder, persrms=[adapter], options=plain)
         except PadError as error:
             raise RowError(f"pad-export refuses {precision} {topology}: {error}") from None
 

@@ -18,6 +18,7 @@ from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import RESULTS, markdown, rounded, versions, write_record
 from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_steps, open_bundle
 from pad_runtime.bundle.manifest import Manifest
@@ -59,7 +60,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = options.bundle or Path(work) / "bundle"
         if not options.bundle:
-            export_bundle(find_smollm2(), folder, persrms=[WEIGHTS_PERSRM], precision="int4", verify=False)
+            export_bundle(
+                find_smollm2(), folder, persrms=[WEIGHTS_PERSRM], options=ExportOptions(precision="int4", verify=False)
+            )
         figures = measure(folder, workload)
     record = {
         "what": "SmolLM2-135M-Instruct, int4, batch 1, one thread, random token ids; preferences by weights",

@@ -17,6 +17,7 @@ from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import RESULTS, markdown, rounded, versions, write_record
 from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_rt import Generator
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_replies, measure_steps, open_bundle
@@ -54,7 +55,7 @@ def main() -> None:
         bundles = {name: Path(folder) / name for name in TOPOLOGIES}
         for name, path in bundles.items():
             settings: dict[str, Any] = {"topology": name, "backbone": base, "verify": False}
-            export_bundle(base, path, persrms=[WEIGHTS_PERSRM], **settings)
+            export_bundle(base, path, persrms=[WEIGHTS_PERSRM], options=ExportOptions(**settings))
         runs = [measure(bundles, workload, threads=threads) for threads in options.threads]
     record = {
         "what": "SmolLM2-135M-Instruct, fp32, batch 1, random token ids",

@@ -18,6 +18,7 @@ from benchmarks.quality.methods import TOP_K, WIDE_TOP_K
 from benchmarks.quality.random_reward import NUM_FEATURES, Scale, calibrate
 from demo.smollm2 import find_smollm2
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_rt import Generator
 from pad_runtime.bundle.manifest import Precision
 
@@ -49,11 +50,8 @@ def ensure_bundle(persrms: Sequence[Path], precision: Precision, bundle: Path, m
             find_smollm2(),
             bundle,
             persrms=persrms,
-            precision=precision,
-            max_length=1024,
-            max_batch=MAX_BATCH,
-            max_top_k=WIDE_TOP_K,
             report=lambda line: print(f"   {line}", flush=True),
+            options=ExportOptions(precision=precision, max_length=1024, max_batch=MAX_BATCH, max_top_k=WIDE_TOP_K),
         )
 
     return stamped(bundle, mark, export)

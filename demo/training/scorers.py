@@ -1,4 +1,4 @@
-"""What ranked the replies that the shipped PersRM was trained on. None of it, text or word list, judges the result."""
+"""Scorers of the shipped PersRM's pairs. None of their texts and word lists is used by a judge of the results."""
 
 from __future__ import annotations
 

@@ -10,34 +10,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+from pad_export.options import DEFAULT_OPTIONS, ExportOptions, Target, TopologyChoice
 from pad_export.output.staging import clean
 from pad_runtime.bundle import contract
-from pad_runtime.bundle.manifest import Activations, DialectName, Precision, read_manifest
-from pad_runtime.command import run_interruptible
-from pad_runtime.errors import OptionError, PadError
+from pad_runtime.bundle.manifest import Activations, DialectName, Precision, Reference, read_manifest
+from pad_runtime.command import add_quiet, run_interruptible, take_options, with_extra
+from pad_runtime.errors import OptionError
 
-_EXTRA = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
+_PACKAGES = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `pad-export` with these arguments (None: the process's own) and give its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["engines"]:
-        return run_interruptible(
-            "pad-export engines", lambda: _with_extra(lambda: _engines(_engines_parser().parse_args(arguments[1:])))
-        )
+        return _run("pad-export engines", lambda: _engines(_engines_parser().parse_args(arguments[1:])))
     if arguments[:1] == ["--clean"]:
         return run_interruptible("pad-export --clean", lambda: _clean(_clean_parser().parse_args(arguments[1:])))
-    return run_interruptible("pad-export", lambda: _with_extra(lambda: _export(_parser().parse_args(arguments))))
+    return _run("pad-export", lambda: _export(_parser().parse_args(arguments)))
 
 
-def _with_extra(command: Callable[[], None]) -> None:
-    try:
-        command()
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
-            raise
-        raise PadError(f"{error.name} is not installed", hint="pip install 'pad-rt[export]'") from None
+def _run(name: str, command: Callable[[], None]) -> int:
+    return run_interruptible(name, lambda: with_extra("export", _PACKAGES, command))
 
 
 def _clean(options: argparse.Namespace) -> None:
@@ -58,49 +52,27 @@ def _engines(options: argparse.Namespace) -> None:
     from pad_export.engines.build import EngineBuilder
 
     manifest = read_manifest(options.bundle)
-    builder = EngineBuilder(options.target, options.compute_capability, timing_cache=options.timing_cache)
-    add_engines(options.bundle, manifest, builder, _silent if options.quiet else _report)
+    builder = EngineBuilder(options.target, options.compute_capabilities, timing_cache=options.timing_cache)
+    add_engines(options.bundle, manifest, builder, options.report)
     print(f"wrote the {options.target} engines of {options.bundle}")
 
 
-def _export(options: argparse.Namespace) -> None:
-    report = _silent if options.quiet else _report
-    report("loading torch")
+def _export(arguments: argparse.Namespace) -> None:
+    arguments.report("loading torch")
     from pad_export.export import export_bundle
 
     manifest = export_bundle(
-        options.base,
-        options.output,
-        persrms=options.persrm,
-        topology=options.topology,
-        reference=options.reference,
-        backbone=options.backbone,
-        precision=options.precision,
-        activations=options.activations,
-        dialect=options.dialect,
-        target=options.target,
-        compute_capabilities=options.compute_capability,
-        timing_cache=options.timing_cache,
-        max_length=options.max_length,
-        max_batch=options.max_batch,
-        max_top_k=options.max_top_k,
-        verify=options.verify,
-        quiet=options.quiet,
-        report=report,
+        arguments.base,
+        arguments.output,
+        persrms=arguments.persrm,
+        options=take_options(ExportOptions, arguments),
+        report=arguments.report,
     )
     size = sum(file.size for file in manifest.files.values()) / 2**20
-    print(f"wrote {options.output} ({size:,.1f} MiB)")
-    bundle, persrm = shlex.quote(str(options.output)), manifest.persrms[0]
+    print(f"wrote {arguments.output} ({size:,.1f} MiB)")
+    bundle, persrm = shlex.quote(str(arguments.output)), manifest.persrms[0]
     wish = "--preference 'cheerful and concise'" if persrm.takes_text else f"--weight {persrm.features[0]}=1"
     print(f"try: pad generate {bundle} 'How do I boil an egg?' {wish}")
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _silent(line: str) -> None:
-    del line
 
 
 def _clean_parser() -> argparse.ArgumentParser:
@@ -123,7 +95,7 @@ def _engines_parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that pad-export wrote")
     parser.add_argument("--target", choices=contract.ENGINE_TARGETS, required=True, help="library to build with")
     _add_engine_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")
+    add_quiet(parser)
     return parser
 
 
@@ -131,6 +103,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compute-capability",
         metavar="SM",
+        dest="compute_capabilities",
         action="append",
         default=[],
         help="GPU that a tensorrt-rtx engine is for, such as sm89; may be given several times, for one engine of all",
@@ -166,15 +139,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--topology",
-        choices=("auto", "shared", "pair"),
-        default="auto",
+        choices=get_args(TopologyChoice),
+        default=DEFAULT_OPTIONS.topology,
         help="shared: adapters run on the base's own weights; pair: the PersRM has weights of its own; "
         "auto (default): shared where the adapters were trained on the given base",
     )
     parser.add_argument(
         "--reference",
-        choices=("base", "backbone"),
-        default="base",
+        choices=get_args(Reference),
+        default=DEFAULT_OPTIONS.reference,
         help="what the reward is measured against: base (default), or the PersRM's frozen backbone, a row more",
     )
     parser.add_argument(
@@ -184,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
         help="model that the PersRMs were trained on, where it is not the base",
     )
     parser.add_argument(
-        "--precision", choices=get_args(Precision), default="fp32", help="element type of the weights (default fp32)"
+        "--precision",
+        choices=get_args(Precision),
+        default=DEFAULT_OPTIONS.precision,
+        help="element type of the weights (default %(default)s)",
     )
     parser.add_argument(
         "--activations",
@@ -199,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--target",
-        choices=("onnx", *contract.ENGINE_TARGETS),
-        default="onnx",
+        choices=get_args(Target),
+        default=DEFAULT_OPTIONS.target,
         help="onnx (default): the graphs alone; tensorrt: engines for the GPU here, too; "
         "tensorrt-rtx: engines for named GPUs, which need not be here",
     )
@@ -211,12 +187,22 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="most tokens of prompt and reply together (default: the model's own limit, at most 4096)",
     )
-    parser.add_argument("--max-batch", metavar="N", type=int, default=8, help="most sequences at once (default 8)")
     parser.add_argument(
-        "--max-top-k", metavar="K", type=int, default=128, help="most candidates for each token (default 128)"
+        "--max-batch",
+        metavar="N",
+        type=int,
+        default=DEFAULT_OPTIONS.max_batch,
+        help="most sequences at once (default %(default)s)",
+    )
+    parser.add_argument(
+        "--max-top-k",
+        metavar="K",
+        type=int,
+        default=DEFAULT_OPTIONS.max_top_k,
+        help="most candidates for each token (default %(default)s)",
     )
     parser.add_argument(
         "--no-verify", dest="verify", action="store_false", help="do not compare the bundle with the torch models"
     )
-    parser.add_argument("--quiet", action="store_true", help="print nothing on stderr but errors")
+    add_quiet(parser)
     return parser

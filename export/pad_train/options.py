@@ -1,4 +1,4 @@
-"""What decides how a PersRM is trained."""
+"""Options of training a PersRM."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ ALL_LINEAR = "all-linear"  # PEFT's word for every linear of the decoder
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Everything that decides what is trained; the same options on the same data give the same PersRM.
+    """All options of a training; the same options on the same data give the same PersRM.
 
     Attributes:
-        rank, alpha: of the LoRA.
-        modules: linears that wear it, by the last part of their names, with commas between; "all-linear" for all. The
-            two that write to the residual stream learn as well as all, and cost a reward row a third of the time.
-        layers: share of the decoder's layers that wear it, counted from the last one. Those below run once for all rows
-            that read one prompt.
-        beta: scale of the log-ratio in the loss.
-        calm: weight of the term that keeps the reward quiet where nothing is at stake.
-        imitate: weight of the term that asks each person's decoding to write the reply that the person prefers. With
-            both at 0 the loss is the paper's.
-        lr, head_lr: learning rates of the LoRA, and of head and w_p.
+        rank, alpha: rank and alpha of the LoRA.
+        modules: linears that the LoRA changes, by the last part of their names, separated by commas; "all-linear" for
+            all. The two that write to the residual stream learn as well as all, at a third of the time in a reward row.
+        layers: share of the decoder's layers that the LoRA changes, counted from the last one. The layers below run
+            once for all rows with the same prompt.
+        beta: scale of the rewards in the loss, named as in DPO; not the beta of decoding.
+        calm: weight of the loss term that keeps rewards small where a token says nothing about the preference.
+        imitate: weight of the loss term that makes the replies which a person prefers likely in that person's decoding.
+            With calm and imitate at 0 the loss is the paper's.
+        lr, head_lr: learning rates of the LoRA, and of feature heads and learned feature weights.
         epochs, head_epochs: passes of stage 1 and of stage 2; 0 leaves a stage out.
-        batch, accumulate: examples of a batch, and batches of one step.
-        candidates: the tokens at each position that rewards are normalised over.
-        max_prompt, max_reply: tokens.
-        held_out: share of the prompts kept for measuring.
+        batch, accumulate: examples of a batch, and batches of a step.
+        candidates: number of tokens over which rewards are normalised at each position.
+        max_prompt, max_reply: most tokens of a prompt and of a reply.
+        held_out: share of the prompts that is kept for measuring.
         save_steps: steps between checkpoints.
-        seed: of everything random.
-        dtype: of the frozen weights, "bf16" or "fp32".
+        seed: seed of everything random.
+        dtype: type of the frozen weights, "bf16" or "fp32".
     """
 
     rank: int = 8

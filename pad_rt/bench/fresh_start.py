@@ -1,6 +1,6 @@
-"""The first guided token of a new process, and its memory: `python -m pad_rt.bench.fresh_start JSON`, for pad bench.
+"""Time to the first guided token and memory, measured in a new process: `python -m pad_rt.bench.fresh_start JSON`.
 
-A process of its own, for only there nothing is warm but the disk, and the peak of memory is this bundle's alone.
+`pad bench` starts it. In a new process only the disk cache is warm, and the peak of memory is due to this bundle alone.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pad_runtime.errors import PadError
 
 @dataclass(frozen=True)
 class FreshStart:
-    """What a new process needed; memory in MiB, None where the operating system does not tell.
+    """Times and memory of a new process; memory in MiB, None if the operating system does not tell.
 
     Attributes:
         first_token_ms: from Generator.load to the first guided token; libraries are imported, the disk is warm.
         from_start_ms: from the start of the process to the same token.
         before_load_mib: peak before Generator.load: the interpreter and its libraries.
-        before_load_private_mib: the process's own at that time.
+        before_load_private_mib: memory of the process without pages of files, at that time.
         peak_rss_mib: peak after a whole reply.
-        private_mib: the process's own after it.
+        private_mib: memory of the process without pages of files, after the reply.
     """
 
     first_token_ms: float
@@ -47,7 +47,7 @@ def measure_fresh_start(
     """Start a process, let it load the bundle and reply once.
 
     Raises:
-        PadError: what the other process said.
+        PadError: the new process failed; its error is quoted.
     """
     for name in manifest.files:
         with (folder / name).open("rb") as file:
@@ -65,14 +65,14 @@ def measure_fresh_start(
 
 
 def _start(task: str) -> None:
-    """Do in this process what `measure_fresh_start` asks for, and print it."""
-    import onnxruntime  # noqa: F401 - its own memory and import time are no part of the bundle's
+    """Measure in this process what `measure_fresh_start` asks for, and print it as JSON."""
+    import onnxruntime  # noqa: F401 - its memory and import time do not count as the bundle's
 
     fields = json.loads(task)
     workload = Workload(**fields["workload"])
     before = {"before_load_mib": peak_rss_mib(), "before_load_private_mib": private_mib()}
     start = time.perf_counter()
-    # What Generator.load does, with a bundle that no token ends.
+    # As Generator.load does, but with a bundle in which no token ends a reply.
     generator = Generator(
         open_bundle(Path(fields["folder"]), device=fields["device"], num_threads=fields["num_threads"])
     )

@@ -1,4 +1,4 @@
-"""How many bytes of weights a graph has, and how many one step reads."""
+"""Bytes of weights that a graph has, and that a step reads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pad_runtime.bundle.onnx_file import OnnxFile
 
-_LOOKUPS = {"Gather", "GatherBlockQuantized", "GroupQueryAttention"}  # read a row of their table, not all of it
+_LOOKUPS = {"Gather", "GatherBlockQuantized", "GroupQueryAttention"}  # operators that read rows of a table
 
 
 @dataclass(frozen=True)
 class GraphWeights:
-    """Bytes of weights in a graph's external files; what two tensors share is counted once.
+    """Bytes of weights in a graph's external files; bytes that two tensors share are counted once.
 
     Attributes:
-        stored: all of them.
-        read: those that a step reads whole: all but tables in which rows are looked up.
+        stored: bytes of all weights.
+        read: bytes of the weights that a step reads whole, without the tables in which it looks up rows.
     """
 
     stored: int
@@ -24,10 +24,10 @@ class GraphWeights:
 
     @classmethod
     def of(cls, path: Path) -> GraphWeights:
-        """Of one ONNX file.
+        """Count the weights of an ONNX file's graph.
 
         Raises:
-            BundleError: it is not one.
+            BundleError: the file is no ONNX file.
         """
         graph = OnnxFile.read(path)
         whole = {name for node in graph.nodes if node.op_type not in _LOOKUPS for name in node.inputs}

@@ -1,4 +1,4 @@
-"""The machine, as far as a measurement needs it: name, cores, memory, bandwidth. What cannot be told is None."""
+"""Properties of this machine for records of measurements: name, cores, memory, bandwidth; None if unknown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def num_cores() -> int:
 
 def peak_rss_mib() -> float | None:
     """Most MiB of memory that this process has held at once, mapped files included."""
-    # Linux hands ru_maxrss on from the parent to what it starts, so the process's own figure comes first.
+    # On Linux a process inherits ru_maxrss from its parent, so VmHWM is preferred.
     if (peak := _status_mib("VmHWM")) is not None:
         return peak
     try:
@@ -46,7 +46,7 @@ def peak_rss_mib() -> float | None:
 
 
 def private_mib() -> float | None:
-    """MiB of memory that are this process's own now: without pages of files, which the system can read again."""
+    """MiB of memory of this process now, without pages of files, which the system can read again."""
     return _status_mib("RssAnon")
 
 
@@ -63,7 +63,7 @@ def read_bandwidth(threads: int) -> float | None:
     """GB/s (10^9 bytes) at which NumPy reads a buffer far larger than the caches: the best of a few passes.
 
     Args:
-        threads: each reads a part of its own.
+        threads: number of threads, each of which reads another part.
     """
     try:
         words = np.ones(_BUFFER // 8, np.uint64)
@@ -74,6 +74,6 @@ def read_bandwidth(threads: int) -> float | None:
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(_PASSES):
             start = time.perf_counter()
-            list(pool.map(np.bitwise_or.reduce, parts))  # NumPy lets go of the GIL
+            list(pool.map(np.bitwise_or.reduce, parts))  # NumPy releases the GIL
             best = min(best, time.perf_counter() - start)
     return words.nbytes / best / 1e9

@@ -1,4 +1,4 @@
-"""`pad bench`: everything it measures of one bundle, for people and for programs."""
+"""`pad bench`: everything that it measures of a bundle, as a page or as JSON."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class BenchReport:
 
     Attributes:
         folder: the bundle.
-        manifest: what it says of itself.
+        manifest: the bundle's manifest.
         workload: what was decoded.
         base, pad: steps of the base alone and guided ones, which took turns.
         ratios: guided over plain, step by step.
-        prefill: of the guided rows, the median.
-        tokens_per_s: of a guided reply after its first token, the median.
-        host_us: microseconds a token outside the graph, the median.
-        bytes_to_host: for each token.
+        prefill: median time of a guided prefill.
+        tokens_per_s: median speed of a guided reply after its first token.
+        host_us: median microseconds a token outside the graph.
+        bytes_to_host: bytes read back from the device for each token.
         fresh: first token and peak memory of a new process.
         num_rows: rows of a guided step over all trunks.
         weight_bytes: weights of the guided graph, with its adapters and heads.
         kv_bytes: KV cache of all rows at the end of a reply.
         read_bytes: weights that a step of the base reads.
-        bandwidths: GB/s that NumPy reads, by number of threads; None where it does not fit into memory.
-        device: what it ran on.
+        bandwidths: GB/s that NumPy reads, by number of threads; None if its buffer does not fit into memory.
+        device: the device that ran the bundle.
         num_threads: as asked for; None: the physical cores.
     """
 
@@ -78,7 +78,7 @@ class BenchReport:
         num_threads: int | None = None,
         report: Callable[[str], object] = lambda _: None,
     ) -> BenchReport:
-        """Measure a bundle; `report` is told one line about each stage.
+        """Measure a bundle; `report` gets a line about each stage.
 
         Raises:
             BundleError, DeviceError: the bundle or the device cannot be used.
@@ -141,7 +141,7 @@ class BenchReport:
 
     @property
     def private_mib(self) -> float | None:
-        """Memory of its own after a reply, not of files, less that of the interpreter and its libraries."""
+        """Memory without pages of files after a reply, less that of the interpreter and its libraries."""
         fresh = self.fresh
         if fresh.private_mib is None or fresh.before_load_private_mib is None:
             return None
@@ -253,7 +253,7 @@ class BenchReport:
 
 
 def version_of_onnxruntime() -> str:
-    """Of the one that is imported, whichever package it came with."""
+    """Version of the onnxruntime that is imported, whichever package it came with."""
     import onnxruntime
 
     return str(onnxruntime.__version__)

@@ -1,6 +1,6 @@
-"""Taking turns: things that are compared are timed call by call in one run, in an order that turns.
+"""Taking turns: sides that are compared are timed call by call in one run, in an order that changes each round.
 
-What the machine does at large then hits every side alike, and no side always runs in the wake of the same other one.
+So other work on the machine affects all sides alike, and no side always runs after the same other side.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """The spread of a series of at least one value."""
         low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
         return cls(low, middle, high, sorted(values)[int(0.95 * len(values))])
 
 
 def turn(names: Sequence[str], round_: int) -> list[str]:
-    """The order of one round: every name once, each round begun by the next."""
+    """The order of a round: every name once, beginning with another name each round."""
     start = round_ % len(names)
     return [*names[start:], *names[:start]]
 
@@ -53,5 +53,5 @@ def time_turns(
 
 
 def compare(values: Sequence[float], baseline: Sequence[float]) -> Spread:
-    """Ratios call by call: the spread of values[i] / baseline[i], which were taken in the same round."""
+    """The spread of values[i] / baseline[i], which were measured in the same round."""
     return Spread.of([value / other for value, other in zip(values, baseline, strict=True)])

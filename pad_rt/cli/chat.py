@@ -19,30 +19,30 @@ Weights: TypeAlias = dict[str, float]
 
 _HELP = """\
 /preference TEXT  guide the next replies by TEXT; without TEXT, by no words
-/weight NAME=W    weigh a feature of this bundle; without NAME=W, none
+/weight NAME=W    set the weight of a feature of this bundle; without NAME=W, remove all
 /beta X           strength of the preference; 0 is the base alone
 /reset            forget the messages so far, keep the guidance
 /help             show this list
 /quit             leave, as Ctrl-D does; Ctrl-C stops a reply
 //TEXT            send /TEXT, a message that begins with a slash"""
 _PROMPT = "> "
-_RESERVE = 1 / 4  # of max_length, kept free for a reply: turns that would leave less are forgotten
+_RESERVE = 1 / 4  # share of max_length that is kept free for a reply by forgetting the oldest turns
 
 
 class Chat:
     """A conversation, its guidance and its history.
 
-    Once the history leaves no room for a reply of `max_new_tokens`, or of a quarter of the bundle's max_length where
-    that is less, its oldest turns are forgotten for good; the system message stays.
+    When the history leaves no room for a reply of `max_new_tokens` (or of a quarter of the bundle's max_length, if that
+    is less), the oldest turns are forgotten for good; the system message is kept.
 
-    Replies go to stdout, a line feed after each; everything else goes to stderr, so that a script can pipe messages in
-    and read replies.
+    Replies are printed on stdout, each with a line feed, and everything else on stderr, so that a script can pipe
+    messages in and read replies.
 
     Args:
-        generator: replies.
-        config: of every reply.
-        preference: the guidance to begin with.
-        system: the system message; None for none.
+        generator: makes the replies.
+        config: options of every reply.
+        preference: the preference at the beginning.
+        system: the system message; None for a chat without one.
 
     Raises:
         PromptError: the base has no chat template, or its template does not take the system message.
@@ -81,7 +81,7 @@ class Chat:
         }
 
     def run(self) -> None:
-        """Take lines until stdin ends (Ctrl-D) or /quit; one that fails is reported, and the chat goes on."""
+        """Take lines until stdin ends (Ctrl-D) or /quit. An error is printed, and the chat goes on."""
         interactive = sys.stdin is not None and sys.stdin.isatty()
         if interactive:
             with contextlib.suppress(ImportError):
@@ -122,10 +122,10 @@ class Chat:
             self._reply(line)
 
     def _reply(self, line: str) -> None:
-        """Stream a reply and remember the turn; what Ctrl-C leaves of it counts as the reply."""
+        """Stream a reply and remember the turn; after Ctrl-C the text so far is the reply."""
         limit = int(self._generator.manifest.max_length * _RESERVE)
         history = self._history.shortened(line, self._room, min(self._config.max_new_tokens, limit))
-        # A message that does not fit is refused here, and nothing is forgotten for it.
+        # A message that does not fit raises here, before any turn is forgotten.
         stream = self._generator.stream(history.prompt(line), preference=self._preference(), config=self._config)
         forgotten = len(self._history.turns) - len(history.turns)
         if forgotten:
@@ -191,7 +191,7 @@ class Chat:
         return Preference(text=self._text, weights=self._weights) if self._text or self._weights else None
 
     def _guidance(self) -> str:
-        """What the next reply is guided by, in words."""
+        """The guidance of the next reply, as a line for the user."""
         parts = [f'preference "{self._text}"'] if self._text else []
         parts += [f"{name} {weight:g}" for name, weight in self._weights.items()]
         return f"{', '.join(parts) or 'no preference'}, beta {self._config.beta:g}"

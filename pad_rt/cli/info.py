@@ -1,4 +1,4 @@
-"""What a bundle holds and what runs it here, for people and for programs."""
+"""`pad info`: what a bundle holds and which devices run it on this machine, as a page or as JSON."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class BundleInfo:
 
     Attributes:
         folder: the bundle.
-        manifest: what it says of itself.
+        manifest: the bundle's manifest.
         checked: whether every file was hashed and found whole.
-        findings: every device, and what would run the bundle there or why it cannot.
-        gpu: the CUDA device, None where there is none.
-        libraries: versions of what can run graphs, by package; what is not installed is left out.
+        findings: for each device, whether it would run the bundle, or why it cannot.
+        gpu: the CUDA device, None without one.
+        libraries: versions of the installed packages that can run graphs.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class BundleInfo:
         return manifest_file + sum(file.size for file in self.manifest.files.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """The same as an object for JSON."""
         return {
             "folder": str(self.folder),
             "size": self.size,
@@ -89,7 +89,7 @@ class BundleInfo:
         }
 
     def as_text(self) -> str:
-        """A page for a terminal."""
+        """The same as a page for a terminal."""
         manifest = self.manifest
         chat = "template" if manifest.tokenizer.chat_template else "no template: prompts are raw text"
         lines = [
@@ -178,7 +178,7 @@ def _describe_engine(engine: EngineInfo) -> str:
 
 
 def _line(label: str, text: str) -> str:
-    """A labelled line, wrapped under itself."""
+    """A labelled line; text that is too long is wrapped and indented."""
     indent = " " * _LABEL_WIDTH
     # Every line of a prompt template is kept as a line.
     wrapped = [

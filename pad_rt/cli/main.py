@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from pad_rt.bench.steps import Workload
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.history import History
@@ -31,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> None:
-    options = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = _parser(for_bench="bench" in arguments).parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         options.run(options)
@@ -92,21 +92,6 @@ def _info(options: argparse.Namespace) -> None:
     print(json.dumps(info.as_dict(), ensure_ascii=False) if options.json else info.as_text())
 
 
-def _bench(options: argparse.Namespace) -> None:
-    from pad_rt.bench.report import BenchReport
-
-    workload = Workload(options.prompt_tokens, options.new_tokens, options.top_k, options.rounds)
-    report = BenchReport.measure(
-        options.bundle, workload, device=options.device, num_threads=options.threads, report=_show_progress
-    )
-    print(json.dumps(report.as_dict(), ensure_ascii=False) if options.json else report.as_text())
-
-
-def _show_progress(stage: str) -> None:
-    if sys.stderr.isatty():
-        print(f"measuring {stage}", file=sys.stderr)
-
-
 # -- options --------------------------------------------------------------------------------------------------------
 
 
@@ -157,7 +142,8 @@ def _read_preference(options: argparse.Namespace) -> Preference | None:
     return Preference(text=options.preference, weights=weights)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
+    """The commands and their options; those of `pad bench` where it is asked for, as they import the benchmark."""
     parser = argparse.ArgumentParser(
         prog="pad", description="Personalized generation with a bundle that pad-export wrote.", allow_abbrev=False
     )
@@ -185,11 +171,14 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print one JSON object")
 
     bench = commands.add_parser("bench", help="measure what guidance costs here", allow_abbrev=False)
-    bench.set_defaults(run=_bench)
-    _add_bundle(bench)
-    _add_workload(bench)
-    _add_machine(bench)
-    bench.add_argument("--json", action="store_true", help="print one JSON object")
+    if for_bench:
+        from pad_rt.cli.bench import add_workload, run
+
+        bench.set_defaults(run=run)
+        _add_bundle(bench)
+        add_workload(bench)
+        _add_machine(bench)
+        bench.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -276,19 +265,6 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         **given,
     )
     _add_machine(parser)
-
-
-def _add_workload(parser: argparse.ArgumentParser) -> None:
-    defaults = Workload()
-    workload = parser.add_argument_group("workload", "random token ids, batch 1, greedy")
-    for option, what in (
-        ("prompt-tokens", "tokens of the base's prompt"),
-        ("new-tokens", "tokens decoded after each prefill"),
-        ("top-k", "candidates that the base proposes for each token"),
-        ("rounds", "prefills of each side, base and guided in turn"),
-    ):
-        default = getattr(defaults, option.replace("-", "_"))
-        workload.add_argument(f"--{option}", metavar="N", type=int, default=default, help=f"{what} (default {default})")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

@@ -15,14 +15,14 @@ _GIVEN = ("messages", "add_generation_prompt", "bos_token", "eos_token")
 
 
 class ChatTemplate:
-    """A Jinja chat template, compiled once in a sandbox, that ends or is stopped.
+    """A Jinja chat template, compiled once, rendered in a sandbox with limits.
 
-    It sees what `transformers` gives it for a text chat: `messages`, `add_generation_prompt`, `tools` and `documents`
-    (both None), the special tokens that exist, and the functions `raise_exception` and `strftime_now`.
+    The template sees what `transformers` gives it for a text chat: `messages`, `add_generation_prompt`, `tools` and
+    `documents` (both None), the special tokens that exist, and the functions `raise_exception` and `strftime_now`.
 
     Args:
         source: the template's text.
-        bos_token: what `{{ bos_token }}` writes; None leaves the name undefined, which writes nothing.
+        bos_token: text of `{{ bos_token }}`; None leaves the name undefined, and the template then writes nothing.
         eos_token: the same for `{{ eos_token }}`.
 
     Raises:
@@ -35,8 +35,8 @@ class ChatTemplate:
         self._special_tokens = {name: token for name, token in special_tokens.items() if token is not None}
         try:
             self._template = SandboxedTemplate(source)
-        except Exception as error:  # Jinja's own, and those of nesting too deep for Python
-            # Python's own errors count the lines of what the template was compiled to.
+        except Exception as error:  # Jinja's own errors, and Python's for templates that are nested too deeply
+            # Python's errors count lines of the code that the template was compiled to.
             is_jinja = type(error).__module__.startswith("jinja2")
             where = f" in line {getattr(error, 'lineno', '?')}" if is_jinja else ""
             raise BundleError(
@@ -47,7 +47,7 @@ class ChatTemplate:
 
     @cached_property
     def words(self) -> frozenset[str]:
-        """Strings and attributes' names in the template: roles and keys of messages that it knows are among them."""
+        """Strings and names of attributes in the template, among them the roles and message keys that it knows."""
         from jinja2 import nodes
 
         tree = self._template.parse()
@@ -56,7 +56,7 @@ class ChatTemplate:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """Names that the template reads beside those that `render` gives it."""
+        """Variables that the template reads, without those that `render` sets."""
         from jinja2 import meta
 
         tree = self._template.parse()
@@ -69,7 +69,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         arguments: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt text, its special tokens written out: encode it with add_special_tokens=False.
+        """The prompt text. It contains its special tokens: encode it with add_special_tokens=False.
 
         Args:
             messages: the chat, oldest turn first.
@@ -77,7 +77,7 @@ class ChatTemplate:
             arguments: further variables, such as {"enable_thinking": False}.
 
         Raises:
-            PromptError: the template refuses these messages (its own words are quoted).
+            PromptError: the template refuses these messages (its message is quoted).
             BundleError: the template fails in any other way.
         """
         try:
@@ -97,7 +97,7 @@ class ChatTemplate:
                 expected="a template that ends",
                 hint="correct the model's chat_template and export the bundle again",
             ) from error
-        except Exception as error:  # a template can fail in any way that an expression can
+        except Exception as error:  # an expression in a template can raise anything
             raise BundleError(
                 f"the chat template failed with {type(error).__name__}: {error}",
                 expected="a template for role and content messages",

@@ -1,4 +1,4 @@
-"""Chat messages as clients send them, and as a chat template reads them."""
+"""Chat messages as clients send them, turned into the form that chat templates read."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EXPECTED = '{"role": ..., "content": ...}'
 _PART = '{"type": "text", "text": ...}'
 _KEYS = ("role", "content", "name", "tool_calls", "tool_call_id")
-_PART_KEYS = ("type", "text", "cache_control")  # the last says what a service may keep: nothing here
-_UNSENT: tuple[object, ...] = (None, [], {})  # as clients send back what they were given: "annotations": []
+_PART_KEYS = ("type", "text", "cache_control")  # cache_control tells a service what it may keep; nothing is kept here
+_UNSENT: tuple[object, ...] = (None, [], {})  # clients send such values back as they got them: "annotations": []
 
 
 def read_messages(messages: Sequence[object], words: frozenset[str]) -> list[Message]:
-    """Messages with a string as content (None beside tool calls), and the arguments of tool calls as objects.
+    """Messages with a string as content (or None beside tool calls), and objects as arguments of tool calls.
 
-    A key whose value is None, or an empty list or object, is one that was not sent. Text parts are joined as they are.
-    A message of the developer is one of the system for a template that does not name developers.
+    A key whose value is None, an empty list or an empty object counts as missing. Text parts are joined as they are.
+    The role developer becomes system if the template does not name developers.
 
     Args:
-        messages: of the roles system, developer, user, assistant and tool; the last one is the user's or a tool's, to
-            be replied to, or the assistant's, to be continued.
-        words: names and strings in the chat template. A message may have further keys that the template names, such
+        messages: of the roles system, developer, user, assistant and tool. The last message is the user's or a tool's,
+            and is replied to; or it is the assistant's, and is continued.
+        words: names and strings in the chat template. A message may have other keys if the template names them, such
             as reasoning_content.
 
     Raises:
-        PromptError: what was given, and what a message looks like.
+        PromptError: a message has another form; says which, and what was expected.
     """
     if not messages:
         raise PromptError("an empty list of messages", expected="at least one user turn")
@@ -51,7 +51,7 @@ def read_messages(messages: Sequence[object], words: frozenset[str]) -> list[Mes
 
 
 def last_user_turn(messages: Sequence[Message]) -> int:
-    """Index of the last message of the user."""
+    """Index of the user's last message."""
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
             return index
@@ -93,7 +93,7 @@ def _read_message(message: object, index: int, words: frozenset[str]) -> Message
 
 
 def _read_content(content: object, at: str) -> str:
-    """The text of a content, of its parts one behind the other."""
+    """The text of a message's content; the texts of parts are joined."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list | tuple):
@@ -125,7 +125,7 @@ def _read_tool_calls(calls: object, at: str) -> list[dict[str, Any]]:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise PromptError(f"{at} with the tool call {reprlib.repr(call)}", expected=expected)
         arguments = function.get("arguments", {})
-        if isinstance(arguments, str):  # as OpenAI sends them; templates write objects as JSON themselves
+        if isinstance(arguments, str):  # OpenAI sends JSON text; templates turn objects into JSON themselves
             try:
                 arguments = json.loads(arguments or "{}")
             except (ValueError, RecursionError):

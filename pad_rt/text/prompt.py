@@ -1,4 +1,4 @@
-"""Prompts, and how they become token ids for the base row and the reward rows."""
+"""Prompts, encoded as token ids for the base and for PersRMs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeAlias
 
-from pad_rt.cli.chat_text import write_chat
 from pad_rt.text.chat_template import ChatTemplate, Message
+from pad_rt.text.chat_text import write_chat
 from pad_rt.text.messages import last_user_turn, read_messages
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.errors import BundleError, OptionError, PromptError
@@ -20,11 +20,11 @@ _PLACEHOLDER = re.compile(r"\{[px]\}")
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt that is token ids already.
+    """A prompt that is given as token ids.
 
     Args:
-        base: ids for the base row.
-        reward: ids for the reward rows, the preference's words included; None when no preference is used.
+        base: ids of the base's prompt.
+        reward: ids of the PersRM's prompt, with the preference's words; None for generation without a preference.
 
     Raises:
         PromptError: empty, or something other than integers >= 0.
@@ -40,21 +40,21 @@ class EncodedPrompt:
 
 
 Prompt: TypeAlias = str | Sequence[Message] | EncodedPrompt
-"""What a caller may give: one user turn; a chat that ends with what is to be replied to, or with the beginning of the
+"""What a caller may give: one user turn; a chat, which ends with a message to reply to or with the beginning of the
 reply; or token ids."""
 
 
 class PromptEncoder:
     """Turns prompts into token ids.
 
-    With a chat template, the rendered text is encoded as it is (the template writes BOS itself). Without one, a prompt
-    is raw text and gets the special tokens that the tokenizer's post-processor adds.
+    If the base has a chat template, the rendered text is encoded as it is (the template writes BOS itself). Otherwise a
+    prompt is raw text, and gets the special tokens that the tokenizer's post-processor adds.
 
     Args:
         tokenizer: the bundle's tokenizer.
-        chat_template: None for a base that was not trained on chats.
+        chat_template: None for a base without one.
         vocab_size: number of ids the model knows; None takes the tokenizer's.
-        max_length: most tokens of prompt and reply; a text that is longer in any case is not encoded. None: no limit.
+        max_length: most tokens of prompt and reply; a text that is surely longer is refused unencoded. None: no limit.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class PromptEncoder:
         return ids
 
     def _encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Encode, unless the text is too long even in the longest tokens that there are."""
+        """Encode a text, unless it is too long even if all its tokens are the vocabulary's longest."""
         limit = self._max_length
         if limit is not None and len(text) > limit and len(text) > limit * self._tokenizer.longest_token:
             raise PromptError(
@@ -191,7 +191,7 @@ class PromptEncoder:
 
 
 def continues_reply(prompt: Prompt) -> bool:
-    """Whether the reply goes on from the assistant's words at the end of the prompt."""
+    """Whether the prompt ends with the beginning of the reply."""
     return not isinstance(prompt, str | EncodedPrompt) and prompt[-1]["role"] == "assistant"
 
 
@@ -210,7 +210,7 @@ def _check_ids(ids: object, *, name: str) -> tuple[int, ...]:
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    """All values in one pass over the template, so that braces in them stay what they are."""
+    """Fill all values in by one pass over the template, so that braces in a value are not taken for placeholders."""
     if not values.keys() <= set(_PLACEHOLDER.findall(template)):
         raise BundleError(
             f"PersRM prompt template {reprlib.repr(template)}",

@@ -1,4 +1,4 @@
-"""One sequence on its way from token ids to text."""
+"""A reply that grows token by token."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pad_runtime.decode.trace import SequenceTrace
 
 @dataclass
 class Reply:
-    """A reply that grows: it ends at an end-of-turn id, a stop string, or its token limit.
+    """A reply so far. It ends at an end-of-turn id, a stop string, or its token limit.
 
     Attributes:
         eos: ids that end the turn; they are no part of the reply.
-        max_new_tokens: the limit of this sequence, which may be lower than its batch's.
-        prompt_tokens: of the base's prompt.
-        special: tokens that are not shown, and what a stop string writes for them.
-        text: what was settled so far.
+        max_new_tokens: the limit of this reply, which may be lower than its batch's.
+        prompt_tokens: tokens of the base's prompt.
+        special: text of each token that replies do not show; stop strings may contain it.
+        text: the text that will not change any more.
     """
 
     eos: frozenset[int]
@@ -36,7 +36,7 @@ class Reply:
     ended: bool = False
 
     def push(self, token_id: int) -> str:
-        """Take one id and return the text it settles."""
+        """Append a token and return the text that became final with it."""
         piece = self._settle(token_id)
         self.text += piece
         return piece
@@ -56,7 +56,7 @@ class Reply:
         return piece
 
     def _flush(self, special: str = "") -> str:
-        """Text still held back at the end, which a special token may bring: it may complete a stop string."""
+        """The text held back until the end, which may complete a stop string, as may the special token at the end."""
         piece, stopped = self.stop.push(self.decoder.flush())
         if not stopped and special:
             rest, stopped = self.stop.push("", special=special)

@@ -9,12 +9,12 @@ from itertools import compress
 class StopStrings:
     """Cuts a stream of text before the stop string that is completed first.
 
-    The cut does not depend on how the text is split: the match with the smallest end wins, and of several that end
-    there the longest. A stop string with a special token in it is looked for in the text with special tokens written
-    out, any other one in the text that is shown.
+    The cut does not depend on how the text is split: the match with the smallest end wins, and the longest of several
+    with that end. A stop string that contains a special token is searched for in the text with special tokens written
+    out; any other stop string in the text that is shown.
 
     Args:
-        stop: non-empty strings; none of them shown.
+        stop: non-empty strings; the text is cut before them.
         special: texts of the tokens that are not shown.
     """
 
@@ -27,15 +27,15 @@ class StopStrings:
         self._has_stopped = False
 
     def push(self, piece: str, *, special: str = "") -> tuple[str, bool]:
-        """Take what a token adds.
+        """Append the text of a token.
 
         Args:
-            piece: its text.
-            special: of a token that is not shown, what is written for it.
+            piece: the text that the token adds.
+            special: the token's name, if it is a special token, which is not shown.
 
         Returns:
             The text that is safe to show (a suffix that may begin a stop string is held back), and whether a stop
-            string is complete; from then on every push gives ("", True).
+            string is complete; after that every push gives ("", True).
         """
         if not self._shown and not self._written:
             return piece, False
@@ -60,14 +60,14 @@ class StopStrings:
         return "".join(compress(text[:end], is_shown)), self._has_stopped
 
     def flush(self) -> str:
-        """What was held back, when the text ends without completing a stop string."""
+        """The text that was held back, at the end of a text without a stop string."""
         shown = "".join(compress(self._held, self._is_shown))
         self._held, self._is_shown = "", []
         return shown
 
 
 def _held_length(text: str, strings: Sequence[str]) -> int:
-    """Length of the longest suffix that begins one of the strings."""
+    """Length of the longest suffix that is the beginning of a stop string."""
     for length in range(min(max(map(len, strings)) - 1, len(text)), 0, -1):
         suffix = text[-length:]
         if any(string.startswith(suffix) for string in strings):

@@ -1,4 +1,4 @@
-"""Token ids to text, one token at a time, at a cost per token that does not grow with the text."""
+"""Token ids decoded to text token by token, at a cost that does not grow with the text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class TokenBytes:
     """The UTF-8 bytes each token adds: text(ids) = utf8(first(ids[0]) + following(ids[1]) + following(ids[2]) + ...).
 
-    Bytes rather than text, because one character may be spread over several tokens, and one token of a
-    byte-level vocabulary may end one character and begin the next. An added token of such a vocabulary is text, and not
-    spelled in the alphabet of the others: "café" stands for itself, where `tokenizers` takes its letters for bytes.
+    Bytes rather than text, because a character may be spread over several tokens, and a token of a byte-level
+    vocabulary may end one character and begin the next. An added token of such a vocabulary is plain text, not spelled
+    in the byte alphabet: "café" means these four letters, where `tokenizers` would take its é for a byte.
 
     Args:
         backend: the tokenizer whose vocabulary and decoder are described.
@@ -49,7 +49,7 @@ class TokenBytes:
         return following if _REPLACEMENT in text else text.encode()
 
     def following(self, token_id: int) -> bytes | None:
-        """The token's bytes anywhere after the start of a text; None for one that adds nothing wherever it stands."""
+        """The token's bytes after the start of a text; None for a token that adds nothing anywhere."""
         try:
             return self._following[token_id]
         except KeyError:
@@ -58,7 +58,7 @@ class TokenBytes:
 
     def _compute_following(self, token_id: int) -> bytes | None:
         token = self._backend.id_to_token(token_id)
-        if token is None or token_id in self._special_ids:  # not in the vocabulary, or not shown
+        if token is None or token_id in self._special_ids:  # unknown, or a special token
             return None
         if self._alphabet:
             if token_id not in self._added_ids and all(character in self._alphabet for character in token):
@@ -72,7 +72,7 @@ class TokenBytes:
 
     @cached_property
     def _anchor(self) -> tuple[list[int], str]:
-        """An ordinary token to stand before another one, so that the decoder does not take that for the start."""
+        """An ordinary token and its text, to be decoded in front of a token that is not the start of a text."""
         for token_id in range(self._backend.get_vocab_size()):
             token = self._backend.id_to_token(token_id)
             if token is None or token_id in self._special_ids or _BYTE_TOKEN.fullmatch(token):
@@ -87,10 +87,11 @@ class TokenBytes:
 
 
 class StreamDecoder:
-    """Decodes one sequence token by token. What `push` returned never changes; a partial character is held back.
+    """Decodes one sequence token by token. Text that `push` returned never changes; a partial character is held back.
 
-    Bytes that can no longer become a character are U+FFFD, the characters around them stay. (`tokenizers` replaces a
-    whole run of byte tokens for one bad byte in it, which would make characters already shown vanish.)
+    Bytes that cannot become a character any more are decoded as U+FFFD, and the characters around them are kept.
+    (`tokenizers` replaces a whole run of byte tokens because of one bad byte, so that characters shown already would
+    vanish.)
     """
 
     def __init__(self, token_bytes: TokenBytes, *, has_begun: bool = False) -> None:

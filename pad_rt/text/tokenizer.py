@@ -13,13 +13,13 @@ from pad_runtime.errors import BundleError, PromptError
 
 
 class Tokenizer:
-    """`tokenizer.json` as an app needs it. Padding and truncation that the file asks for are switched off.
+    """The tokenizer of a `tokenizer.json`. Padding and truncation that the file asks for are switched off.
 
     Args:
         file: path of `tokenizer.json`.
         bos_token: the text of the begin-of-sequence token; None for a model without one.
         eos_token: the text of the end-of-sequence token; None for a model without one.
-        content: of the file, where it was read already.
+        content: the file's content, if it was read already.
 
     Raises:
         BundleError: the file is missing or broken, or a named token is not in its vocabulary.
@@ -75,17 +75,17 @@ class Tokenizer:
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
 
     def stream_decoder(self, *, has_begun: bool = False) -> StreamDecoder:
-        """A new decoder for one generated sequence, special tokens left out; one that `has_begun` goes on."""
+        """A new decoder that leaves special tokens out; `has_begun`: there is text before the first token."""
         return StreamDecoder(self._token_bytes, has_begun=has_begun)
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of a text that one token can stand for, at most."""
+        """Most characters that a single token can encode."""
         return max(len(token.encode()) for token in self._backend.get_vocab())
 
     @cached_property
     def special_tokens(self) -> dict[int, str]:
-        """Tokens that a stream decoder leaves out, and how a text writes them."""
+        """Text of each token that a stream decoder leaves out, by id."""
         return {id: token.content for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
 
     @cached_property

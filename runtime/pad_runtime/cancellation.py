@@ -1,4 +1,4 @@
-"""Ending a run that takes long: Ctrl-C and another thread's wish reach a prompt while it is read."""
+"""Ending a long run early, such as the reading of a prompt: by Ctrl-C, or by another thread."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-_LOOK_EVERY_S = 0.1  # a wait without an end cannot be interrupted on every system
+_LOOK_EVERY_S = 0.1  # on some systems a wait without a timeout cannot be interrupted
 
 
 class Cancellation:
-    """A wish to end one run, which any thread may have at any time; it cannot be taken back."""
+    """A request to end one run. Any thread may make it at any time; it cannot be taken back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,7 +30,7 @@ class Cancellation:
                 self._stops.pop()()
 
     def on_want(self, stop: Callable[[], object]) -> None:
-        """Have `stop` called once, in whatever thread, when the end is wanted, or now where it was before."""
+        """Call `stop` once when the end is wanted, in the thread that wants it; now, if the end is wanted already."""
         with self._lock:
             if self._is_wanted:
                 stop()
@@ -39,13 +39,13 @@ class Cancellation:
 
 
 def run_interruptibly(run: Callable[[], object], cancellation: Cancellation) -> None:
-    """Run to the end, or until Ctrl-C: then `cancellation` is wanted, and KeyboardInterrupt raised once `run` is over.
+    """Run to the end, or until Ctrl-C: that wants `cancellation`, and raises KeyboardInterrupt once `run` has ended.
 
-    Python hands a signal to the main thread between two instructions of its own, and native code has none: so what the
-    main thread would run, a thread beside it runs. Any other thread runs it by itself.
+    Python hands a signal to the main thread only between two Python instructions, never inside native code. So a call
+    from the main thread runs in a second thread, while the main one waits. A call from another thread runs there.
 
     Raises:
-        Exception: what `run` raised.
+        Exception: any that `run` raised.
     """
     if threading.current_thread() is not threading.main_thread():
         run()
@@ -54,11 +54,11 @@ def run_interruptibly(run: Callable[[], object], cancellation: Cancellation) -> 
     try:
         try:
             worker.start()
-        except RuntimeError:  # there is no room for a thread: Ctrl-C waits for the run
+        except RuntimeError:  # the system gives no thread: Ctrl-C waits for the run
             worker.run()
         worker.wait()
     except BaseException:
-        while not worker.has_ended:  # it writes to buffers that the caller is about to free
+        while not worker.has_ended:  # the run writes to buffers that the caller is about to free
             with suppress(KeyboardInterrupt):
                 worker.end()
         raise
@@ -70,8 +70,8 @@ class _Worker(threading.Thread):
     """Runs once, unless the end is wanted before it begins.
 
     Attributes:
-        failure: what the run raised.
-        has_ended: whether it was ended, and does nothing any more.
+        failure: the exception that the run raised.
+        has_ended: whether `end` has ended the run.
     """
 
     def __init__(self, run: Callable[[], object], cancellation: Cancellation) -> None:
@@ -93,12 +93,12 @@ class _Worker(threading.Thread):
             self._done.set()
 
     def wait(self) -> None:
-        """Until the run is over."""
+        """Wait until the run is over."""
         while not self._done.wait(_LOOK_EVERY_S):
             pass
 
     def end(self) -> None:
-        """End the run, or let it never begin."""
+        """End the run, or keep it from beginning."""
         self._cancellation.want()
         with self._turn:
             under_way = self._has_begun

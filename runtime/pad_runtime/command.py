@@ -1,36 +1,45 @@
-"""How a command ends: what its errors, Ctrl-C, a closed pipe and a full disk look like in a terminal."""
+"""What all commands share: their options, what they tell on stderr, and how they end.
+
+Errors, a package that is missing, Ctrl-C, a closed pipe and a full disk look alike in a terminal, whatever the command.
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from dataclasses import fields
+from typing import TYPE_CHECKING, TextIO, TypeAlias, TypeVar
 
 from pad_runtime.errors import PadError, PromptError
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from _typeshed import DataclassInstance, ReadableBuffer
+
+    Options = TypeVar("Options", bound=DataclassInstance)
+
+Report: TypeAlias = Callable[[str], object]  # is told of long work, a line at a time
 
 EXIT_ERROR = 2  # argparse's own code for a wrong option
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 EXIT_TERMINATED = 143  # 128 + SIGTERM
-MAX_STDIN = 2**24  # characters; no context is as long
+MAX_STDIN = 2**24  # characters, more than any model's context
 
 
 def run_command(name: str, command: Callable[[], None], *, farewell: Callable[[], str] = str) -> int:
     """Run a command and give its exit code.
 
-    A `PadError` is one line on stderr, and so is a stdout that cannot be written; any other exception is a bug and
+    A `PadError` gives one line on stderr, and so does a stdout that cannot be written. Any other exception is a bug and
     keeps its traceback.
 
     Args:
-        name: what the user typed, put in front of the error.
+        name: the command as the user typed it, for the error line.
         command: parses its options, does the work and writes to stdout.
         farewell: a line for stderr once the command was interrupted, or "".
     """
@@ -62,14 +71,14 @@ def _call(name: str, command: Callable[[], None], farewell: Callable[[], str]) -
         show_error(name, error)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        pass  # its frames go first: a progress bar in one of them still has its line to end
+        pass  # leaving this block frees the frames, and a progress bar in one of them ends its line
     line = farewell()
     print("\n" + line if line else "", file=sys.stderr)  # the shell's prompt gets a line of its own
     return EXIT_INTERRUPTED
 
 
 def run_interruptible(name: str, command: Callable[[], None], *, farewell: Callable[[], str] = str) -> int:
-    """`run_command` for work that cleans up after itself: a polite kill (SIGTERM) unwinds it as Ctrl-C does."""
+    """`run_command` for work that cleans up after itself: SIGTERM interrupts it as Ctrl-C does."""
     received: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
@@ -91,6 +100,48 @@ def run_interruptible(name: str, command: Callable[[], None], *, farewell: Calla
         for number, handler in before.items():
             signal.signal(number, handler)
     return EXIT_TERMINATED if signal.SIGTERM in received and code == EXIT_INTERRUPTED else code
+
+
+def with_extra(extra: str, packages: Collection[str], command: Callable[[], None]) -> None:
+    """Run what needs the packages that pad-rt[extra] adds.
+
+    Raises:
+        PadError: one of them is not installed.
+    """
+    try:
+        command()
+    except ModuleNotFoundError as error:
+        if error.name not in packages:
+            raise
+        raise PadError(f"{error.name} is not installed", hint=f"pip install 'pad-rt[{extra}]'") from None
+
+
+def take_options(kind: type[Options], arguments: argparse.Namespace) -> Options:
+    """The dataclass whose fields are the arguments of the same names; a field without one keeps its default."""
+    given = vars(arguments)
+    return kind(**{field.name: given[field.name] for field in fields(kind) if field.name in given})
+
+
+def report_on_stderr(line: str) -> None:
+    """The report of a command."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def silent(line: str) -> None:
+    """The report of a quiet command, or of a call that asks for none: nothing is shown, no bar either."""
+    del line
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Let a command be quiet; its arguments' `report` is what to tell of its work."""
+    parser.add_argument(
+        "--quiet",
+        dest="report",
+        action="store_const",
+        const=silent,
+        default=report_on_stderr,
+        help="print nothing on stderr but errors",
+    )
 
 
 def show_error(name: str, error: PadError) -> None:
@@ -126,7 +177,7 @@ def _read(read: Callable[[TextIO], str]) -> str:
 
 
 class _OutputLostError(Exception):
-    """What was printed on stdout went nowhere. No `PadError`: no part of a command may go on after it."""
+    """Stdout cannot be written. No `PadError`, because no part of a command may catch it and go on."""
 
     def __init__(self, number: int) -> None:
         super().__init__(os.strerror(number))
@@ -134,7 +185,7 @@ class _OutputLostError(Exception):
 
 
 class _Output(io.FileIO):
-    """Standard output or error, as bytes; once a write has failed, what follows is dropped, at exit too.
+    """Standard output or error, as bytes. After a failed write all later ones are dropped, also at exit.
 
     Args:
         descriptor: 1 or 2.
@@ -146,7 +197,7 @@ class _Output(io.FileIO):
         self._needed, self._is_lost = needed, False
 
     def write(self, data: ReadableBuffer) -> int | None:  # type: ignore[override]
-        """Write, or drop."""
+        """Write the bytes, or drop them after an earlier failure."""
         if not self._is_lost:
             try:
                 return super().write(data)
@@ -159,10 +210,10 @@ class _Output(io.FileIO):
 
 @contextmanager
 def _standard_streams() -> Iterator[None]:
-    """While a command runs, its standard streams take any text, and what goes wrong with them is told apart.
+    """While a command runs, its standard streams take any text, and a failure of stdout is told from one of a file.
 
-    A narrow terminal shows '?', and bytes that are no text reach our own checks. The number of a closed stream is
-    taken, so that no file of ours gets it and is written to as stdout or stderr.
+    Characters that a terminal cannot show become '?', and stdin's bytes that are no text reach our own checks. The
+    descriptor of a closed stream is opened on the null device, so that no file of ours gets its number.
     """
     for descriptor in range(3):
         try:
@@ -182,7 +233,7 @@ def _standard_streams() -> Iterator[None]:
 
 
 def _guard(stream: TextIO, own: TextIO | None, *, needed: bool) -> TextIO:
-    """The process's own stream over an `_Output`; any other one, such as a test's, as it is."""
+    """The process's own stream over an `_Output`; any other stream, such as a test's, unchanged."""
     if stream is not own or not isinstance(stream, io.TextIOWrapper):
         return stream
     if not isinstance(getattr(stream.buffer, "raw", stream.buffer), io.FileIO):  # a Windows console

@@ -76,10 +76,10 @@ class OutOfMemoryError(PadError):
     """The weights or the KV cache do not fit in memory."""
 
 
-def out_of_memory(size: int) -> OutOfMemoryError:
-    """The error for a buffer of that many bytes."""
+def out_of_memory(size: int | None) -> OutOfMemoryError:
+    """The error for a buffer of that many bytes; None: nobody says how many."""
     return OutOfMemoryError(
-        f"no memory for a buffer of {size / 2**20:,.0f} MiB",
+        "no memory for a buffer" + ("" if size is None else f" of {size / 2**20:,.0f} MiB"),
         hint="use shorter prompts, fewer new tokens or a smaller batch",
     )
 

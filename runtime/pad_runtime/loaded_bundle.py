@@ -13,10 +13,11 @@ from pad_runtime.decode.decoder import Decoder
 from pad_runtime.devices.choice import find_provider
 from pad_runtime.devices.provider import Graph
 from pad_runtime.errors import BundleError, not_copied
+from pad_runtime.score.scorer import Scorer
 
 
 class Bundle:
-    """A bundle on one device. Its graphs are shared by any number of decoders; each has its own KV arena.
+    """A bundle on one device. Its graphs are shared by any number of decoders, each with its own KV arena, and scorers.
 
     It is a snapshot: its files are open from now on. Whatever happens to the folder, its decoders choose the tokens of
     what was loaded, or raise a BundleError.
@@ -61,6 +62,14 @@ class Bundle:
         """A decoder of its own KV arena over the bundle's graphs."""
         return Decoder(self.graph, self.manifest, self.files, self.provider)
 
+    def scorer(self) -> Scorer:
+        """A scorer of given replies.
+
+        Raises:
+            DeviceError: the device runs engines, and there is none of the score graph.
+        """
+        return Scorer(self.graph(contract.SCORE_GRAPH), self.manifest, self.files, self.provider)
+
     def graph(self, name: str) -> Graph:
         """One of the bundle's graphs by its name, opened when it is first asked for."""
         if name not in self._graphs:
@@ -69,16 +78,16 @@ class Bundle:
 
     def _open(self, name: str) -> Graph:
         """Open a graph and hold its tables, inputs and outputs against the manifest's."""
-        info, guided = self.manifest.graphs[name], name == contract.STEP_GRAPH
+        info = self.manifest.graphs[name]
         file = GraphFile.read(self.files, self.manifest, name)
-        _refuse(file.path, find_table_mismatches(file.model.tensors, self.manifest, guided=guided), "sizes")
+        _refuse(file.path, find_table_mismatches(file.model.tensors, self.manifest, name), "sizes")
         graph = self.provider.open(file, self.manifest)
         for what, real, listed in (
             ("inputs", [value.name for value in graph.inputs], info.inputs),
             ("outputs", [value.name for value in graph.outputs], info.outputs),
         ):
             _refuse(file.path, sorted(set(real) ^ set(listed)), what)
-        _refuse(file.path, find_mismatches(graph.inputs, self.manifest, guided=guided), "inputs")
+        _refuse(file.path, find_mismatches(graph.inputs, self.manifest, name), "inputs")
         return graph
 
     def __reduce__(self) -> NoReturn:

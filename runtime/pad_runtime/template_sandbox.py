@@ -1,4 +1,4 @@
-"""Chat templates of other people, rendered in a Jinja sandbox and within bounds."""
+"""Chat templates from model files, rendered in a Jinja sandbox with limits on steps, time and size."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ if TYPE_CHECKING:
     from jinja2 import nodes
     from jinja2.parser import Parser
 
-MAX_STEPS = 1_000_000  # a chat of a thousand turns, each of which reads all of them, takes them all
+MAX_STEPS = 1_000_000  # enough for a chat of a thousand turns whose template looks at all turns for each turn
 MAX_CHARACTERS = 1 << 26
 MAX_SECONDS = 60.0
-_MAX_BITS = 1 << 16  # of an integer
-_CALL = 8  # steps
-_ITEM = 64  # characters, for what an item of a list takes
+_MAX_BITS = 1 << 16  # size of an integer
+_CALL = 8  # steps that a call counts
+_ITEM = 64  # characters that an item of a list counts
 _COUNT, _CHECK = "count_step", "check_size"
 
 
 class TemplateLimitError(Exception):
-    """A template that does not end, or that grows beyond bounds."""
+    """A template was stopped: it took too many steps or too long, or made a value that is too large."""
 
 
 class TemplateRefusalError(Exception):
-    """What a template says with `raise_exception`."""
+    """A template called `raise_exception`; the message is the template's."""
 
 
 class SandboxedTemplate:
     """A Jinja template, compiled once, that sees the functions that transformers gives to chat templates.
 
-    Each pass of a loop is a step, and each call is several. A rendering ends with an error at too many steps, after too
-    long a time, or where a value or the text grows too large, in whatever thread it runs.
+    Each pass of a loop counts one step, each call several. A rendering ends with an error after too many steps or too
+    long a time, or if a value or the text grows too large. That works in any thread.
 
     Args:
         source: the template's text.
@@ -62,8 +62,8 @@ class SandboxedTemplate:
 
         Raises:
             TemplateRefusalError: the template refuses the variables.
-            TemplateLimitError: it was stopped.
-            Exception: of any other kind, as expressions can fail.
+            TemplateLimitError: the rendering was stopped.
+            Exception: of any other kind, raised by an expression of the template.
         """
         pieces, size = [], 0
         with _Budget():
@@ -76,7 +76,7 @@ class SandboxedTemplate:
 
 @dataclass
 class _Budget:
-    """What one rendering may spend, reached through the context that it runs in."""
+    """Steps and time that one rendering may take; found through a context variable."""
 
     steps: int = MAX_STEPS
     deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
@@ -146,7 +146,7 @@ def _make_environment() -> jinja2.Environment:
 
 
 def _count_steps(tree: nodes.Template, environment: jinja2.Environment) -> None:
-    """Let each pass of a loop count itself, and each assignment look at its value."""
+    """Add a step count to each loop, and a check of its value to each assignment."""
     from jinja2 import nodes
 
     def count(line: int) -> nodes.Filter:
@@ -169,7 +169,7 @@ def _count_steps(tree: nodes.Template, environment: jinja2.Environment) -> None:
 def _count_step() -> Callable[..., bool]:
     from jinja2 import pass_context
 
-    @pass_context  # which keeps it from being computed once and for all
+    @pass_context  # or Jinja would compute the call once, while compiling
     def count_step(_context: object, value: bool) -> bool:
         _BUDGET.get().spend()
         return value
@@ -194,7 +194,7 @@ def _check_arguments(args: tuple[Any, ...], options: dict[str, Any], *, has_widt
 
 
 def _check(value: Any) -> Any:
-    """Give the value back that is not too large."""
+    """Return the value, unless it is too large."""
     if isinstance(value, str):
         _check_size(len(value))
     elif isinstance(value, list | tuple):

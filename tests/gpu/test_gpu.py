@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from pad_runtime.decode.step import Step, StepRequest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +26,6 @@ from pad_export.plan import make_plan
 from pad_export.verify.tolerance import difference
 from pad_export.weights.stored import StoredWeights
 from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator, Preference
-from pad_runtime.decode.step import Step, StepRequest
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Reward, pad_rows, plan_rows
 from tests.support import tiny_bundles, tiny_models

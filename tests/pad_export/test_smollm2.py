@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from demo.smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_export.plan import make_plan
 from pad_rt import GenerationConfig, Generator, Preference
 
@@ -42,7 +43,7 @@ def generators(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Generator
     found = {}
     for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM):
         folder: Path = tmp_path_factory.mktemp("smollm2") / "bundle"
-        export_bundle(find_smollm2(), folder, persrms=[persrm], verify=False, quiet=True)
+        export_bundle(find_smollm2(), folder, persrms=[persrm], options=ExportOptions(verify=False))
         found[persrm] = Generator.load(folder)
     return found
 

@@ -18,8 +18,9 @@ from pad_export import cli as export_cli
 from pad_export.output import stages
 from pad_export.read.persrm import read_persrm
 from pad_train.cli import main
+from pad_train.pairs.own_layout import pair_to_row
 from pad_train.pairs.pair import Pair
-from pad_train.pairs.pair_file import PairSource, pair_to_row, read_pairs
+from pad_train.pairs.pair_file import PairSource, read_pairs
 from pad_train.train.stage_trainer import StageTrainer
 from tests.support import tiny_models, tiny_training
 from tests.support.error_checks import error_line, snapshot

@@ -7,6 +7,7 @@ overwritten and never used again, and what a capture recorded runs only when it 
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 import sys
 import types
@@ -19,6 +20,7 @@ import pytest
 STREAM = 77
 RATE = 1e12  # bytes copied in a second
 _NOISE, _GONE = 0xCD, 0xEE
+_ALIGNMENT = 512  # bytes
 
 
 @dataclass
@@ -66,6 +68,11 @@ class FakeRuntime(types.ModuleType):
     def holds(self, address: int, size: int) -> bool:
         """Whether these bytes lie within one block that was not given back."""
         return any(start <= address and address + size <= start + len(it) for start, it in list(self.blocks.items()))
+
+    def let_go(self) -> None:
+        """Memory that was given back may be used again from now on."""
+        gc.collect()
+        self._gone.clear()
 
     def enqueue(self, work: Callable[[], None]) -> None:
         """Put work on the stream: it is done at once, or recorded."""
@@ -135,7 +142,9 @@ class FakeRuntime(types.ModuleType):
         assert self._recording is None, "no memory is taken during a capture"
         if self.taken + size > self.memory:
             return 2, 0
-        block = ctypes.create_string_buffer(size)
+        memory = ctypes.create_string_buffer(size + _ALIGNMENT)
+        first = -ctypes.addressof(memory) % _ALIGNMENT
+        block = (ctypes.c_char * size).from_buffer(memory, first)
         address = ctypes.addressof(block)
         ctypes.memset(address, _NOISE, size)
         self.blocks[address] = block

@@ -244,9 +244,8 @@ class Engine:
         for name, shape in shapes.items():
             kind = _KINDS[self.inputs[name].type]
             size = math.prod(shape) * np.dtype(_NUMPY[kind]).itemsize
-            assert name == contract.MAX_TOP_K or self.runtime.holds(addresses[name], size), (
-                f"{name} is not on the device"
-            )
+            is_there = name == contract.MAX_TOP_K or self.runtime.holds(addresses[name], size)
+            assert is_there, f"{name} is not on the device"
             binding.bind_input(name, "cpu", 0, _NUMBERS[kind], shape, addresses[name])
         for name in self.outputs:
             binding.bind_output(name, "cpu")

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_rt import GenerationConfig, Generator, Preference
 from tests.support import tiny_bundles
 
@@ -67,7 +68,7 @@ def export(folder: Path, *, dialect: Any = "ort") -> Path:
         _make_persrm(folder / "persrm")
     output = folder / f"bundle-{dialect}"
     persrm = folder / "persrm"
-    export_bundle(folder / "base", output, persrms=[persrm], topology="shared", dialect=dialect, quiet=True)
+    export_bundle(folder / "base", output, persrms=[persrm], options=ExportOptions(topology="shared", dialect=dialect))
     return tiny_bundles.set_eos(output, ())
 
 

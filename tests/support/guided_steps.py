@@ -1,17 +1,21 @@
-"""Steps without text around them: a llama with one adapter, and requests of its steps."""
+"""Slots without text around them: a llama with one adapter, and what slots of its decoders are opened with."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pad_rt import EncodedPrompt, GenerationConfig, Generator
-from pad_runtime.decode.step import GraphStep, StepRequest
+from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.decode.decoder import Decoder
+from pad_runtime.decode.slot import Slot
+from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.sequence import Controls, Sampling
+from pad_runtime.rows.sequence import Sequence as RowSequence
 from tests.support.torch_oracle import TorchModel
 
+# Of the base and of the reward: ragged, and one of a single token.
 PROMPTS = (((5, 17, 300, 41, 8), (9, 8, 7, 6, 5, 4, 200)), ((20, 21, 22), (250,)), ((3,), (4, 99, 98, 97)))
 NUM_STEPS = 50
 KINDS: dict[str, dict[str, Any]] = {
@@ -31,38 +35,63 @@ class Models:
         return self.folder / kind
 
 
-def make_request(
-    generator: Generator,
-    *sequences: int,
-    preference: Any = "x",
-    trace: bool = False,
+@dataclass(frozen=True)
+class Asked:
+    """What a slot is opened with, and reads."""
+
+    sequence: RowSequence
+    prompts: tuple[tuple[int, ...], ...]
+    room: int
+
+    @classmethod
+    def of(
+        cls, plan: Plan, *, new_tokens: int = NUM_STEPS + 1, controls: Controls | None = None, **sampling: Any
+    ) -> Asked:
+        """A plan, and room for as many tokens behind it."""
+        chosen = Sampling(**{"top_k": 10, **sampling})
+        return cls(plan.sequence(chosen, controls), plan.prompts, plan.longest + new_tokens)
+
+    def open(self, decoder: Decoder) -> Slot:
+        """A slot that has its prompts."""
+        slot = decoder.open(self.sequence, self.room)
+        decoder.read(slot, dict(enumerate(self.prompts)))
+        return slot
+
+
+def ask(
+    manifest: Manifest,
+    *numbers: int,
+    guided: bool = True,
+    beta: float = 1.0,
+    seed: int = 0,
     prompts: Sequence[tuple[Sequence[int], Sequence[int]]] = PROMPTS,
-    **config: Any,
-) -> StepRequest:
-    """What the generator would ask of the step."""
-    prepared = generator._prepare(
-        [EncodedPrompt(*prompts[index]) for index in sequences],
-        [preference] * len(sequences),
-        GenerationConfig(**{"max_new_tokens": NUM_STEPS + 1, **config}),
-        trace=trace,
-    )
-    return prepared.request
+    **options: Any,
+) -> list[Asked]:
+    """Some of the prompts, each guided by the first PersRM or plain; the one at place i samples from seed + i."""
+    asked = []
+    for place, number in enumerate(numbers):
+        base, reward = prompts[number]
+        rewards = [Reward(0, (1.0,), 1.0, tuple(reward))] if guided else []
+        plan = plan_rows(manifest, tuple(base), rewards, beta)
+        asked.append(Asked.of(plan, seed=seed + place, **options))
+    return asked
 
 
-def new_step(generator: Generator) -> GraphStep:
-    return generator._bundle.guided_step()
+def open_slots(decoder: Decoder, asked: Iterable[Asked]) -> list[Slot]:
+    """Slots that have their prompts."""
+    return [each.open(decoder) for each in asked]
 
 
-def run(step: GraphStep, request: StepRequest, num_tokens: int = NUM_STEPS) -> list[list[int]]:
-    """Ids by sequence."""
-    ids = [list(step.prefill(request))]
-    ids += [list(step.step()) for _ in range(num_tokens - 1)]
+def run(decoder: Decoder, asked: Iterable[Asked], num_tokens: int = NUM_STEPS) -> list[list[int]]:
+    """Ids by sequence, of slots that are stepped together and closed again."""
+    slots = open_slots(decoder, asked)
+    ids = step_together(decoder, slots, num_tokens)
+    for slot in slots:
+        decoder.close(slot)
+    return ids
+
+
+def step_together(decoder: Decoder, slots: Sequence[Slot], num_tokens: int = NUM_STEPS) -> list[list[int]]:
+    """Ids by slot."""
+    ids = [list(decoder.step(slots).ids) for _ in range(num_tokens)]
     return [list(sequence) for sequence in zip(*ids, strict=True)]
-
-
-def addresses(step: GraphStep) -> dict[str, int]:
-    """Where every value that is bound lies."""
-    found = {name: value.address for name, value in step._values.items()}
-    for turn, values in enumerate(step._turns):
-        found |= {f"{turn}:{name}": value.address for name, value in values.items()}
-    return found | {"next_ids": step._ids.buffer.address, "view": ctypes.addressof(step._take())}

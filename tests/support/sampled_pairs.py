@@ -39,7 +39,7 @@ def sample(
     scorers = {entry.name: scorer for entry in features}
     return make_pairs(
         backbone, plan_tasks(prompts, features, batch=2), scorers, output,
-        settings=settings, seed=seed, stages=Stages(lambda line: None, quiet=True),
+        settings=settings, seed=seed, stages=Stages(),
     )  # fmt: skip
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pad_export.read.checkpoint import Checkpoint, open_checkpoint
+from pad_rt import Generator
 from pad_train.options import ALL_LINEAR, TrainingOptions
 from pad_train.pairs.feature import Feature
 from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import Backbone, load_backbone
+from pad_train.train.persrm_folder import read_reward_model
+from pad_train.train.reward_model import RewardModel
 from pad_train.train.train import train_persrm
 from tests.support import tiny_models
 
@@ -40,10 +44,30 @@ FEATURES = {
 _WORDS = {"eggs": (["egg", "boil"], ["the", "cook"]), "noise": (["!", "?"], [".", ","])}  # more, less
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A PersRM and what came of it: its base and itself as folders, a bundle of both, and how training went."""
+
+    base: Path
+    folder: Path
+    bundle: Path
+    metrics: dict[str, float]
+    generator: Generator
+
+    def read_back(self) -> RewardModel:
+        """The reward model as the folder holds it."""
+        return read_reward_model(self.folder, load(self.base))
+
+
 def make_backbone(folder: Path, family: str = "llama", *, seed: int = 1, **config: Any) -> Backbone:
     """A tiny base, loaded in fp32."""
     tiny_models.make_base(folder, family, seed=seed, **config)
-    return load_backbone(open_checkpoint(folder), dtype=torch.float32)
+    return load(folder)
+
+
+def load(base: Path) -> Backbone:
+    """A base in fp32."""
+    return load_backbone(open_checkpoint(base), dtype=torch.float32)
 
 
 def make_pairs(num_prompts: int, *, seed: int = 0, features: Sequence[str] = ("eggs", "noise")) -> list[Pair]:
@@ -69,11 +93,7 @@ def make_pairs(num_prompts: int, *, seed: int = 0, features: Sequence[str] = ("e
 def train(
     base: Checkpoint | Path, pairs: Sequence[Pair], output: Path, options: TrainingOptions = QUICK, **changes: Any
 ) -> dict[str, float]:
-    """Train quietly. `changes` are other arguments of `train_persrm`."""
+    """Train. `changes` are other arguments of `train_persrm`."""
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
-    arguments: dict[str, Any] = {
-        "features": ("eggs", "noise"), "name": "taste", "base_name": str(checkpoint.path),
-        "report": lambda line: None, "quiet": True,
-    }  # fmt: skip
-    arguments |= changes
+    arguments = {"features": ("eggs", "noise"), "name": "taste", "base_name": str(checkpoint.path)} | changes
     return train_persrm(checkpoint, pairs, output=output, options=options, **arguments)

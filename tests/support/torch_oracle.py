@@ -64,8 +64,13 @@ class TorchModel:
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> torch.Tensor:
         """Next-token logits of every feature: [d, vocab]."""
-        hidden = self.states(ids)[-1]
-        features = [hidden] if self._heads is None else [weight @ hidden + bias for weight, bias in self._heads]
+        return self.all_logits(ids)[:, -1]
+
+    @torch.inference_mode()
+    def all_logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """The same at every position: [d, s, vocab]."""
+        hidden = self.states(ids)
+        features = [hidden] if self._heads is None else [hidden @ weight.T + bias for weight, bias in self._heads]
         logits = self._model.lm_head(torch.stack(features))
         cap = getattr(self._model.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
@@ -191,12 +196,15 @@ def trace_difference(trace: Sequence[Any], decoded: Decoded) -> float:
 
 
 def cache_difference(
-    cache: tuple[np.ndarray, np.ndarray], row: int, expected: tuple[torch.Tensor, torch.Tensor], *, shift: int = 0
+    cache: tuple[np.ndarray, np.ndarray], expected: tuple[torch.Tensor, torch.Tensor], *, shift: int = 0
 ) -> float:
-    """Worst difference of one row's key and value cache [R, kv_heads, capacity, head_dim] in one layer."""
+    """Worst difference of one row's keys and values [kv_heads, length, head_dim] in one layer; infinite for another
+    number of positions."""
     length = expected[0].shape[1] - shift
+    if cache[0].shape[1] != expected[0].shape[1]:
+        return float("inf")
     return max(
-        difference(torch.tensor(ours[row, :, shift : shift + length]), theirs[:, :length])
+        difference(torch.tensor(ours[:, shift:]), theirs[:, :length])
         for ours, theirs in zip(cache, expected, strict=True)
     )
 

@@ -1,7 +1,7 @@
 """One builder of engines for TensorRT 10 and 11 (`tensorrt`) and for TensorRT-RTX (`tensorrt_rtx`): the same API.
 
-TensorRT times kernels on the GPU that it finds, and builds for that one. TensorRT-RTX builds ahead of time for the
-compute capabilities that it is told, on any machine, and compiles the rest on the GPU at first use.
+TensorRT times kernels on the GPU of this machine, and builds for that GPU. TensorRT-RTX builds on any machine, for the
+compute capabilities that are named, and compiles the rest on the GPU at first use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pad_runtime.bundle.manifest import EngineInfo, Manifest
 from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.devices.cuda import find_cuda
 from pad_runtime.devices.tensorrt.engine_choice import this_platform
-from pad_runtime.devices.tensorrt.provider import load_tensorrt, make_log
+from pad_runtime.devices.tensorrt.library import load_tensorrt, make_log
 from pad_runtime.errors import EngineError, OptionError
 
 
@@ -30,23 +30,31 @@ class EngineBuilder:
     """Builds engines of one kind."""
 
     def __init__(
-        self, target: str, compute_capabilities: Sequence[str] = (), *, timing_cache: Path | None = None
+        self,
+        target: contract.EngineTarget,
+        compute_capabilities: Sequence[str] = (),
+        *,
+        timing_cache: Path | None = None,
+        dedicated_attention: bool = False,
     ) -> None:
-        """Load the library and look at what is asked for, before any work.
+        """Load the library and check the options.
 
         Args:
-            target: one of `contract.ENGINE_TARGETS`.
+            target: the library.
             compute_capabilities: GPUs that a TensorRT-RTX engine is for, such as "sm89"; TensorRT takes the one here.
             timing_cache: where TensorRT keeps what it timed, for the next build; TensorRT-RTX times nothing.
+            dedicated_attention: refuse a graph whose attention the library has no dedicated kernel for. By default it
+                is written out there.
 
         Raises:
             EngineError: the library is not installed, or cannot be loaded.
-            OptionError: a compute capability or the timing cache does not go with the library.
-            DeviceError: TensorRT is to build, and there is no GPU.
+            OptionError: the library does not take these compute capabilities or a timing cache.
+            DeviceError: the target is TensorRT, and this machine has no GPU.
         """
         self.target = target
         self._trt = load_tensorrt(target)
         self._timing_cache = timing_cache
+        self._dedicated_attention = dedicated_attention
         self.version = str(self._trt.__version__)
         if target == "tensorrt":
             if compute_capabilities:
@@ -85,7 +93,7 @@ class EngineBuilder:
         if self.target == "tensorrt-rtx" and graph == contract.STEP_GRAPH:
             run_in_turn(model, manifest)
         start = time.perf_counter()
-        listed: list[str] = []  # what the builder says of the finished engine
+        listed: list[str] = []  # the builder's description of the finished engine
         log = make_log(trt, lambda message: listed.append(message) if message.startswith("Layers:") else None)
         builder = trt.Builder(log)
         strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -100,7 +108,8 @@ class EngineBuilder:
             )
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the layers keep their names in the graph
-        allow_decomposition(trt, network)
+        if not self._dedicated_attention:
+            _allow_decomposition(trt, network)
         if self.target == "tensorrt-rtx":
             config.num_compute_capabilities = len(self.compute_capabilities)
             for index, name in enumerate(self.compute_capabilities):
@@ -123,7 +132,7 @@ class EngineBuilder:
         info = EngineInfo(
             file=engine.name,
             graph=graph,
-            target="tensorrt" if self.target == "tensorrt" else "tensorrt-rtx",
+            target=self.target,
             version=self.version,
             platform=this_platform(),
             compute_capabilities=self.compute_capabilities,
@@ -155,7 +164,7 @@ class EngineBuilder:
 
 
 def cache_pairs(manifest: Manifest, graph: str) -> dict[str, str]:
-    """Cache outputs of a graph and the inputs whose memory they share."""
+    """KV outputs of a graph, each with the input whose memory it shares."""
     pairs = {}
     for trunk in manifest.trunks if graph == contract.STEP_GRAPH else manifest.trunks[:1]:
         at = contract.trunk_prefix(trunk.name)
@@ -166,7 +175,7 @@ def cache_pairs(manifest: Manifest, graph: str) -> dict[str, str]:
 
 
 def _fix_capacity(model: onnx.ModelProto, capacity: int) -> onnx.ModelProto:
-    """Give KV caches one size."""
+    """Set the capacity axis of the KV caches to one size."""
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == contract.CAPACITY:
@@ -211,10 +220,10 @@ def _make_profile(builder: Any, network: Any, model: onnx.ModelProto, axes: dict
     return profile
 
 
-def allow_decomposition(trt: Any, network: Any) -> None:
+def _allow_decomposition(trt: Any, network: Any) -> None:
     """Let attention be written out where the library has no dedicated kernel for it; where it has one, it takes that.
 
-    Without leave the whole graph is refused: in float32, and with few heads (benchmarks/attention_kernels.py).
+    Otherwise it refuses graphs in float32, and with few or small attention heads.
     """
     for index in range(network.num_layers):
         layer = network.get_layer(index)

@@ -6,6 +6,7 @@ A profile for prompts and one for single steps. Limits come from the manifest; K
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,10 +14,12 @@ from safetensors import safe_open
 
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
+from pad_runtime.errors import OptionError
 
 Range: TypeAlias = tuple[int, int, int]  # least, tuned for, most
 
 _MAX_ROWS = _MAX_READINGS = 8  # on one trunk, times the most sequences: what one has too few of, another may use
+_ALIGNMENT = 256  # bytes: where a tensor of TensorRT may begin (IExecutionContext::setTensorAddress)
 _TYPICAL_PROMPT = 128
 _TYPICAL_K = 10
 _SPARE_RANK = 4  # times the rank of the bundle's own adapters: room for a PersRM that is swapped in
@@ -29,6 +32,22 @@ def make_profiles(folder: Path, manifest: Manifest, graph: str) -> dict[str, dic
         name: _Axes(folder, manifest).of(manifest.trunks if guided else manifest.trunks[:1], guided, name == "prefill")
         for name in contract.ENGINE_PROFILES
     }
+
+
+def check_capacity(manifest: Manifest) -> None:
+    """Whether every row of a KV cache begins where TensorRT takes a tensor: a run reads a window of some rows.
+
+    Raises:
+        OptionError: max_length gives rows that are no multiple of 256 bytes.
+    """
+    slots = [trunk.num_kv_heads * trunk.head_dim * manifest.dtype.itemsize for trunk in manifest.trunks]
+    unit = math.lcm(*(_ALIGNMENT // math.gcd(_ALIGNMENT, slot) for slot in slots))
+    if manifest.max_length % unit:
+        raise OptionError(
+            f"engines of a bundle with a max_length of {manifest.max_length}",
+            expected=f"a multiple of {unit}: rows of its KV caches begin at every {_ALIGNMENT} bytes",
+            hint=f"export it again with --max-length {manifest.max_length // unit * unit or unit}",
+        )
 
 
 class _Axes:

@@ -1,8 +1,8 @@
-"""What the builder says of an engine that it made, and what must be true of it.
+"""An engine as its builder describes it, checked for being one piece with KV caches updated in place.
 
-TensorRT-RTX lists the finished engine's kernels and tensors in its log, so that an engine can be looked into on a
-machine that cannot load it. A cache is updated in place when its output is an update of its input, and no kernel reads
-the input by its own name: the output stands for both.
+TensorRT-RTX lists the finished engine's kernels and tensors in its log, so that an engine can be checked on a machine
+that cannot load it. A cache is updated in place if its output is an update of its input and no kernel reads the input
+by name: reads after the update use the output's name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pad_runtime.errors import EngineError
 _KERNEL = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], (Constants|Outputs):"
 )
-_ONE_LAYER = re.compile(r"Metadata: (\[ONNX Layer: \S+\])$")  # of a kernel that does no other layer's work
+_ONE_LAYER = re.compile(r"Metadata: (\[ONNX Layer: \S+\])$")  # of a kernel that computes a single layer
 _REGION = re.compile(r"_myl(\d+)_\d+$")  # a piece of the graph that was compiled as one
 _TENSOR = re.compile(
     r"^ Name: (?P<name>\S+), IOMode: (?P<mode>\w+), DataType: (?P<type>\w+), Dimensions: \[(?P<sizes>[-\d,]*)\], "
@@ -28,8 +28,8 @@ _TENSOR = re.compile(
 _SHAPES = re.compile(r"MinShape: \[([\d,]*)\], OptShape: \[([\d,]*)\], MaxShape: \[([\d,]*)\]")
 _SPLITTING = ("PLUGIN", "LOOP", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "CONDITION", "NON_ZERO", "NMS")
 _MAX_REPORTED = 3
-# Kernels of one layer's attention at most, where one of them is dedicated: beside it, a prompt's keys and values are
-# copied for the heads that share them. benchmarks/attention_kernels.py holds this against what the library refuses.
+# Most kernels of a layer's attention if one of them is dedicated: in prefill, two more copy keys and values for the
+# heads that share them. A benchmark (`make engines`) compares this with what the library refuses.
 _DEDICATED = {"prefill": 3, "decode": 1}
 
 
@@ -54,18 +54,18 @@ class EngineTensor:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """An engine from inside.
+    """What is inside an engine.
 
     Attributes:
         layers: the network's layers by type.
         updates: cache outputs, and the inputs that they update.
         kernels: the finished engine's kernels by kind, of each profile; empty where the builder lists none.
-        attention: kernels that do nothing but the attention of one layer, of each attention layer and profile.
-        outside: layers of the finished engine that are in no profile's one piece, by kind.
-        read: tensors that those kernels read.
+        attention: for each attention layer, the kernels of each profile that compute this layer and nothing else.
+        outside: layers of the finished engine outside the one compiled piece of each profile, by kind.
+        read: tensors that kernels read.
         tensors: the finished engine's inputs and outputs; empty where the builder lists none.
-        size: bytes.
-        seconds: what building took.
+        size: bytes of the engine.
+        seconds: time that building took.
     """
 
     layers: dict[str, int]
@@ -80,11 +80,11 @@ class EngineReport:
 
     @classmethod
     def of(cls, network: Any, log: str, *, size: int, seconds: float) -> EngineReport:
-        """Read a network and what the builder logged of the engine that came of it."""
+        """Read a network and the builder's log of the engine made from it."""
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         attention = [layer.metadata for layer in layers if layer.type.name == "ATTENTION_OUTPUT"]
         kernels: dict[str, Counter[str]] = {}
-        alone: Counter[tuple[str, str]] = Counter()  # kernels by the one layer that they do, and profile
+        alone: Counter[tuple[str, str]] = Counter()  # number of kernels that compute one layer, by layer and profile
         outside: Counter[str] = Counter()
         read = set()
         tensors = {}
@@ -121,7 +121,7 @@ class EngineReport:
 
     @property
     def note(self) -> str | None:
-        """What is slower than it could be: attention that the library has no dedicated kernel for."""
+        """A note if attention is slower than it could be, because the library has no dedicated kernel for it."""
         written_out = [counts for counts in self.attention.values() if _is_written_out(counts)]
         if not written_out:
             return None
@@ -132,13 +132,13 @@ class EngineReport:
         )
 
     def check(self, caches: dict[str, str]) -> None:
-        """Hold the engine to being one piece, with every cache updated in place.
+        """Check that the engine is one piece and updates every KV cache in place.
 
         Args:
-            caches: outputs and the inputs that they must share memory with.
+            caches: KV outputs, each with the input that it must share memory with.
 
         Raises:
-            EngineError: says which are not.
+            EngineError: names the layers or caches for which that does not hold.
         """
         found = [f"the layer type {name}" for name in self.layers if name.startswith(_SPLITTING)]
         found += [
@@ -155,7 +155,7 @@ class EngineReport:
 
 
 def _is_written_out(counts: Sequence[int]) -> bool:
-    """Whether attention takes more kernels in one of the profiles than with a dedicated one."""
+    """Whether a layer's attention takes more kernels in some profile than it does with a dedicated kernel."""
     return any(count > _DEDICATED[profile] for profile, count in zip(contract.ENGINE_PROFILES, counts, strict=True))
 
 

@@ -25,12 +25,14 @@ _FLOAT_TYPES: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16", "bf1
 class Storage:
     """How the numbers of a bundle are stored.
 
-    `float_type` is torch's and NumPy's name of what is not in blocks, activations and KV cache included.
+    `float_type` is torch's and NumPy's name of what is not in blocks, activations and KV cache included. With
+    `all_4_bits` no block has more than 4 bits.
     """
 
     precision: Precision
     dialect: DialectName
     float_type: FloatType
+    all_4_bits: bool = False
 
     @property
     def in_blocks(self) -> bool:
@@ -45,7 +47,9 @@ class Storage:
     @property
     def embedding_bits(self) -> int:
         """Bits of the embedding, 0 where it is stored whole. It is looked up: 8 bits cost a step nothing."""
-        return 8 if self.in_blocks and self.dialect == "ort" else 0
+        if not self.in_blocks or self.dialect != "ort":
+            return 0
+        return 4 if self.all_4_bits else 8
 
     @property
     def head_bits(self) -> int:
@@ -64,7 +68,7 @@ class Storage:
             return 8
         if self.precision != "int4":
             return 0
-        if self.dialect == "standard":
+        if self.dialect == "standard" or self.all_4_bits:
             return 4
         if site == "qkv":
             return 8
@@ -73,14 +77,18 @@ class Storage:
         return 8 if site == "down" and outer else 4
 
 
-def choose_storage(precision: Precision, dialect: DialectName, activations: Activations | None = None) -> Storage:
+def choose_storage(
+    precision: Precision, dialect: DialectName, activations: Activations | None = None, *, all_4_bits: bool = False
+) -> Storage:
     """The storage of a precision; `activations` stand beside weights in blocks, and elsewhere are the precision itself.
 
     By default they are float32 in the ort dialect, for a CPU, and float16 in the standard one, for TensorRT's kernels.
 
     Raises:
-        OptionError: the two conflict.
+        OptionError: activations, or all in 4 bits, conflict with the precision.
     """
+    if all_4_bits and precision != "int4":
+        raise OptionError(f"all_4_bits with --precision {precision}", expected="--precision int4 beside it")
     chosen: str = precision
     if precision in ("int8", "int4"):
         chosen = activations or ("fp32" if dialect == "ort" else "fp16")
@@ -90,7 +98,7 @@ def choose_storage(precision: Precision, dialect: DialectName, activations: Acti
             expected="--precision int8 or int4 beside it",
             hint=f"pass --precision {activations}, or leave it out",
         )
-    return Storage(precision, dialect, _FLOAT_TYPES[chosen])
+    return Storage(precision, dialect, _FLOAT_TYPES[chosen], all_4_bits)
 
 
 def write_blocks(file: WeightsFile, name: str, blocks: Blocks, storage: Storage) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import TensorProto
 
-from pad_export.graph.matrix import gather_rows
+from pad_export.graph.matrix import gather_rows, multiply_transposed
 from pad_export.graph.writer import Graph, element_type
 from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
@@ -23,6 +23,11 @@ from pad_export.weights.stream import head_weight
 from pad_runtime.bundle import contract
 
 _FLOAT, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
+
+
+def is_read(trunk: Trunk, trunks: Sequence[Trunk]) -> bool:
+    """Whether rewards run on a trunk: beside trunks of their own, the base's has base rows alone."""
+    return len(trunks) == 1 or trunk.name != contract.BASE_TRUNK
 
 
 def mix_readings(g: Graph, reading_logits: Sequence[str], base_logits: str, controlled: str) -> str:
@@ -48,8 +53,6 @@ def mix_readings(g: Graph, reading_logits: Sequence[str], base_logits: str, cont
 def read_rows(g: Graph, trunk: Trunk, hidden: str, candidates: str, weights: WeightsFile, float_type: str) -> str:
     """Logits of the candidates by each reading of a trunk, [L, k] in `float_type`.
 
-    Gathers k rows of the lm_head, never the vocabulary.
-
     Args:
         g, weights: where to emit, and the file of the lm_head.
         trunk: whose rows are read.
@@ -60,27 +63,26 @@ def read_rows(g: Graph, trunk: Trunk, hidden: str, candidates: str, weights: Wei
     at, readings = trunk.prefix, trunk.prefix + contract.READINGS
     row = g.input(at + contract.READING_ROW, _INT64, [readings])
     sequence = g.input(at + contract.READING_SEQUENCE, _INT64, [readings])
-    columns = g.op("Gather", hidden, row, name=f"{at}reading/hidden", axis=0)  # [L, hidden]
-    mixture = ""
-    if trunk.has_features:
-        columns = _features(g, trunk, columns, float_type)  # [L, hidden, 1 + P]
-        mixture = _mixture(g, trunk, float_type)  # [L, 1 + P, 1]
-    else:
-        columns = g.op("Unsqueeze", columns, g.constant([2], np.int64), name=f"{at}reading/column")
+    read = g.op("Gather", hidden, row, name=f"{at}reading/hidden", axis=0)
+    columns = feature_columns(g, trunk, read, float_type)  # [L, hidden, 1 + P]
+    mixture = _mixture(g, trunk, float_type) if trunk.has_features else ""  # [L, 1 + P, 1]
     if mixture and not trunk.spec.logit_softcap:
         columns = g.op("MatMul", columns, mixture, name=f"{at}features/mix")  # [L, hidden, 1]
-    read = g.op("Gather", candidates, sequence, name=f"{at}reading/candidates", axis=0)  # [L, k]
-    rows = gather_rows(g, weights, head_weight(trunk, weights), read, name=f"{at}reading/head_rows")  # [L, k, hidden]
-    logits = g.op("MatMul", rows, columns, name=f"{at}reading/dots")  # [L, k, 1 or 1 + P]
-    logits = softcap(g, logits, trunk, float_type, f"{at}reading")
+    own = g.op("Gather", candidates, sequence, name=f"{at}reading/candidates", axis=0)  # [L, k]
+    logits = candidate_logits(g, trunk, columns, own, weights, float_type)  # [L, k, 1 or 1 + P]
     if mixture and trunk.spec.logit_softcap:
         logits = g.op("MatMul", logits, mixture, name=f"{at}features/mix")  # [L, k, 1]
     logits = g.op("Squeeze", logits, g.constant([2], np.int64), name=f"{at}reading/logits")
     return to_float(g, logits, float_type, f"{at}reading")
 
 
-def _features(g: Graph, trunk: Trunk, hidden: str, float_type: str) -> str:
-    """h and every W_i h + b_i of each reading, as columns: [L, hidden, 1 + P]."""
+def feature_columns(g: Graph, trunk: Trunk, hidden: str, float_type: str) -> str:
+    """The hidden state h of each reading and every W_i h + b_i, as columns: [L, hidden] -> [L, hidden, 1 + P].
+
+    P is 0 where the trunk has no features.
+    """
+    if not trunk.has_features:
+        return g.op("Unsqueeze", hidden, g.constant([2], np.int64), name=f"{trunk.prefix}reading/column")
     at, size, features = trunk.prefix, trunk.spec.hidden_size, trunk.prefix + contract.FEATURES
     heads = g.input(at + contract.FEATURE_HEADS, element_type(float_type), [features, size, size])
     biases = g.input(at + contract.FEATURE_BIASES, element_type(float_type), [features, 1, size])
@@ -97,6 +99,24 @@ def _mixture(g: Graph, trunk: Trunk, float_type: str) -> str:
     shape = [at + contract.READINGS, at + contract.WEIGHT_COLUMNS]
     weights = g.input(at + contract.READING_WEIGHTS, element_type(float_type), shape)
     return g.op("Unsqueeze", weights, g.constant([2], np.int64), name=f"{at}features/weights")
+
+
+def candidate_logits(
+    g: Graph, trunk: Trunk, columns: str, candidates: str, weights: WeightsFile, float_type: str
+) -> str:
+    """Logits [L, k, c] of candidates [L, k], by columns [L, hidden, c]: k rows of the lm_head, never the vocabulary."""
+    at = trunk.prefix
+    rows = gather_rows(
+        g, weights, head_weight(trunk, weights), candidates, name=f"{at}reading/head_rows"
+    )  # [L, k, hidden]
+    logits = g.op("MatMul", rows, columns, name=f"{at}reading/dots")
+    return softcap(g, logits, trunk, float_type, f"{at}reading")
+
+
+def vocabulary_logits(g: Graph, trunk: Trunk, hidden: str, weights: WeightsFile, float_type: str) -> str:
+    """Logits over the vocabulary [n, V] float32 of hidden states [n, hidden]."""
+    logits = multiply_transposed(g, weights, head_weight(trunk, weights), hidden, name="lm_head")
+    return to_float(g, softcap(g, logits, trunk, float_type, "lm_head"), float_type, "lm_head")
 
 
 def softcap(g: Graph, logits: str, trunk: Trunk, float_type: str, name: str) -> str:

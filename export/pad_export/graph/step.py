@@ -14,13 +14,12 @@ from onnx import TensorProto
 from pad_export.graph.choice import choose_token
 from pad_export.graph.controls import control_logits, count_written
 from pad_export.graph.dialect import DIALECTS
-from pad_export.graph.matrix import Storage, multiply_transposed
-from pad_export.graph.readings import mix_readings, read_rows, softcap, to_float
+from pad_export.graph.matrix import Storage
+from pad_export.graph.readings import is_read, mix_readings, read_rows, vocabulary_logits
 from pad_export.graph.trunk import emit_trunk
 from pad_export.graph.writer import Graph
 from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
-from pad_export.weights.stream import head_weight
 from pad_runtime.bundle import contract
 
 _FLOAT, _INT64, _INT32 = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.INT32)
@@ -55,7 +54,7 @@ def _build(g: Graph, trunks: Sequence[Trunk], weights: WeightsFile, storage: Sto
         read = [
             read_rows(g, trunk, rows, candidates, weights, float_type)
             for trunk, rows in zip(trunks, hidden, strict=True)
-            if len(trunks) == 1 or trunk.name != contract.BASE_TRUNK  # beside other trunks it has base rows alone
+            if is_read(trunk, trunks)
         ]
         g.output(candidates, _INT64, [contract.SEQUENCES, contract.K])
         g.output(own, _FLOAT, [contract.SEQUENCES, contract.K])
@@ -68,8 +67,7 @@ def _base_logits(g: Graph, base: Trunk, hidden: str, weights: WeightsFile, float
     """z of each sequence: the base's logits over the vocabulary [S, V] float32."""
     row = g.input(contract.BASE_ROW, _INT64, [contract.SEQUENCES])
     own = g.op("Gather", hidden, row, name="base_hidden", axis=0)  # [S, hidden]
-    logits = multiply_transposed(g, weights, head_weight(base, weights), own, name="lm_head")
-    return to_float(g, softcap(g, logits, base, float_type, "lm_head"), float_type, "lm_head")
+    return vocabulary_logits(g, base, own, weights, float_type)
 
 
 def _offer_ends(g: Graph, logits: str, ends: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a disk can do to a result while it is written, and the rights that its files get."""
+"""Errors of the disk while a result is written, and the rights of its files."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from pad_runtime.errors import CheckpointError, OptionError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, the process's own limit
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, the process's limit
 _FULL_IN_RUST = re.compile(rf"\(os error ({'|'.join(map(str, _FULL))})\)")  # safetensors, tokenizers
 
 
 @contextmanager
 def disk_errors(output: Path, hint: str) -> Iterator[None]:
-    """Tell in one line what the system refused while `output` was made; other exceptions pass.
+    """Turn errors of the disk while `output` is made into one line; other exceptions pass.
 
     Args:
-        output: what the user asked for.
-        hint: what to do once there is room again.
+        output: the path that the user asked for.
+        hint: what the user can do about a full disk.
 
     Raises:
         CheckpointError: the disk is full, or a file could not be read or written.
@@ -41,7 +41,7 @@ def disk_errors(output: Path, hint: str) -> Iterator[None]:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether a file could not be written to its end; libraries that are not Python say so in words of their own."""
+    """Whether the disk was full; libraries written in Rust or C++ say so only in the text of their errors."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     return bool(_FULL_IN_RUST.search(str(error))) or (
@@ -50,19 +50,19 @@ def _is_full(error: Exception) -> bool:
 
 
 def check_new(output: Path) -> None:
-    """Refuse what is there already.
+    """Refuse an output path that exists.
 
     Raises:
-        OptionError: something is.
+        OptionError: the path exists.
     """
     if os.path.lexists(output):
         raise OptionError(f"-o {output} exists", hint="choose another path, or remove it")
 
 
 def follow_umask(folder: Path) -> None:
-    """Give every file below a folder the rights of a file that is created there now: safetensors gives the owner's.
+    """Give every file below a folder the rights of a new file (safetensors creates files for the owner alone).
 
-    A file that has another name elsewhere keeps its own: it is a living bundle's.
+    A file with a second hard link is part of another bundle and keeps its rights.
     """
     probe = folder / "rights"
     probe.touch()

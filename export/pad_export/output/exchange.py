@@ -1,4 +1,4 @@
-"""Two paths that change places in one step, where the system can: Linux's renameat2."""
+"""Exchanging two paths in one step, by Linux's renameat2."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM)  # an old ker
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two paths on one disk change places: at no moment is either missing.
+    """Exchange two paths on one disk, so that neither is missing at any moment.
 
     Returns:
-        Whether they did; if not, the system cannot.
+        Whether they were exchanged; False if this system cannot.
 
     Raises:
-        OSError: it could, and something is wrong with the paths.
+        OSError: something is wrong with the paths.
     """
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2

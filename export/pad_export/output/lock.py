@@ -1,4 +1,4 @@
-"""Files that one process holds: the system lets go of them when that process ends, however it ends."""
+"""Locks on files: the system releases them when the process that holds them ends, however it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ except ImportError:  # Windows
 
 LOCK_FILE = "lock"  # of a folder that is held
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # some network disks, and Windows
-_TRIES, _PAUSE = 5, 0.1  # seconds; whoever looks for what dead processes left holds a lock for a moment
+_TRIES, _PAUSE = 5, 0.1  # seconds; a process that looks for leftovers holds a lock for a moment
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def claimed(lock: Path, output: Path) -> Iterator[None]:
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     break
-                if not (left and isinstance(error, FileNotFoundError)):  # its last holder removed the folder just now
+                if not (left and isinstance(error, FileNotFoundError)):  # the last holder just removed the folder
                     raise OptionError(
                         f"{output} cannot be written: {error.filename or lock}: {error.strerror}",
                         hint="choose another folder",

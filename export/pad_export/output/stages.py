@@ -1,4 +1,4 @@
-"""The stages of long work as they come: a bar on a terminal, lines of words where there is none."""
+"""Progress of long work: a bar on a terminal, elsewhere lines of text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pad_runtime.command import Report, silent
+
 _INTERVAL = 15.0  # seconds between two lines of a stage
 
 
 class Progress:
-    """How far one stage is, such as `calibrating: 120 of 211 linears, 95 s left`."""
+    """Progress of one stage, shown as `calibrating: 120 of 211 linears, 95 s left`."""
 
-    def __init__(
-        self, stage: str, unit: str, report: Callable[[str], object], *, bar: bool, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, stage: str, unit: str, report: Report, *, bar: bool, clock: Callable[[], float]) -> None:
         self._stage, self._unit, self._report, self._clock = stage, unit, report, clock
         self._shows_bar = bar
         self._bar: Any = None
@@ -26,7 +26,7 @@ class Progress:
         self._begun = self._told = 0.0
 
     def begin(self, total: int, *, done: int = 0) -> None:
-        """The stage has `total` units, `done` of them from before. Nothing is said of a stage without any."""
+        """Begin a stage of `total` units, `done` of them in an earlier run. A stage without units is not shown."""
         self._total, self._done, self._before = total, done, done
         self._begun = self._told = self._clock()
         if total:
@@ -37,7 +37,7 @@ class Progress:
                 )
 
     def __call__(self, count: int = 1, *, note: str = "") -> None:
-        """`count` more are done; `note` says something of them, such as their loss."""
+        """Count `count` more units as done; `note` is shown beside them, such as their loss."""
         self._done += count
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
@@ -49,32 +49,34 @@ class Progress:
             self._report(f"{self._stage}: {', '.join(filter(None, parts))}")
 
     def tell(self, line: str) -> None:
-        """A line about the stage, above its bar."""
+        """Print a line about the stage, above its bar."""
         if self._bar is not None:
             self._bar.clear()
         self._report(f"{self._stage}: {line}")
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 class Stages:
-    """Shows the stages of one command."""
+    """Shows the stages of one command.
 
-    def __init__(
-        self, report: Callable[[str], object], *, quiet: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        """Bars go to stderr if that is a terminal; else lines go to `report`, one in 15 seconds; `quiet`: neither."""
-        self._report = (lambda _: None) if quiet else report
-        self._shows_bars = not quiet and sys.stderr.isatty()
+    Attributes:
+        tell: shows a line that is of no stage.
+    """
+
+    def __init__(self, report: Report = silent, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Bars go to stderr if that is a terminal; else lines go to `report`, one in 15 seconds; `silent`: neither."""
+        self.tell = report
+        self._shows_bars = report is not silent and sys.stderr.isatty()
         self._clock = clock
 
     @contextmanager
     def count(self, stage: str, unit: str) -> Iterator[Progress]:
         """A stage of so many units, whose number `begin` gives."""
-        progress = Progress(stage, unit, self._report, bar=self._shows_bars, clock=self._clock)
+        progress = Progress(stage, unit, self.tell, bar=self._shows_bars, clock=self._clock)
         try:
             yield progress
         finally:

@@ -1,8 +1,9 @@
 """A bundle folder that appears whole or not at all, whatever happens to the process that makes it.
 
-Beside a bundle NAME, `.NAME.pad-export` holds what is being made: `new`, where two renames had to do for one exchange
-also `old`, the bundle that is to be replaced, and the lock of the process at work. When that one is dead, the next
-export in the folder puts `old` back if NAME is missing, and removes the rest.
+Beside a bundle NAME, the folder `.NAME.pad-export` holds `new`, the bundle that is being made, and the lock of the
+process that makes it. Where the system cannot exchange two folders in one step, it also holds `old`, the bundle that is
+replaced, between two renames. If the process dies, the next export in the same parent folder puts `old` back if NAME is
+missing, and removes the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _NEW, _OLD = "new", "old"
 
 @dataclass(frozen=True)
 class Leftover:
-    """What a dead process left of a bundle: where that was to be, the bytes removed, and whether an old one is back."""
+    """Leftovers of a dead export: its output path, the bytes removed, and whether an old bundle was put back."""
 
     output: Path
     num_bytes: int
@@ -58,7 +59,7 @@ def staged(output: Path) -> Iterator[Path]:
 def changed(bundle: Path) -> Iterator[Path]:
     """A copy of a bundle, of hard links where the disk has them, that takes its place if the block succeeds.
 
-    Write whole new files into it, and never into one that is there.
+    Replace files in it by new ones; never write into an existing file, which the bundle shares.
 
     Raises:
         As `staged`.
@@ -72,11 +73,11 @@ def changed(bundle: Path) -> Iterator[Path]:
 
 
 def clean(folder: Path) -> list[Leftover]:
-    """Remove what dead processes left of bundles in a folder; what a living one works on is not touched."""
+    """Remove the leftovers of dead exports in a folder; those of living processes are not touched."""
     found = []
     for workspace in sorted(folder.glob(f".?*{_SUFFIX}")):
         output = workspace.with_name(workspace.name[1 : -len(_SUFFIX)])
-        with suppress(OSError):  # held by a living process, or by a user whose files these are
+        with suppress(OSError):  # a living process holds it, or it belongs to another user
             if not _is_ours(workspace):
                 continue
             with held(workspace / LOCK_FILE):
@@ -88,16 +89,16 @@ def clean(folder: Path) -> list[Leftover]:
 
 
 def _is_ours(workspace: Path) -> bool:
-    """Whether nothing is in it but what an export puts there."""
+    """Whether a workspace holds only files that an export makes."""
     if workspace.is_symlink() or not workspace.is_dir():
         return False
     names = {path.name for path in workspace.iterdir()} - {LOCK_FILE, _NEW, _OLD}
-    return all(name.startswith(f".{_NEW}.") for name in names)  # what was made beside `new` to verify it
+    return all(name.startswith(f".{_NEW}.") for name in names)  # a twin that verification made
 
 
 @contextmanager
 def _workspace(output: Path) -> Iterator[Path]:
-    """The folder beside `output` that only this process works in; afterwards it is gone."""
+    """A folder beside `output` in which only this process works; removed at the end."""
     clean(output.parent)
     workspace = output.with_name(f".{output.name}{_SUFFIX}")
     with claimed(workspace / LOCK_FILE, output):
@@ -113,7 +114,7 @@ def _workspace(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _filled(workspace: Path, output: Path) -> Iterator[Path]:
-    """The folder that is to be `output`, with the rights of the umask once it is filled."""
+    """The folder that will become `output`; at the end its files get the rights of the umask."""
     try:
         with disk_errors(output, hint="free some, or choose another"):
             folder = workspace / _NEW
@@ -121,7 +122,7 @@ def _filled(workspace: Path, output: Path) -> Iterator[Path]:
             yield folder
             follow_umask(folder)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # as torch says it
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # torch's wording
             raise
         raise OutOfMemoryError("no memory for one of the model's tensors", hint="close other programs") from None
 
@@ -141,20 +142,20 @@ def _put_in_place(workspace: Path, output: Path) -> None:
 
 
 def _empty(workspace: Path, output: Path) -> bool:
-    """Remove what is in a workspace that is held, but its lock; tells whether `output`, which was missing, is back."""
+    """Empty a workspace that is held, except for its lock; returns whether a missing `output` was put back."""
     put_back = (workspace / _OLD).exists() and not os.path.lexists(output)
     if put_back:
         (workspace / _OLD).rename(output)
     for path in workspace.iterdir():
         if path.is_symlink():
-            path.unlink()  # in whose place the bundle is now
+            path.unlink()  # the old output, a link, after the exchange
         elif path.name != LOCK_FILE:
             shutil.rmtree(path, ignore_errors=True)
     return put_back
 
 
 def _remove(workspace: Path) -> None:
-    """Remove an empty workspace that is held, unless another process came to use it just now."""
+    """Remove an empty workspace that is held, unless another process has begun to use it."""
     with suppress(OSError):
         (workspace / LOCK_FILE).unlink()
         workspace.rmdir()
@@ -168,7 +169,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _check_replaceable(output: Path) -> None:
-    """Refuse everything but an empty folder, and a bundle with no file that is not its own."""
+    """Refuse any output but an empty folder or a bundle without foreign files."""
     if not os.path.lexists(output):
         return
     if not output.is_dir():
@@ -189,7 +190,7 @@ def _check_replaceable(output: Path) -> None:
 
 
 def _files_of_bundle(folder: Path) -> set[str]:
-    """Names that the manifest in a folder lists, itself among them; none where there is no manifest of ours."""
+    """Names of the files that the manifest in a folder lists, with the manifest; empty without a manifest of ours."""
     path = folder / contract.MANIFEST_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

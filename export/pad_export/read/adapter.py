@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pad_export.read.checkpoint import Checkpoint, canonical_name, is_bare_name
+from pad_export.read.checkpoint import Checkpoint
 from pad_export.read.file_patterns import SECONDS, match_all
 from pad_export.read.json_file import read_object
 from pad_export.read.model_class import check_task, foreign_hint, is_language_module
 from pad_export.read.safetensors_file import read_safetensors
+from pad_export.read.tensor_names import canonical_name, is_bare_name
 from pad_runtime.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"
@@ -47,7 +48,7 @@ _UNSUPPORTED = {
     "fan_in_fan_out": "transposed (Conv1D) weights",
     "megatron_config": "Megatron layers",
 }
-# These say where LoRA went and how it was trained: the tensors tell the first, and the second is over.
+# These say which modules the LoRA changes, which the tensors say as well, and how it was trained.
 _IRRELEVANT = {
     "auto_mapping",
     "corda_config",
@@ -80,10 +81,10 @@ _READ = {
     "rank_pattern",
     "use_rslora",
 }
-# Initialisations that leave the base's weights as they are; the others subtract what they put into A and B.
+# Initialisations that leave the base's weights unchanged; the others subtract the initial B A from them.
 _PLAIN_INITS = {"true", "false", "none", "gaussian", "eva", "orthogonal", "mica"}
 _CONVERTIBLE_INITS = ("pissa", "olora", "corda", "lora_ga")
-# What a tensor is whose key is not that of a LoRA factor.
+# Kinds of tensors that are no LoRA factors, by a part of their keys.
 _FOREIGN_TENSORS = {
     "lora_embedding_": "LoRA on an embedding",
     "lora_magnitude_vector": "a DoRA magnitude",
@@ -117,7 +118,7 @@ class LoraAdapter:
         path: its folder.
         base_name: the base it was trained on, as its author named it; "" if unnamed.
         delta: the change of each module, by Hugging Face name (`model.layers.0.self_attn.q_proj`).
-        is_bare: whether it was on a decoder alone (AutoModel), whose modules are named without `model.`.
+        is_bare: whether it was trained on a decoder without lm_head (AutoModel): module names lack the prefix `model.`.
     """
 
     path: Path
@@ -131,9 +132,9 @@ class _Scaling:
     """How PEFT derives each module's rank and scale from a LoraConfig.
 
     Attributes:
-        rank, alpha: of the modules that no pattern matches.
-        ranks, alphas: of the others, named as PEFT saw them.
-        stabilised: whether alpha is over the rank's square root.
+        rank, alpha: for the modules that no pattern matches.
+        ranks, alphas: for the other modules, by their names in the tensors' keys.
+        stabilised: whether alpha is divided by the rank's square root in place of the rank.
     """
 
     rank: int
@@ -143,7 +144,7 @@ class _Scaling:
     stabilised: bool
 
     def of(self, module: str) -> tuple[int, float]:
-        """Return rank and scale of a module, named as PEFT saw it."""
+        """Return rank and scale of a module, by its name in the tensors' keys."""
         rank, alpha = self.ranks.get(module, self.rank), self.alphas.get(module, self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.stabilised else rank)
 
@@ -174,7 +175,7 @@ def check_fits(adapter: LoraAdapter, checkpoint: Checkpoint) -> None:
     """Check that the checkpoint has every module of the adapter, with its shape.
 
     Raises:
-        AdapterError: it has not; the adapter was trained on another base.
+        AdapterError: a module is missing or has another shape; the adapter was trained on another base.
     """
     misfits = []
     for module, low_rank in adapter.delta.items():
@@ -230,7 +231,7 @@ def _refuse_unsupported(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _saved_hint(saved: Any) -> str:
-    """What to do about modules that were trained whole: a merge keeps those of a language model and loses any other."""
+    """The hint for modules that were trained whole: a merge keeps a language model's modules and loses all others."""
     names = saved if isinstance(saved, list) else [saved]
     foreign = [str(name) for name in names if not is_language_module(str(name))]
     return foreign_hint(foreign[0]) if foreign else _MERGE
@@ -252,7 +253,7 @@ def _read_scaling(folder: Path, config: dict[str, Any], modules: list[str]) -> _
 
 
 def _read_patterns(folder: Path, config: dict[str, Any], key: str, modules: list[str]) -> dict[str, Any]:
-    """What a pattern gives each module that one matches."""
+    """The value of the first pattern that matches, for each module that any pattern matches."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
         raise AdapterError(f"{folder}: {key} is {patterns!r}", expected="an object from module patterns to numbers")
@@ -267,7 +268,7 @@ def _read_patterns(folder: Path, config: dict[str, Any], key: str, modules: list
 
 
 def _try_targets(folder: Path, config: dict[str, Any], modules: list[str]) -> None:
-    """Try the patterns that say where LoRA went: the tensors tell it too, but PEFT matches them when it verifies."""
+    """Check that the patterns which name the adapted modules can be matched: PEFT matches them during verification."""
     for key in ("target_modules", "exclude_modules", "layers_pattern"):
         value = config.get(key)
         several = value if key == "layers_pattern" and isinstance(value, list) else [value]

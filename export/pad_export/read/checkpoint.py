@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import reprlib
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from pad_export.read.gguf.file import GgufWeights, open_gguf
+from pad_export.read.gguf.file import open_gguf
 from pad_export.read.json_file import read_object
-from pad_export.read.model_class import check_architectures, foreign_hint, is_language_module
+from pad_export.read.model_class import check_architectures
 from pad_export.read.safetensors_file import open_safetensors
-from pad_export.read.spec import FAMILIES, MAX_LAYERS, is_used
+from pad_export.read.spec import MAX_LAYERS
+from pad_export.read.tensor_names import EMBEDDINGS, LM_HEAD, find_text_model
 from pad_export.read.tokenizer.checkpoint_tokenizer import (
     CheckpointTokenizer,
     TokenizerInfo,
@@ -26,22 +27,6 @@ from pad_export.read.tokenizer.checkpoint_tokenizer import (
 from pad_export.read.tokenizer.turn_end import find_turn_end
 from pad_export.weights.blocks import Blocks
 from pad_runtime.errors import CheckpointError
-
-_EMBEDDINGS = "model.embed_tokens.weight"
-_LM_HEAD = "lm_head.weight"
-_BARE_MODULES = ("embed_tokens.", "layers.", "norm.")
-# Stored tensors that nothing needs to read, by their names in the text model.
-_LEFTOVERS = (
-    # Rotary frequencies, which follow from the configuration: Llama 1 and 2 and their descendants store them by layer.
-    re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
-)
-# In a multimodal checkpoint, what reads images or sound: prompts here are text.
-_TOWERS = (re.compile(r"(model\.)?(vision_tower|audio_tower|multi_modal_projector|image_newline)(\..+)?"),)
-_TEXT_PREFIXES = (
-    ("model.language_model.", "model."),
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-)
 
 
 class Weights(Protocol):
@@ -58,9 +43,15 @@ class Weights(Protocol):
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor by its stored name."""
 
+    def read_blocks(self, name: str, bits: int) -> Blocks | None:
+        """Return a matrix in the blocks that it is stored in, where `bits` bits can say the same; else None."""
+
+
+OpenWeights: TypeAlias = Callable[[Path], Weights]  # of a Hugging Face folder
+
 
 class Checkpoint:
-    """A causal language model on disk. Nothing but names and shapes is held; a tensor is read when asked for.
+    """A causal language model on disk. Only names and shapes are in memory; tensors are read when asked for.
 
     Attributes:
         path: the folder or GGUF file.
@@ -68,7 +59,7 @@ class Checkpoint:
         model_type: its `model_type`, such as "llama".
         names: Hugging Face names of the tensors; each begins with `model.` or is `lm_head.weight`.
         nbytes: size of the weights on disk, in bytes.
-        called: what it calls itself: GGUF metadata, or config.json's `_name_or_path`; its path aside.
+        called: names that the model gives itself, in GGUF metadata or config.json's `_name_or_path`.
     """
 
     def __init__(
@@ -77,6 +68,7 @@ class Checkpoint:
         config: PretrainedConfig,
         weights: Weights,
         *,
+        load_tokenizer: Callable[[], CheckpointTokenizer],
         stored_eos: tuple[int, ...],
         called: tuple[str, ...] = (),
     ) -> None:
@@ -86,12 +78,13 @@ class Checkpoint:
         self.model_type: str = config.model_type
         self.nbytes = weights.nbytes
         self._weights = weights
+        self._load_tokenizer = load_tokenizer
         self._stored_eos = stored_eos
-        self._stored_names = _account(path, config, weights)
+        self._stored_names = find_text_model(path, config, weights.shapes)
         self.names = frozenset(self._stored_names)
-        if _LM_HEAD not in self.names and not config.tie_word_embeddings:
+        if LM_HEAD not in self.names and not config.tie_word_embeddings:
             raise CheckpointError(
-                f"{path} has no {_LM_HEAD}, and its embeddings are not tied",
+                f"{path} has no {LM_HEAD}, and its embeddings are not tied",
                 expected="a causal language model, with the lm_head it was trained with",
                 hint="give the causal language model that it was taken from: loaded as one, it has a random lm_head",
             )
@@ -106,8 +99,6 @@ class Checkpoint:
 
     def blocks(self, name: str, bits: int) -> Blocks | None:
         """Return a matrix in the blocks in which it is stored, where they can be had in `bits` bits with no loss."""
-        if not isinstance(self._weights, GgufWeights):
-            return None
         return self._weights.read_blocks(self._stored(name), bits)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -118,15 +109,15 @@ class Checkpoint:
     def tied(self) -> bool:
         """Whether the output projection is the embedding matrix.
 
-        As in transformers, a stored lm_head that differs from the embeddings counts, whatever the configuration says.
+        As in transformers, a stored lm_head that differs from the embedding is used, whatever the configuration says.
         """
-        if _LM_HEAD not in self.names:
+        if LM_HEAD not in self.names:
             return True
-        return bool(self.config.tie_word_embeddings) and torch.equal(self.tensor(_LM_HEAD), self.tensor(_EMBEDDINGS))
+        return bool(self.config.tie_word_embeddings) and torch.equal(self.tensor(LM_HEAD), self.tensor(EMBEDDINGS))
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a generation and has logits: of the configurations, the tokenizer and the chat template.
+        """Every id that ends a generation and has logits: from the configurations, the tokenizer and the chat template.
 
         Raises:
             CheckpointError: a chat template that is no Jinja, or does not end.
@@ -136,12 +127,12 @@ class Checkpoint:
 
     @property
     def unnamed_eos(self) -> int | None:
-        """The token that the chat template closes the assistant's turn with, if nothing else says that it ends one."""
+        """The token with which the chat template closes the assistant's turn, if no other file names it as an end."""
         return None if self.turn_end in self._named_eos else self.turn_end
 
     @cached_property
     def turn_end(self) -> int | None:
-        """The token that the chat template closes the assistant's turn with; None if there is none with logits."""
+        """The token with which the chat template closes the assistant's turn; None if there is no such token."""
         info = self.tokenizer.info
         if info.chat_template is None:
             return None
@@ -155,16 +146,14 @@ class Checkpoint:
         ids = list(self._stored_eos)
         if self.tokenizer.info.eos_id is not None:
             ids.append(self.tokenizer.info.eos_id)
-        # A configuration class has a default id, which means nothing once the checkpoint names its own.
+        # The configuration class has a default id, which counts only if the checkpoint names none.
         ids = ids or list(_token_ids(self.config.eos_token_id))
         return tuple(dict.fromkeys(token for token in ids if token < self.config.vocab_size))
 
     @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
         """The tokenizer, loaded at first use; CheckpointError if it cannot be read."""
-        if isinstance(self._weights, GgufWeights):
-            return load_gguf_tokenizer(self.path, self._weights.vocabulary)
-        return load_folder_tokenizer(self.path, self.config.vocab_size)
+        return self._load_tokenizer()
 
     def vocabulary(self) -> dict[str, int]:
         """Return the id of every token, added tokens included."""
@@ -180,15 +169,19 @@ class Checkpoint:
         return self._stored_names[name]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, open_weights: OpenWeights = open_safetensors) -> Checkpoint:
     """Open a Hugging Face folder or a GGUF file.
+
+    Args:
+        path: of either.
+        open_weights: gives the weights of a folder.
 
     Raises:
         CheckpointError: nothing there, no configuration or tokenizer, weights that are missing, truncated,
             quantised or stored as a pickle, or a model that cannot be exported.
     """
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, open_weights)
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist", expected="a model folder or a .gguf file", hint="check the path"
@@ -200,78 +193,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def canonical_name(name: str) -> str:
-    """Return the name of a text model's tensor or module as a plain causal language model has it.
-
-    `layers.0.x` of a bare decoder and `model.language_model.layers.0.x` of a multimodal one are
-    `model.layers.0.x`; any other name stays as it is.
-    """
-    for prefix, plain in _TEXT_PREFIXES:
-        if name.startswith(prefix):
-            return plain + name.removeprefix(prefix)
-    return f"model.{name}" if is_bare_name(name) else name
-
-
-def is_bare_name(name: str) -> bool:
-    """Whether a tensor or module is named as in a decoder without lm_head (transformers' AutoModel)."""
-    return name.startswith(_BARE_MODULES)
-
-
-def _account(path: Path, config: PretrainedConfig, weights: Weights) -> dict[str, str]:
-    """Return the stored name of each tensor of the text model; every other must be a known leftover.
-
-    Raises:
-        CheckpointError: names a tensor that is neither, or says that there is no decoder here.
-    """
-    if any(map(is_bare_name, weights.shapes)):
-        raise CheckpointError(
-            f"{path} holds a decoder alone, as AutoModel saves it",
-            expected="a causal language model",
-            hint="give the causal language model that it was taken from",
-        )
-    stored = {canonical_name(name): name for name in weights.shapes}
-    twice = sorted(weights.shapes.keys() - set(stored.values()))
-    if twice:
-        raise CheckpointError(
-            f"{path} holds {twice[0]} and {stored[canonical_name(twice[0])]}",
-            expected="one of them: to a text model they are the same",
-            hint="download the checkpoint again",
-        )
-    if _EMBEDDINGS not in stored:
-        raise CheckpointError(
-            f"{path} has no {_EMBEDDINGS}", expected="a decoder of the Llama family", hint="choose another checkpoint"
-        )
-    if config.model_type in FAMILIES:  # another is refused once its spec is read
-        leftovers = _LEFTOVERS + (_TOWERS if any("language_model." in name for name in stored.values()) else ())
-        used = {canonical: name for canonical, name in stored.items() if is_used(canonical, config)}
-        unknown = [
-            name
-            for canonical, name in stored.items()
-            if canonical not in used and not any(leftover.fullmatch(canonical) for leftover in leftovers)
-        ]
-        if unknown:
-            raise _unused(path, config, unknown, weights)
-        return used
-    return stored
-
-
-def _unused(path: Path, config: PretrainedConfig, names: list[str], weights: Weights) -> CheckpointError:
-    name, module = names[0], names[0].rpartition(".")[0]
-    hint = foreign_hint(module)
-    if is_language_module(module):
-        hint = "download the checkpoint again, with the configuration it was published with"
-    elif name.startswith("v_head.") and weights.shapes[name][:1] != (1,):
-        hint = "save the v_head.* tensors as value_head.safetensors and the others as model.safetensors"
-    return CheckpointError(
-        f"{path} holds {name}"
-        + (f" and {len(names) - 1} more tensors" if len(names) > 1 else "")
-        + " that nothing reads",
-        expected=f"the tensors of a {config.model_type} model of {config.num_hidden_layers} layers with its lm_head",
-        hint=hint,
-    )
-
-
-def _open_folder(folder: Path) -> Checkpoint:
+def _open_folder(folder: Path, open_weights: OpenWeights) -> Checkpoint:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             hint = "this is an adapter: give the model it belongs to as the base, and this folder as the PersRM"
@@ -291,7 +213,7 @@ def _open_folder(folder: Path) -> Checkpoint:
             hint="export the original checkpoint",
         )
     num_layers = nested.get("num_hidden_layers", raw.get("num_hidden_layers", 1))
-    if not isinstance(num_layers, int) or not 0 < num_layers <= MAX_LAYERS:  # configuration classes make lists of it
+    if not isinstance(num_layers, int) or not 0 < num_layers <= MAX_LAYERS:  # configuration classes make such lists
         raise CheckpointError(
             f"{folder}: num_hidden_layers is {reprlib.repr(num_layers)}", expected=f"1 to {MAX_LAYERS}"
         )
@@ -299,7 +221,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     config = full.get_text_config(decoder=True)
     if config is not full and full.tie_word_embeddings:
         config.tie_word_embeddings = True
-    weights = open_safetensors(folder)
+    weights = open_weights(folder)
     if not has_tokenizer(folder):
         raise CheckpointError(
             f"{folder} has no tokenizer", expected="tokenizer.json", hint="save the model's tokenizer into this folder"
@@ -315,6 +237,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         folder,
         config,
         weights,
+        load_tokenizer=partial(load_folder_tokenizer, folder, config.vocab_size),
         stored_eos=tuple(eos),
         called=(called,) if isinstance(called, str) and called else (),
     )
@@ -328,7 +251,14 @@ def _open_gguf(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"the metadata of {path} is not that of a {weights.model_type} model ({error})", hint="download it again"
         ) from error
-    return Checkpoint(path, config, weights, stored_eos=weights.eos_token_ids, called=weights.names)
+    return Checkpoint(
+        path,
+        config,
+        weights,
+        load_tokenizer=partial(load_gguf_tokenizer, path, weights.vocabulary),
+        stored_eos=weights.eos_token_ids,
+        called=weights.names,
+    )
 
 
 def _load_config(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Regular expressions that came in a file. Nothing can stop one that backtracks but the end of its process."""
+"""Regular expressions from files, matched in a process of their own: only its end stops one that backtracks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 SECONDS = 10.0  # a sensible pattern takes a thousandth
-_CHOICES = re.compile(r"[*+?{|]")  # without one of these there is one way to match, and nothing to go back to
+_CHOICES = re.compile(r"[*+?{|]")  # a pattern without these cannot backtrack
 _SCRIPT = (
     "import json, re, sys; patterns, names = json.load(sys.stdin); "
     "print(json.dumps([[bool(re.match(pattern, name)) for name in names] for pattern in patterns]))"
@@ -20,8 +20,8 @@ def match_all(patterns: Sequence[str], names: Sequence[str]) -> list[list[bool]]
     """Whether each pattern matches the beginning of each name, as `re.match` does: [patterns][names].
 
     Raises:
-        re.error, OverflowError, RecursionError: no regular expression.
-        TimeoutError: it takes longer than `SECONDS`, or all memory.
+        re.error, OverflowError, RecursionError: a pattern is no regular expression.
+        TimeoutError: matching takes longer than `SECONDS`, or all memory.
     """
     compiled = [re.compile(pattern) for pattern in patterns]
     if not any(map(_CHOICES.search, patterns)):

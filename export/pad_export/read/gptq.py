@@ -1,13 +1,13 @@
-"""GPTQ: a matrix rounded for the inputs that it will multiply: what one column loses, those after it make up for.
+"""GPTQ: a matrix is rounded column by column, and the later columns make up for the error of those before.
 
 With H = R R^T the inputs' second moments and R upper triangular, rounding a row w to q changes its outputs by
-sum_c (R_cc (v_c - q_c))^2, where v_c is column c with what the columns before it lost:
+sum_c (R_cc (v_c - q_c))^2, where v_c is column c plus the errors that the columns before it left:
 
     v_c = w_c + sum_{k < c} (w_k - q_k) R_kc / R_cc
 
-Each q_c is the number nearest to v_c (arXiv 2210.17323; in this form, with no inverse of H, Babai's nearest plane:
-2507.18553). Columns that the inputs use most are rounded first, by whole blocks:
-many are left to make up for them.
+Each q_c is the number nearest to v_c (arXiv 2210.17323; in this form, without an inverse of H, Babai's nearest plane:
+2507.18553). Columns that the inputs use most are rounded first, in whole blocks, so that many columns are left to make
+up for their errors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from pad_export.weights.blocks import BLOCK, Blocks, concatenate, fit_blocks
 from pad_runtime.errors import CheckpointError
 
-_ROWS = 1024  # rounded at once: a block of their columns stays in the cache, and there are parts for several threads
-_TOKENS = 512  # whose products are summed in float32, before they are added in float64
-_COLUMNS = 128  # of the moments' upper triangle, a strip for one thread; the lower one is its mirror
-_DAMPING = 0.01  # of the mean moment, added to each: columns that the text hardly uses stay near their own values
+_ROWS = 1024  # rounded at once by a thread: a block of their columns fits into the cache
+_TOKENS = 512  # their products are summed in float32, before the sums are added in float64
+_COLUMNS = 128  # columns of the moments' upper triangle that a thread computes; the lower triangle mirrors it
+_DAMPING = 0.01  # share of the mean moment that is added to each: columns that the text hardly uses change little
 
 
 def second_moments(inputs: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,7 @@ def second_moments(inputs: torch.Tensor) -> torch.Tensor:
 def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor, *, symmetric: bool = False) -> Blocks:
     """Round a matrix for inputs of known second moments.
 
-    All arithmetic is in float64: the codes are the same on every machine whose moments are.
+    All arithmetic is in float64, so that equal moments give equal codes on every machine.
 
     Args:
         weight: [out, in], `in` a multiple of 32.
@@ -62,7 +62,7 @@ def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor, *, symm
 
 
 def _order(importance: torch.Tensor) -> torch.Tensor:
-    """Columns as they are rounded, [in]: blocks by their mean importance, and inside a block by their own."""
+    """The columns in the order of rounding, [in]: blocks by mean importance, columns in a block by importance."""
     blocks = importance.view(-1, BLOCK)
     first = blocks.mean(1).argsort(dim=0, descending=True, stable=True)
     inside = blocks.argsort(dim=1, descending=True, stable=True)
@@ -85,10 +85,10 @@ def _root(moments: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def _round_columns(weight: torch.Tensor, bits: int, order: torch.Tensor, root: torch.Tensor, symmetric: bool) -> Blocks:
-    """Round rows [out, in], which lie as columns meanwhile, so that what is rounded at once is in one place."""
+    """Round rows [out, in]. They are transposed meanwhile, so that a column is contiguous in memory."""
     rows, columns = weight.shape
     importance = root.diag().square()
-    lost = weight.T[order].double()  # [in, out]: w, and once a block is rounded w - q
+    lost = weight.T[order].double()  # [in, out]: w, and w - q for the blocks that are rounded
     codes = torch.empty(columns, rows, dtype=torch.uint8)
     scales = torch.empty(columns // BLOCK, rows)
     zeros = torch.empty(columns // BLOCK, rows, dtype=torch.uint8)
@@ -96,9 +96,9 @@ def _round_columns(weight: torch.Tensor, bits: int, order: torch.Tensor, root: t
         part = slice(start, start + BLOCK)
         own = root[part, part]
         carried = torch.linalg.solve_triangular(own.T, root[:start, part].T, upper=False)
-        wanted = lost[part].addmm(carried, lost[:start])  # [32, out]: with what makes up for the blocks before
+        wanted = lost[part].addmm(carried, lost[:start])  # [32, out]: with the errors of the blocks before
         scale, zero = fit_blocks(wanted, bits, importance[part], symmetric)
-        left, rounded = wanted.clone(), torch.empty_like(wanted)  # less what is rounded; codes less their zero points
+        left, rounded = wanted.clone(), torch.empty_like(wanted)  # errors so far; codes minus zero points
         lowest, highest, shares = -zero, 2**bits - 1 - zero, own / own.diag()
         for column in range(BLOCK):
             torch.addmv(left[column], left[:column].T, shares[:column, column], out=rounded[column])
@@ -113,7 +113,7 @@ def _round_columns(weight: torch.Tensor, bits: int, order: torch.Tensor, root: t
 
 
 def _refit(wanted: torch.Tensor, rounded: torch.Tensor, root: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Scales [n] under which a block's codes [32, n] lose least, in float32's precision; `root` is [32, 32]."""
+    """Scales [n], in float32's precision, with the least error for a block's codes [32, n]; `root` is [32, 32]."""
     targets, steps = root.T @ wanted, root.T @ rounded
     squares = steps.square().sum(0)
     best = ((targets * steps).sum(0) / squares).float().to(scale.dtype)
@@ -122,10 +122,10 @@ def _refit(wanted: torch.Tensor, rounded: torch.Tensor, root: torch.Tensor, scal
 
 @contextmanager
 def _single_threads() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, for operations on one thread each.
+    """A pool of as many threads as torch has, while torch itself uses one thread for each operation.
 
-    Torch's own share out every operation and wait for each other after it: for small ones, beside a busy process, that
-    is most of the time.
+    Torch would split every operation among its threads and let them wait for one another. For small operations, beside
+    a busy process, that waiting would take most of the time.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

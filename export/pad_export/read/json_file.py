@@ -1,4 +1,4 @@
-"""Reading a JSON object that someone else wrote."""
+"""Reading a JSON object from a file of another program."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pad_runtime.errors import PadError
 
 
 def read_object(path: Path, error: type[PadError], *, hint: str) -> dict[str, Any]:
-    """The object in a file that is there.
+    """Read the JSON object in an existing file.
 
     Raises:
-        error: the file cannot be read, is not JSON, holds something else, or half a character; `hint` says what to do.
+        error: the file cannot be read, is not JSON, holds no object, or holds half a character; with `hint`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -29,5 +29,5 @@ def read_object(path: Path, error: type[PadError], *, hint: str) -> dict[str, An
 
 
 def _is_text(text: str) -> bool:
-    """Whether a text can be written again: JSON's escapes can give half a character."""
+    """Whether a text can be encoded: JSON's escapes can give lone surrogates."""
     return text.encode("utf-8", "ignore") == text.encode("utf-8", "surrogatepass")

@@ -1,4 +1,4 @@
-"""The KV cache of a transformers model, whatever its release calls the argument."""
+"""The KV cache argument of a transformers model, which was renamed between releases."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a checkpoint or an adapter is: a causal language model's, or that of a head which cannot weigh tokens.
+"""The class of a checkpoint or adapter: a causal language model, or a model with a score head, which is refused.
 
-A model with a score head (a reward model, a classifier) has a decoder like any other. What it has learned is read from
-its hidden states by a head of its own; an lm_head over them, where there is one, has learned nothing of it.
+A reward model or classifier has a decoder like any other, but what it has learned is read from the hidden states by its
+score head. An lm_head over them, where there is one, knows nothing of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BARE_HINT = (
 )
 _OTHER_HINT = "give a causal language model, or train the PersRM with pad-train"
 
-# How transformers' classes with an lm_head end; the third are those that read images or sound beside text.
+# Name endings of transformers' classes with an lm_head; the third is of classes that read images or sound, too.
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _SCORING = re.compile(r"Classification|Reward|Score|Regression|Value|QuestionAnswering")
 _CAUSAL_TASK = "CAUSAL_LM"
@@ -39,8 +39,8 @@ def check_architectures(folder: Path, config: dict[str, Any]) -> None:
     """Check that config.json names a causal language model, or nothing.
 
     Raises:
-        CheckpointError: it names a classifier or reward model, a decoder without a head, or an encoder; says for what
-            it is good here.
+        CheckpointError: it names a classifier or reward model, a decoder without lm_head, or an encoder; says what such
+            a model can be used for.
     """
     named = config.get("architectures") or []
     for name in named if isinstance(named, list) else [named]:
@@ -58,12 +58,12 @@ def check_architectures(folder: Path, config: dict[str, Any]) -> None:
 
 
 def check_task(folder: Path, config: dict[str, Any]) -> None:
-    """Check that adapter_config.json was saved for a causal language model, or does not say for what.
+    """Check that adapter_config.json was saved for a causal language model, or names no task.
 
     An embedding model's adapter (FEATURE_EXTRACTION) was trained through pooled hidden states: no lm_head took part.
 
     Raises:
-        AdapterError: it is of a classifier, or of another model in whose training no lm_head took part.
+        AdapterError: the adapter is of a classifier, or of another model that was trained without an lm_head.
     """
     task = config.get("task_type")
     if not task or task == _CAUSAL_TASK:
@@ -80,13 +80,13 @@ def check_task(folder: Path, config: dict[str, Any]) -> None:
 
 
 def is_language_module(name: str) -> bool:
-    """Whether a causal language model has modules of that name: "q_proj", "model.layers.0.mlp.up_proj", "lm_head"."""
+    """Whether a causal language model has a module of that name, such as "q_proj", "model.layers.0.mlp.up_proj"."""
     last = name.rpartition(".")[2]
     return last in _LANGUAGE_MODULES or last.endswith("norm")
 
 
 def foreign_hint(module: str) -> str:
-    """What to do about a module that no model here has: mostly it is a score head, and merging would lose it."""
+    """The hint for a module that no language model has: it is mostly a score head, and merging would lose it."""
     return (
         f"no language model here has {module}; a score head cannot weigh tokens, but it can rank replies: "
         "wrap it in a Python callable, the scorer of a feature for `pad-train pairs`"
@@ -94,6 +94,6 @@ def foreign_hint(module: str) -> str:
 
 
 def _num_labels(config: dict[str, Any]) -> int:
-    """As transformers counts them: two unless the config says otherwise."""
+    """Number of labels, counted as transformers does: two unless the config says otherwise."""
     labels = config.get("id2label")
     return len(labels) if isinstance(labels, dict) else config.get("num_labels") or 2

@@ -1,4 +1,4 @@
-"""Whether two names mean the same model: of an adapter's base, and of a checkpoint by its path and by what it holds."""
+"""Names of models compared: the name of an adapter's base, and a checkpoint's names by path and by content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# How weights are packed, not which: what quantisers and converters append to a model's name.
+# Words that quantisers and converters append to a model's name: they say how weights are packed.
 _PACKING = re.compile(
     r"unsloth|bnb|gguf|ggml|awq|gptq|exl[23]|mlx|hf|dynamic|ud|i1|imatrix|quantized|"
     r"\d{1,2}bits?|(bf|fp|f|int|nf)\d{1,2}|i?q\d\w*|w\d+a\d+"
@@ -18,7 +18,7 @@ _HUB_CACHE = "models--"
 
 
 def words(name: str) -> tuple[str, ...]:
-    """The words of a model's name, without its owner and how it is packed.
+    """The words of a model's name, without its owner and the words for its packing.
 
     "unsloth/Qwen2.5-0.5B-Instruct-bnb-4bit", "Qwen2.5-0.5B-Instruct.Q4_K_M" and "Qwen2.5 0.5B Instruct" are all
     ("qwen2.5", "0.5b", "instruct"), and so is ".../models--Qwen--Qwen2.5-0.5B-Instruct/snapshots/1a" of a hub's cache.
@@ -34,7 +34,7 @@ def words(name: str) -> tuple[str, ...]:
 
 
 def path_names(path: Path) -> list[str]:
-    """What a path calls its model: its own name, where it leads to, and the repository in a hub's cache."""
+    """Names that a path gives its model: its last part, the link's target, and a repository in a hub's cache."""
     places = [path, path.resolve()]
     names = [place.stem if place.suffix == ".gguf" else place.name for place in places]
     return names + [name for place in places for name in _cached_names(place.parts)]
@@ -51,5 +51,5 @@ def same_name(wanted: str, names: Iterable[str]) -> bool:
 
 
 def is_model_name(name: str) -> bool:
-    """Whether a name tells one model from others, by a size such as 0.5B ("model" and "checkpoint-500" do not)."""
+    """Whether a name has a size such as 0.5B and so names a model ("model" and "checkpoint-500" do not)."""
     return any(_SIZE.fullmatch(word) for word in words(name))

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError
 
 from pad_export.read.adapter import CONFIG_NAME, LoraAdapter, read_adapter
-from pad_export.read.checkpoint import Checkpoint, open_checkpoint
+from pad_export.read.checkpoint import Checkpoint, OpenWeights, open_checkpoint
 from pad_export.read.json_file import read_object
-from pad_export.read.safetensors_file import read_safetensors
+from pad_export.read.persrm_name import NAME
+from pad_export.read.safetensors_file import open_safetensors, read_safetensors
 from pad_runtime.errors import AdapterError
-from pad_train.pairs.pair import NAME
 
 PROMPT_TEMPLATE = (
     "[Guidelines] Your task is to generate response by considering the following principle. "
@@ -31,7 +31,7 @@ _HEAD_PREFIXES = ("v_head.summary.", "summary.", "", "feature_head.")
 
 @dataclass(frozen=True)
 class FeatureHead:
-    """One linear map of the last hidden state for each feature: h'_i = W_i h + b_i, then the ordinary lm_head.
+    """A linear map of the last hidden state for each feature: h'_i = W_i h + b_i, then the base's own lm_head.
 
     Attributes:
         weight: [d, hidden, hidden], float32; the last axis is the input.
@@ -47,13 +47,13 @@ class PersRM:
     """A personalized reward model: exactly one of adapter and checkpoint.
 
     Attributes:
-        name: its name in a bundle.
+        name: name of the PersRM in a bundle.
         adapter: a LoRA adapter of a base that is stored elsewhere.
         checkpoint: a merged model.
-        head: its feature head, None for the identity.
-        features: names of its d features.
-        default_weights: preference weight of each feature when the user gives none.
-        prompt_template: the user turn it was trained with; {x} is the prompt and {p} the preference.
+        head: the feature heads, None for the identity.
+        features: names of the d features.
+        default_weights: weight of each feature for a preference without weights.
+        prompt_template: the user turn in the PersRM's prompt; {x} is the prompt and {p} the preference.
     """
 
     name: str
@@ -65,12 +65,12 @@ class PersRM:
     prompt_template: str
 
 
-def read_persrm(folder: Path) -> PersRM:
+def read_persrm(folder: Path, open_weights: OpenWeights = open_safetensors) -> PersRM:
     """Read a PersRM: a PEFT LoRA folder, or else a merged checkpoint (folder or GGUF file).
 
     Beside either may lie pad_persrm.json (name, features, default_weights, prompt_template) and
     value_head.safetensors, in the official layout (`v_head.summary.weight` [hidden, hidden], as LLaMA-Factory
-    writes it) or with d features (`feature_head.weight` [d, hidden, hidden]).
+    writes it) or with d features (`feature_head.weight` [d, hidden, hidden]). `open_weights` is `open_checkpoint`'s.
 
     Raises:
         AdapterError: an adapter, head or setting that cannot be used.
@@ -86,7 +86,7 @@ def read_persrm(folder: Path) -> PersRM:
     if (folder / CONFIG_NAME).is_file():
         adapter = read_adapter(folder)
     else:
-        checkpoint = open_checkpoint(folder)
+        checkpoint = open_checkpoint(folder, open_weights)
         check_head_fits(head, checkpoint, path=folder)
     return PersRM(
         name=name,
@@ -100,10 +100,10 @@ def read_persrm(folder: Path) -> PersRM:
 
 
 def check_head_fits(head: FeatureHead | None, checkpoint: Checkpoint, *, path: Path) -> None:
-    """Check that a head reads the checkpoint's hidden states.
+    """Check that feature heads fit the checkpoint's hidden states.
 
     Args:
-        head: the head of the PersRM at `path`, None for the identity, which always fits.
+        head: the feature heads of the PersRM at `path`, None for the identity, which always fits.
         checkpoint: the PersRM's own backbone, or the base that its adapter belongs to.
         path: the PersRM's folder, for the message.
 

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pad_export.read.json_file import read_object
+from pad_export.weights.blocks import Blocks
 from pad_runtime.errors import CheckpointError
 
 WEIGHTS_NAME = "model.safetensors"
@@ -30,11 +31,16 @@ class SafetensorsWeights:
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor in its stored dtype."""
-        # Opened anew for every tensor: a mapping kept open keeps each page ever read resident, so that
-        # reading all tensors through one handle holds the whole file in memory.
+        # The file is opened for every tensor: an open mapping keeps all pages that were read in memory, and reading
+        # all tensors through one handle would keep the whole file there.
         with _open(self._files[name]) as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
+
+    def read_blocks(self, name: str, bits: int) -> Blocks | None:
+        """Return None: every tensor is stored whole."""
+        del name, bits
+        return None
 
 
 def open_safetensors(folder: Path) -> SafetensorsWeights:

@@ -1,4 +1,4 @@
-"""What a decoder is, read once from its Hugging Face config: everything the graph builder needs, and no weights."""
+"""The spec of a decoder, read from its Hugging Face config: everything but weights that the graph builder needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pad_runtime.errors import CheckpointError
 
 Activation = Literal["silu", "gelu_tanh"]
 
-# model_type of config.json -> what people call it
+# model_type of config.json -> names of the models
 FAMILIES = {
     "llama": "Llama 2, Llama 3, SmolLM",
     "mistral": "Mistral",
@@ -41,7 +41,7 @@ SITE_MODULES = {
 
 _HINT = "download the model's configuration again"
 _WIDTHS = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-MAX_LAYERS = 1024  # no model has nearly as many
+MAX_LAYERS = 1024  # far more than any model has
 _MOST = {"num_hidden_layers": MAX_LAYERS, "max_position_embeddings": 2**24, **dict.fromkeys(_WIDTHS, 2**24)}
 
 
@@ -60,7 +60,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What differs from layer to layer: the attention window in tokens (0: all of them) and which rope."""
+    """What differs from layer to layer: the attention window in tokens (0: no window) and the index of the rope."""
 
     window: int
     rope: int
@@ -83,7 +83,7 @@ class DecoderSpec:
     attention_scale: float
     embedding_scale: float
     qk_norm: bool
-    post_norms: bool  # Gemma 2 and 3 also norm what attention and MLP return
+    post_norms: bool  # Gemma 2 and 3 also norm the outputs of attention and MLP
     attention_softcap: float  # 0: none
     logit_softcap: float  # 0: none
     tied: bool
@@ -107,10 +107,10 @@ def read_spec(config: Any, *, tied: bool) -> DecoderSpec:
 
     Args:
         config: the text model's config.
-        tied: whether the checkpoint has no lm_head of its own.
+        tied: whether the lm_head is the embedding.
 
     Raises:
-        CheckpointError: the family, its activation or its rotary scaling is not one this exporter can write.
+        CheckpointError: the exporter cannot write this family, activation or rotary scaling.
     """
     family = config.model_type
     if family not in FAMILIES:
@@ -118,7 +118,7 @@ def read_spec(config: Any, *, tied: bool) -> DecoderSpec:
         raise CheckpointError(f"model_type '{family}'", expected=f"one of {works}")
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if family == "gemma":
-        activation = "gelu_pytorch_tanh"  # old Gemma configs say 'gelu' and mean this one
+        activation = "gelu_pytorch_tanh"  # old Gemma configs say 'gelu' and mean this
     if activation not in _ACTIVATIONS:
         raise CheckpointError(f"{family} with activation '{activation}'", expected=" or ".join(_ACTIVATIONS))
     if getattr(config, "use_bidirectional_attention", None):
@@ -171,7 +171,7 @@ def norm_modules(family: str) -> dict[str, str]:
 
 
 def is_used(name: str, config: Any) -> bool:
-    """Whether a graph of this config can be built from a tensor of that name: its weight, or a linear's bias.
+    """Whether a graph of this config uses a tensor of that name: a module's weight, or a linear's bias.
 
     Args:
         name: as a causal language model has it.
@@ -189,7 +189,7 @@ def is_used(name: str, config: Any) -> bool:
 
 
 def _layers(config: Any, head_dim: int) -> tuple[tuple[LayerSpec, ...], tuple[Rope, ...]]:
-    """Windows and ropes of every layer. A rope of its own per kind of layer is Gemma 3's; the others have one."""
+    """Windows and ropes of all layers. In Gemma 3 each kind of layer has its own rope; other families have one."""
     window = getattr(config, "sliding_window", None) or 0
     default_kind = "sliding_attention" if config.model_type == "mistral" and window else "full_attention"
     kinds = getattr(config, "layer_types", None) or [default_kind] * config.num_hidden_layers
@@ -210,7 +210,7 @@ def _layers(config: Any, head_dim: int) -> tuple[tuple[LayerSpec, ...], tuple[Ro
 
 
 def _check_counts(config: Any) -> None:
-    """Nothing is sized by a number that no model has."""
+    """Refuse numbers that no model has, before anything is sized by them."""
     for name, most in _MOST.items():
         value = getattr(config, name, None)
         if value is not None and not (type(value) is int and 1 <= value <= most):
@@ -218,7 +218,7 @@ def _check_counts(config: Any) -> None:
 
 
 def _rope(config: Any, head_dim: int, layer_kind: str | None) -> Rope:
-    """Inverse frequencies by transformers' own formulas, for the kinds whose table does not depend on the prompt."""
+    """Inverse frequencies by transformers' formulas, for kinds of rope that do not depend on the prompt."""
     parameters = config.rope_parameters if layer_kind is None else config.rope_parameters[layer_kind]
     kind = parameters["rope_type"]
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:

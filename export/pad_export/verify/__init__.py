@@ -1,1 +1,1 @@
-"""A written bundle held against torch."""
+"""Verification: a written bundle compared with torch."""

@@ -1,4 +1,4 @@
-"""What a verification found: each difference with its place, and of what kind they are together."""
+"""The differences that a verification found, each with its place, and a diagnosis of all together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pad_export.verify.tolerance import OWN_ERRORS, difference
 from pad_runtime.errors import VerificationError
 
 _MAX_REPORTED = 12
-_ROUNDING = 10  # times the tolerance: what numbers that are added in another order may reach, and a wrong one seldom
+_ROUNDING = 10  # times the tolerance: another order of additions may reach that, a wrong graph seldom stays below
 
 Number = Literal["KV", "logits"]
 Kind = Literal["tensors", "interface", "KV", "logits", "choice"]
-Tolerance = Mapping[tuple[Number, bool], float]  # by what is compared, and whether in a reward row
+Tolerance = Mapping[tuple[Number, bool], float]  # by the kind of number, and whether it is of a reward row
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cached tensor stands, in the order in which a forward pass comes by."""
+    """The place of a KV tensor; sorted, places are in the order of a forward pass."""
 
     trunk: str
     layer: int
@@ -31,13 +31,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Failure:
-    """One difference.
+    """A difference.
 
     Attributes:
-        kind: of tensors that torch's side does not read, of the graphs' inputs and outputs, of numbers, of a token.
-        text: the line that says it.
-        excess: of numbers, how far they differ over how far they may.
-        place: of a KV tensor.
+        kind: "tensors" that torch does not read, the graphs' "interface", numbers ("KV", "logits"), or a "choice".
+        text: the difference as a line of a message.
+        excess: for numbers, the difference divided by the tolerance.
+        place: for a KV tensor, its place.
         permuted: whether a KV tensor holds torch's numbers in another order.
     """
 
@@ -54,7 +54,7 @@ class Findings:
 
     Attributes:
         tolerance: largest difference that is no failure.
-        own_error: by how much torch's own float32 misses its float64, where that was measured.
+        own_error: largest difference between torch in float32 and in float64, where that was measured.
     """
 
     tolerance: Tolerance
@@ -64,16 +64,16 @@ class Findings:
     num_compared: int = 0
 
     def fail(self, kind: Kind, text: str) -> None:
-        """Note a failure that is not of numbers."""
+        """Note a failure that is no difference of numbers."""
         self.failures.append(Failure(kind, text))
 
     def compare_logits(
         self, ours: torch.Tensor, theirs: torch.Tensor, what: str, *, scale: torch.Tensor, of_reward: bool
     ) -> None:
-        """Note the difference of a row's logits, as a failure where it is beyond the tolerance.
+        """Note the difference of a row's logits, as a failure if it is beyond the tolerance.
 
-        `scale` are those of all rows: which candidates a row is asked for, and how large its own logits are there, is
-        the base's choice.
+        `scale` holds the logits of all rows: since the base chooses the candidates, a row's own logits there may all be
+        small.
         """
         gap = self._note("logits", ours, theirs, scale)
         tolerance = self.tolerance["logits", of_reward]
@@ -95,13 +95,13 @@ class Findings:
         return gap
 
     def error(self) -> VerificationError:
-        """All failures as one error that begins with what kind they are."""
+        """All failures as one error that begins with the diagnosis."""
         shown = "; ".join(failure.text for failure in self.failures[:_MAX_REPORTED])
         more = f"; and {len(self.failures) - _MAX_REPORTED} more" if len(self.failures) > _MAX_REPORTED else ""
         return VerificationError(f"{self._diagnosis()}: {len(self.failures)} differences from torch: {shown}{more}")
 
     def _diagnosis(self) -> str:
-        """What kind of thing differs, and where it is seen first."""
+        """The probable cause of the failures, and the first place where it shows."""
         kinds = {failure.kind for failure in self.failures}
         if "tensors" in kinds:
             return "tensors that the torch model does not read"
@@ -127,7 +127,7 @@ class Findings:
         cached = [(failure.place, failure.permuted) for failure in self.failures if failure.place is not None]
         trunk, layer = min((place.trunk, place.layer) for place, _ in cached)
         here = [(place, permuted) for place, permuted in cached if (place.trunk, place.layer) == (trunk, layer)]
-        # Rows of the base first: an adapter adds its own to what would be torch's numbers in another order.
+        # Base rows are looked at first: an adapter's part would hide that numbers are torch's in another order.
         shown = [(place, permuted) for place, permuted in here if not place.of_reward] or here
         kinds = {place.what for place, _ in shown}
         what = "keys and values" if len(kinds) > 1 else f"{kinds.pop()} alone"

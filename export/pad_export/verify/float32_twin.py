@@ -1,4 +1,4 @@
-"""The float32 twin of a bundle in bfloat16, which ONNX Runtime's CPU provider can run: that is how it is verified.
+"""The float32 twin of a bfloat16 bundle: ONNX Runtime's CPU provider can run it, so that the bundle can be verified.
 
 The provider has next to no bfloat16 kernels (no MatMul, no Add, no attention), but it can cast. The twin is the same
 graphs with every bfloat16 value in float32, over the same weights file: each weight is cast where it is used.
@@ -23,14 +23,14 @@ from pad_runtime.bundle.manifest import Manifest, write_manifest
 
 @contextmanager
 def float32_twin(folder: Path, manifest: Manifest) -> Iterator[Path]:
-    """A bundle folder beside `folder` that is its twin, and shares all but graphs and manifest with it."""
+    """A temporary bundle beside `folder`: its float32 twin, which shares all files but graphs and manifest with it."""
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".twin", dir=folder.parent) as temporary:
         twin = Path(temporary) / "bundle"
         shutil.copytree(folder, twin, copy_function=_link)
         files = dict(manifest.files)
         for graph in manifest.graphs.values():
             path = twin / graph.file
-            path.unlink()  # it is the bundle's own file
+            path.unlink()  # a hard link to the bundle's own file
             onnx.save_model(widen(onnx.load(folder / graph.file, load_external_data=False)), path)
             files[graph.file] = describe_file(path)
         write_manifest(twin, replace(manifest, float_type="float32", files=files))
@@ -38,7 +38,7 @@ def float32_twin(folder: Path, manifest: Manifest) -> Iterator[Path]:
 
 
 def widen(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Compute in float32 where the model computes in bfloat16; it is changed in place.
+    """Change a model in place, so that it computes in float32 what it computed in bfloat16.
 
     input (bfloat16) -> node   becomes   input (float32) -> node
     weight -> node             becomes   weight -> Cast -> node
@@ -61,7 +61,7 @@ def widen(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _link(source: str, target: str) -> None:
-    """The same file by another name, or a copy where the file system has no links."""
+    """Make a hard link, or a copy if the file system has no links."""
     try:
         os.link(source, target)
     except OSError:

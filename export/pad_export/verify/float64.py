@@ -1,4 +1,4 @@
-"""Torch models that were written for float32, run in float64: what their own rounding is measured by."""
+"""Torch models written for float32, run in float64 to measure their rounding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _CASTS = (torch.Tensor.to, torch.Tensor.float, torch.nn.functional.softmax, torc
 
 
 class Float64Arithmetic(TorchFunctionMode):
-    """While it is entered, what is cast to float32 becomes float64.
+    """While this mode is entered, casts to float32 cast to float64.
 
-    transformers' norms, rotary tables and softmaxes cast to float32 whatever their weights are in, so that a model
-    loaded as float64 would still round as one of float32 does.
+    transformers' norms, rotary tables and softmaxes cast to float32 whatever the type of the weights, so that a model
+    loaded in float64 would still round to float32.
     """
 
     def __torch_function__(
@@ -25,7 +25,7 @@ class Float64Arithmetic(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call `func`, a cast to float32 as one to float64."""
+        """Call `func`; if it casts to float32, let it cast to float64."""
         named = dict(kwargs or {})
         if func in _CASTS:
             func = torch.Tensor.double if func is torch.Tensor.float else func

@@ -1,9 +1,9 @@
 """The torch side of every comparison: transformers and PEFT run the rows of a plan.
 
-Weights are streamed (see `torch_model.py`), so that a model larger than memory can be compared; rows of one
-kind therefore run together, one pass for all of them. The models compute in float32 (in float64 under `float64.py`),
-on what the bundle's element type makes of the weights. Where it keeps matrices in blocks, they take what those stand
-for: the graph is held against its own weights, and the weights against the checkpoint by their perplexity.
+Weights are streamed (see `torch_model.py`), so that a model larger than memory can be compared. Rows of one kind run
+together, so that the weights are read once for all of them. The models compute in float32 (in float64 under
+`float64.py`), on weights rounded to the bundle's element type. Where the bundle keeps matrices in blocks, the models
+use the dequantised blocks: the graph is compared on its own weights, and these with the checkpoint by perplexity.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pad_runtime.errors import AdapterError
 
 @dataclass(frozen=True)
 class RowInput:
-    """What one row reads: its token ids, how many of the last positions to score, and its features' weights."""
+    """A row to run: its token ids, the number of last positions whose logits are wanted, and its feature weights."""
 
     ids: tuple[int, ...]
     num_scored: int
@@ -41,9 +41,9 @@ class RowOutput:
     """One row's forward pass, float32.
 
     Attributes:
-        logits: [num_scored, vocab], after the feature head where the row has one.
-        cache: of each layer the first position that is kept (a sliding window drops the oldest), and key and value from
-            there on, [kv_heads, n, head_dim].
+        logits: [num_scored, vocab], after the feature heads if the row has any.
+        cache: for each layer the first position that is kept (a sliding window drops the oldest), and keys and values
+            from there on, [kv_heads, n, head_dim].
     """
 
     logits: torch.Tensor
@@ -58,7 +58,7 @@ class RowModel:
 
     @torch.no_grad()
     def forward(self, rows: Sequence[RowInput]) -> list[RowOutput]:
-        """Run rows of any lengths, right-padded: attention is causal, so what follows a row changes nothing in it."""
+        """Run rows of any lengths, right-padded. Attention is causal, so that padding changes nothing."""
         longest = max(len(row.ids) for row in rows)
         padded = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows])
         cache = DynamicCache(config=self._model.model.config)
@@ -107,9 +107,12 @@ class TrunkModel:
         stored: Callable[[str], torch.Tensor | None] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Stream a trunk's weights, those that `stored` knows (by parameter, adapter merged) from there.
+        """Load a trunk's model with streamed weights.
 
-        `dtype` is what the bundle keeps all others in.
+        Args:
+            plan, trunk: the plan and the index of the trunk.
+            stored: gives the parameters that the bundle keeps in blocks, with a merged adapter; None for the others.
+            dtype: the type in which the bundle keeps the others.
         """
         self._plan, self._rounding = plan, _Rounding(plan.trunks[trunk], dtype)
         self._is_merged = stored is not None and plan.trunks[trunk].merged is not None
@@ -118,17 +121,17 @@ class TrunkModel:
 
     @contextmanager
     def row_model(self, persrm: int | None) -> Iterator[RowModel]:
-        """The trunk's own weights, under a PersRM's adapter and head where the row wears one (index, or None)."""
+        """The model of rows with a PersRM (index, or None): the trunk with that PersRM's adapter and feature heads."""
         source = self._plan.sources[persrm] if persrm is not None and self._plan.sources else None
         head = self._rounding.head(source.head) if source and source.head else None
         if source is None or source.adapter is None or self._is_merged:
             yield RowModel(self._model, head)
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of PEFT's use of transformers: nothing a user could mend
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers is not the user's to mend
             try:
                 wrapped = PeftModel.from_pretrained(self._model, source.adapter.path)
-            except Exception as error:  # a configuration can hold anything that we need not read
+            except Exception as error:  # the configuration may hold options that we do not read
                 raise AdapterError(
                     f"PEFT cannot load {source.adapter.path} ({error})",
                     expected="an adapter that PEFT can load",
@@ -140,33 +143,33 @@ class TrunkModel:
 
 
 class _Rounding:
-    """What a bundle's element type makes of all that a trunk's activations meet. float32 leaves it as it is."""
+    """Rounds weights, adapters and constants of a trunk to the bundle's element type; float32 changes nothing."""
 
     def __init__(self, trunk: Trunk, dtype: torch.dtype) -> None:
         self._dtype, self._norm_offset = dtype, trunk.spec.norm_offset
         self._merged = trunk.merged.delta if trunk.merged else {}
 
     def parameter(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """One of the checkpoint's own; norms are stored with their family's offset added."""
+        """Round a parameter of the checkpoint; the bundle stores norms with the family's offset added."""
         if name.removesuffix(".weight") in self._merged:
-            return value  # rounded when the adapter is in it
+            return value  # rounded after the adapter is merged
         if self._norm_offset and name.endswith("norm.weight"):
             return self._round(value.float() + self._norm_offset) - self._norm_offset
         return self._round(value)
 
     def constants(self, decoder: Any) -> None:
-        """Cosines and sines of the rotary embedding, and the embedding's scale where the family has one."""
+        """Round cosines and sines of the rotary embedding, and the embedding's scale if the family has one."""
         decoder.rotary_emb.register_forward_hook(lambda _, __, tables: tuple(map(self._round, tables)))
         for scale in decoder.embed_tokens.buffers():
             scale.data = self._round(scale.data)
 
     def head(self, head: FeatureHead) -> FeatureHead:
-        """A feature head."""
+        """Round the feature heads."""
         return replace(head, weight=self._round(head.weight), bias=self._round(head.bias))
 
     @contextmanager
     def adapter(self, model: PeftModel) -> Iterator[None]:
-        """An adapter: its factors, the scale being part of B; where it is merged, the weights that it ends up in."""
+        """Round an adapter: its factors, with the scale in B; or the merged weights, if the bundle merges it."""
         if self._merged:
             layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
             handles = [layer.get_base_layer().register_forward_pre_hook(self._merge(layer)) for layer in layers]
@@ -195,7 +198,7 @@ class _Rounding:
 
 
 def _kept(layer: Any, row: int, length: int, longest: int) -> tuple[int, torch.Tensor, torch.Tensor]:
-    """What the cache of one layer keeps of a row that is `length` of `longest` tokens long."""
+    """First position, keys and values that a layer's cache keeps of a row of `length` tokens, padded to `longest`."""
     first = longest - layer.keys.shape[2]
     end = max(0, length - first)
     return first, layer.keys[row, :, :end], layer.values[row, :, :end]

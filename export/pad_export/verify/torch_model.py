@@ -1,8 +1,8 @@
 """A checkpoint as a transformers model whose weights are in memory only while they are in use.
 
-A folder is read by safetensors under transformers' own parameter names, past our reader, which is part of what is
-verified; a GGUF file by our reader, because transformers reads those with losses (head_dim, biases, Llama 3's rotary
-scaling).
+The tensors of a folder are read by safetensors, under transformers' parameter names, and not by our reader, which is
+part of what is verified. GGUF files are read by our reader, because transformers loses some of what they say (head_dim,
+biases, Llama 3's rotary scaling).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def load_model(
     """A checkpoint as a transformers model in float32 on the CPU, its weights read only while they are in use.
 
     Args:
-        checkpoint: where weights come from.
-        stored: gives the parameters, by name, that are to be taken from elsewhere, and None for the others.
-        rounding: makes of the checkpoint's own parameters, by name, what is computed with.
+        checkpoint: gives the weights.
+        stored: gives a parameter, by its name, that replaces the checkpoint's; None for the others.
+        rounding: applied to the checkpoint's own parameters, with their names.
 
     Raises:
         CheckpointError: transformers' model has a parameter that the checkpoint lacks.
     """
-    with no_init_weights():  # memory that is never written is never taken
+    with no_init_weights():  # memory that is never written takes no space
         model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
     own = _GgufSource(checkpoint) if checkpoint.path.is_file() else _FolderSource(checkpoint.path)
 
@@ -58,16 +58,16 @@ def load_model(
 
 
 def unread_tensors(checkpoint: Checkpoint) -> list[str]:
-    """Stored tensors that transformers' own loading of a folder finds no place for; none of a GGUF file.
+    """Stored tensors of a folder that transformers does not use when it loads it; empty for a GGUF file.
 
-    Nothing is read but names and shapes.
+    Only names and shapes are read.
     """
     if checkpoint.path.is_file():
         return []
     config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
-    # A multimodal model whole, so that all of its towers have a place.
+    # A multimodal model is loaded whole, so that transformers uses the tensors of all towers.
     kind = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForMultimodalLM
-    with _silent():  # transformers reports at length what is returned here
+    with _silent():  # transformers would print what is returned here
         _, loading = kind.from_pretrained(
             checkpoint.path, local_files_only=True, device_map="meta", output_loading_info=True
         )
@@ -88,7 +88,7 @@ def _silent() -> Iterator[None]:
 
 
 class _FolderSource:
-    """Tensors of a Hugging Face folder, by the name of a parameter."""
+    """Tensors of a Hugging Face folder by parameter name."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -99,7 +99,7 @@ class _FolderSource:
 
     def __call__(self, parameter: str) -> torch.Tensor | None:
         inner = parameter.removeprefix("model.")
-        wrapped = f"language_model.{parameter}", f"model.language_model.{inner}"  # text models out of larger ones
+        wrapped = f"language_model.{parameter}", f"model.language_model.{inner}"  # as in multimodal models
         for name in (*wrapped, parameter, inner):
             if name in self._files:
                 with safe_open(self._files[name], framework="pt") as file:
@@ -109,7 +109,7 @@ class _FolderSource:
 
 
 class _GgufSource:
-    """Tensors of a GGUF file, by the name of a parameter."""
+    """Tensors of a GGUF file by parameter name."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -120,7 +120,7 @@ class _GgufSource:
 
 def _weight_files(folder: Path) -> list[Path]:
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():  # a model saved anew over a sharded one leaves the old index beside it
+    if single.is_file():  # saving over a sharded model leaves its old index in the folder
         return [single]
     return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
 
@@ -128,7 +128,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _stream(
     module: torch.nn.Module, names: dict[torch.nn.Parameter, str], source: Callable[[str], torch.Tensor | None]
 ) -> None:
-    """Have a module read its parameters before it runs and drop them after."""
+    """Let a module read its parameters before it runs and drop them afterwards."""
 
     def read(*_: Any) -> None:
         for parameter, name in names.items():
@@ -136,7 +136,7 @@ def _stream(
 
     def drop(*_: Any) -> None:
         for parameter in names:
-            parameter.data = torch.zeros(1).expand(parameter.shape)  # the shape that PEFT looks at, and no memory
+            parameter.data = torch.zeros(1).expand(parameter.shape)  # PEFT needs the shape; the values take no memory
 
     module.register_forward_pre_hook(read)
     module.register_forward_hook(drop)
@@ -144,7 +144,7 @@ def _stream(
 
 
 def _find(name: str, shape: torch.Size, source: Callable[[str], torch.Tensor | None]) -> torch.Tensor:
-    """A parameter's value: a head that is not stored is the embedding's, and a bias that is not stored is zero."""
+    """A parameter's value. An lm_head that is not stored is the embedding, a bias that is not stored is zero."""
     tensor = source(name)
     if tensor is None and name == "lm_head.weight":
         tensor = source("model.embed_tokens.weight")

@@ -2,8 +2,8 @@
 
 The graph runs first and chooses its own tokens; torch then reads prompt and tokens in one forward pass per row. Every
 position's candidates, row logits, scores and choice are compared, and every KV tensor at the end. All failures are
-reported, not the first, and before them what kind they are. Where something differs, torch computes once more in
-float64, so that what its own float32 misses is not held against the graph.
+reported, with a diagnosis before them. If anything differs, torch computes once more in float64, so that torch's own
+rounding does not count against the graph.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pad_runtime.bundle.manifest import Manifest, read_manifest
 
 
 def verify_bundle(folder: Path, plan: Plan) -> str:
-    """Hold a bundle against the models it came from.
+    """Compare a bundle with the models that it came from.
 
     Returns:
-        What was compared and the worst differences, and what quantisation cost each trunk: a line each.
+        Lines that say what quantisation cost each trunk, what was compared, and the largest differences.
 
     Raises:
         VerificationError: every difference found.
@@ -71,12 +71,12 @@ def verify_bundle(folder: Path, plan: Plan) -> str:
 
 
 def _stored(folder: Path, manifest: Manifest, trunk: Trunk) -> StoredWeights | None:
-    """What a bundle keeps in blocks of a trunk."""
+    """The weights of a trunk that the bundle keeps in blocks; None if there are none."""
     return StoredWeights(folder, manifest.graphs[contract.STEP_GRAPH].file, trunk) or None
 
 
 def _compare_perplexity(trunk: Trunk, stored: StoredWeights, precision: str) -> str:
-    """One line: what the weights in blocks cost, on real text that calibration did not read."""
+    """A line: perplexity with the weights in blocks and with whole weights, on text that calibration did not read."""
     whole, ours = perplexity(trunk), perplexity(trunk, stored)
     return (
         f"{trunk.name}: perplexity {ours:.2f} at {precision}, {whole:.2f} with whole weights ({ours / whole - 1:+.1%})"
@@ -87,7 +87,7 @@ def _compare_perplexity(trunk: Trunk, stored: StoredWeights, precision: str) -> 
 
 
 def _check_reading(plan: Plan, findings: Findings) -> None:
-    """Tensors that transformers finds no place for: past our reader, which may take for known what is not."""
+    """Note tensors that transformers does not use, since our reader may wrongly take a tensor for a known one."""
     for trunk in plan.trunks:
         for name in unread_tensors(trunk.checkpoint):
             findings.fail("tensors", f"{trunk.name}: {name} of {trunk.checkpoint.path}")

@@ -1,1 +1,1 @@
-"""The weights file."""
+"""A bundle's weights: blocks, calibration, and the files that hold them."""

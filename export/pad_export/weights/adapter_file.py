@@ -1,4 +1,4 @@
-"""A PersRM's adapter and head as the step graph takes them, one safetensors file each."""
+"""Files of a PersRM's adapter and feature heads, in the form that the step graph takes."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import torch
 
 BLOCK = 32  # weights; also GGUF's
 _SHRINK = (1.06, 1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)  # of the whole range, as `_fit` tries them
-_FINE = 8  # bits
-_ROWS = 4096  # fitted at once: an embedding has many, and what is fitted takes several times its memory
+_FINE = 8  # bits, with which the whole range is good enough
+_ROWS = 4096  # fitted at once: fitting takes several times their memory, and an embedding has many
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Blocks:
         return (offsets * self.scales[..., None]).view(rows, columns)
 
     def packed_codes(self) -> torch.Tensor:
-        """Codes as they lie in memory: [out, in / 32, 32 * bits / 8] uint8, of two in a byte the first below."""
+        """Packed codes: [out, in / 32, 32 * bits / 8] uint8; of two codes in a byte the first is in the low half."""
         return _pack(self.codes, self.bits).view(len(self.codes), -1, BLOCK * self.bits // 8)
 
     def packed_signed(self) -> torch.Tensor:
-        """Symmetric 4-bit codes as signed numbers, of the transposed matrix: [in, out / 2] uint8, the first below."""
-        return _pack((self.codes.T ^ 8).contiguous(), self.bits)  # two's complement: the top bit turns over
+        """Symmetric 4-bit codes of the transposed matrix as signed numbers, packed alike: [in, out / 2] uint8."""
+        return _pack((self.codes.T ^ 8).contiguous(), self.bits)  # two's complement: the top bit is flipped
 
     def packed_zero_points(self) -> torch.Tensor:
-        """Zero points in the same way, each row filled up to whole bytes: [out, ceil(in / 32 * bits / 8)] uint8."""
+        """Zero points, packed alike, each row filled up to whole bytes: [out, ceil(in / 32 * bits / 8)] uint8."""
         return _pack(self.zero_points, self.bits)
 
 
@@ -83,10 +83,10 @@ def _quantise(weight: torch.Tensor, bits: int, symmetric: bool) -> Blocks:
 def fit_blocks(
     values: torch.Tensor, bits: int, importance: torch.Tensor, symmetric: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and zero points of blocks that leave the least squared error, each weight's by its importance.
+    """Scales and zero points of blocks that leave the least squared error, weighted by importance.
 
-    The range from the block's least to its largest weight is tried whole and narrowed: giving up an extreme makes every
-    step finer.
+    The range from the block's least to its largest weight is tried whole and narrowed: a narrower range clips extremes
+    and makes every step finer.
 
     Args:
         values: [32, n], a block in each column.
@@ -102,7 +102,7 @@ def fit_blocks(
     whole = torch.maximum(-low / middle, high / (top - middle)) if symmetric else (high - low) / top
     whole = whole.clamp_(min=torch.finfo(torch.float32).tiny)
     found: list[tuple[torch.Tensor, ...]] = []
-    for shrink in _SHRINK if bits < _FINE else (1.0,):  # with 8 bits there is nothing to win
+    for shrink in _SHRINK if bits < _FINE else (1.0,):  # with 8 bits a narrower range gains nothing
         scale = (whole * shrink).float().to(values.dtype)
         zero = torch.full_like(scale, middle) if symmetric else (-low / scale).round_().clamp_(0, top)
         rounded = (values / scale).round_().clamp_(-zero, top - zero).mul_(scale)
@@ -113,7 +113,7 @@ def fit_blocks(
 
 
 def concatenate(parts: Sequence[Blocks]) -> Blocks:
-    """Matrices of the same width, one below the other."""
+    """Matrices of the same width as one matrix, one below the other."""
     return Blocks(
         parts[0].bits,
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scales", "zero_points")),

@@ -1,11 +1,11 @@
-"""Calibration: what a model's linears read decides how their weights are rounded to 4 bits.
+"""Calibration: weights are rounded to 4 bits so that the linears' outputs on a sample text change little.
 
-The model reads a sample text once, with its whole weights, and each linear of 4 bits is fitted to the inputs it gets
-(GPTQ, arXiv 2210.17323). Behind linears that are rounded already it would lose no less, and what another machine's
-arithmetic rounds otherwise in one layer would change all codes of the next.
+The model reads a sample text once, with its whole weights, and each 4-bit linear is fitted to the inputs that it gets
+(GPTQ, arXiv 2210.17323). Fitting it to the inputs behind rounded linears would gain nothing, and a difference between
+two machines' arithmetic in one layer would then change the codes of all later layers.
 
-The packaged texts are instructions and answers of self-instruct (Apache-2.0); the one for calibration goes on with
-questions of self-instruct and Amulet (MIT) and replies of SmolLM2-135M-Instruct. The held-out one is apart from it.
+The packaged texts are instructions and answers of self-instruct (Apache-2.0); the calibration text has also questions
+of self-instruct and Amulet (MIT) and replies of SmolLM2-135M-Instruct. The held-out text has nothing in common with it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MAX_TOKENS = 16384
 
 
 def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Progress) -> dict[str, Blocks]:
-    """Linears that are worth fitting to what they read: those of 4 bits that are not stored so already."""
+    """Fit the 4-bit linears of a trunk that the checkpoint does not store in 4-bit blocks already; by module name."""
     sites = []
     for layer in range(trunk.spec.num_layers):
         for site, names in SITE_MODULES.items():
@@ -54,7 +54,7 @@ def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Progress) -> dict[
 def _calibrate(
     trunk: Trunk, sites: Sequence[Sequence[str]], own_head: bool, symmetric: bool, progress: Progress
 ) -> dict[str, Blocks]:
-    """Fit each site's modules, which read the same, when the first of them is about to run."""
+    """Fit the modules of each site, which have the same inputs, just before the first of them runs."""
     found: dict[str, Blocks] = {}
 
     def hook(modules: Sequence[str]) -> Callable[..., None]:
@@ -79,7 +79,7 @@ def _calibrate(
 
 
 def perplexity(trunk: Trunk, stored: Callable[[str], torch.Tensor | None] | None = None) -> float:
-    """Perplexity on the held-out text of a trunk, or of the parameters that `stored` gives in their place."""
+    """Perplexity of a trunk on the held-out text; parameters that `stored` gives replace the checkpoint's."""
     model = load_model(trunk.checkpoint, stored or partial(_merged, trunk))
     ids = _sample_ids(trunk.checkpoint, "held_out")
     with torch.no_grad():
@@ -92,14 +92,14 @@ def perplexity(trunk: Trunk, stored: Callable[[str], torch.Tensor | None] | None
 
 
 def _merged(trunk: Trunk, parameter: str) -> torch.Tensor | None:
-    """A parameter that an adapter is merged into."""
+    """A parameter with the merged adapter in it; None if none is merged into it."""
     return merged_weight(trunk, parameter.removesuffix(".weight"))
 
 
 def _sample_ids(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """A packaged text in the checkpoint's tokens, [sequences, length] of at most 16,384 altogether.
 
-    Each sequence begins with BOS where the tokenizer begins texts with it: Gemma makes nothing of a text without.
+    Each sequence begins with BOS if the tokenizer begins texts with it: without BOS, Gemma's predictions are useless.
     """
     text = resources.files("pad_export").joinpath(f"text/{name}.txt").read_text(encoding="utf-8")
     backend, bos = checkpoint.tokenizer.backend, checkpoint.tokenizer.info.bos_id

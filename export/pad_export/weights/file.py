@@ -43,7 +43,7 @@ class WeightsFile:
         return self._write(name, tensor, _ELEMENT_TYPES[tensor.dtype], tensor.shape)
 
     def write_int4(self, name: str, packed: torch.Tensor, shape: Sequence[int]) -> onnx.TensorProto:
-        """Append signed 4-bit numbers of that shape, which lie in `packed` two in a byte, the first below."""
+        """Append signed 4-bit numbers of that shape; `packed` has two in a byte, the first in the low half."""
         return self._write(name, packed, TensorProto.INT4, shape)
 
     def _write(self, name: str, tensor: torch.Tensor, element_type: int, shape: Sequence[int]) -> onnx.TensorProto:
@@ -69,7 +69,7 @@ class WeightsFile:
         return proto
 
     def write_again(self, name: str, of: str, shape: Sequence[int]) -> None:
-        """Call what was written as `of` also `name`, in another shape of the same size: the bytes are there once."""
+        """Give the bytes of the tensor `of` a second name and another shape of the same size."""
         proto = TensorProto()
         proto.CopyFrom(self._tensors[of])
         proto.name = name
@@ -77,7 +77,7 @@ class WeightsFile:
         self._tensors[name] = proto
 
     def __iter__(self) -> Iterator[str]:
-        """Names of what was written."""
+        """Names of the tensors that were written."""
         return iter(self._tensors)
 
     def __contains__(self, name: str) -> bool:

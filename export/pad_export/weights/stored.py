@@ -1,4 +1,4 @@
-"""Matrices that a bundle keeps in blocks, read back from its files under the parameters' names in transformers."""
+"""Matrices that a bundle keeps in blocks, read back and dequantised, by their parameter names in transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pad_runtime.bundle import contract
 
 
 class StoredWeights:
-    """Gives a trunk's quantised parameters as the bundle has them, and None for those that it keeps whole."""
+    """Gives a trunk's parameters as the bundle's blocks have them, and None for those that it keeps whole."""
 
     def __init__(self, folder: Path, graph_file: str, trunk: Trunk) -> None:
         """Read the graph; weights are read when asked for.
@@ -48,7 +48,7 @@ class StoredWeights:
         return any(name.endswith((".codes", ".int4")) for name in self._tensors)
 
     def __call__(self, parameter: str) -> torch.Tensor | None:
-        """One parameter [out, in] in float32."""
+        """The parameter [out, in] in float32, or None."""
         name, first, end = self._places.get(parameter, ("", 0, None))
         if f"{name}.int4" in self._tensors:
             return self._read_signed(name)[first:end]
@@ -64,7 +64,7 @@ class StoredWeights:
         return torch.from_numpy((offsets * scales[..., None]).reshape(rows, columns))
 
     def _read_signed(self, name: str) -> torch.Tensor:
-        """A matrix that lies transposed, [in, out], in symmetric blocks: [out, in]."""
+        """A matrix [out, in] that is stored transposed, in symmetric blocks."""
         scales = self._read(f"{name}.scales").astype(np.float32)  # [in / 32, out]
         values = self._read(f"{name}.int4").astype(np.float32) * scales.repeat(BLOCK, axis=0)
         return torch.from_numpy(values.T.copy())
@@ -78,7 +78,7 @@ class StoredWeights:
 
 
 def _unpack(packed: np.ndarray, count: int) -> np.ndarray:
-    """Codes of `count` columns from bytes that hold one, or two, the first in the low half."""
+    """Codes of `count` columns from bytes that hold one code each, or two, the first in the low half."""
     if packed.shape[1] == count:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :count]

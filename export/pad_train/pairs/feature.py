@@ -1,4 +1,4 @@
-"""Named features: how people ask for them in words, and how replies that have more or less of them are sampled."""
+"""Named features: their wordings, and how replies with more and with less of them are sampled."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pad_export.read.json_file import read_object
+from pad_export.read.persrm_name import NAME
 from pad_runtime.errors import OptionError
-from pad_train.pairs.pair import NAME
 
 
 @dataclass(frozen=True)
 class Style:
-    """A manner of replying that a model can be put into: a system message, and the first words of the reply."""
+    """A way to make a model reply in some manner: a system message, and the first words of the reply."""
 
     system: str = ""
     start: str = ""
@@ -25,15 +25,14 @@ class Sampling:
 
     Attributes:
         scorer: "MODULE:NAME" or "FILE.py:NAME" of a callable (prompts, replies) -> scores, or "hf:DIR", a reward model.
-        styles: (more, less) pairs, taken in turn. Without any, only the scorer tells more from less.
-        contrast: gamma in z(plain) +- gamma * (z(more) - z(less)), the logits that a token is drawn from.
-        samples: candidates a block, of which the scorer keeps the best.
+        styles: pairs of styles (more, less); each prompt uses one pair. May be empty: then only the scorer selects.
+        contrast: gamma in z(plain) +- gamma * (z(more) - z(less)), the logits from which tokens are drawn.
+        samples: candidates in each block, of which the scorer keeps the best.
         block: tokens between two choices of the scorer.
-        max_new_tokens: tokens of a reply.
-        min_gap: score of chosen minus score of rejected that a pair must exceed.
-        min_words: words that either reply of a pair must have.
-        ends_early: make a third pair of the usual reply and its own first sentence, ended there; for features that are
-            about when to stop.
+        max_new_tokens: most tokens of a reply.
+        min_gap: a pair's scores must differ by more than this.
+        min_words: words that each reply of a pair must have.
+        ends_early: make a third pair, of the usual reply and its first sentence; for features about when to stop.
     """
 
     scorer: str
@@ -52,8 +51,8 @@ class Feature:
     """A named feature.
 
     Attributes:
-        more, less: wordings of a preference for more of it, and for less; a PersRM learns to read them.
-        sampling: how pairs are made, None if they come from elsewhere.
+        more, less: wordings of a preference for more and for less of the feature; a PersRM learns to read them.
+        sampling: how pairs of the base's replies are made; None if there are other pairs.
     """
 
     name: str
@@ -65,7 +64,7 @@ class Feature:
 def read_features(path: Path) -> dict[str, Feature]:
     """Read a features file: {NAME: {"more": [...], "less": [...], "sampling": {"scorer": ..., ...}}}.
 
-    A scorer in a file is found relative to the features file.
+    Paths of scorers are relative to the features file.
 
     Raises:
         OptionError: no such file, no JSON object, or an entry that is not as above.

@@ -1,7 +1,7 @@
-"""On-policy preference pairs: the base's own replies, as they come and with more and less of a feature, ranked.
+"""On-policy preference pairs: the base's own replies, usual ones and with more or less of a feature, ranked.
 
-A reply with more is paired with the base's usual one, and that with one with less: paired with each other, they would
-teach what tells the extremes apart, and little of what makes a reply better than usual.
+The reply with more is preferred to the usual one, and the usual one to the reply with less. A pair of more and less
+would teach what tells the extremes apart, and little about what makes a reply better than usual.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pad_export.output.stages import Stages
 from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.errors import OptionError
 from pad_train.pairs.feature import Feature, Sampling, Style
+from pad_train.pairs.own_layout import pair_to_row
 from pad_train.pairs.pair_choice import Answers, MadeReply, as_pair, choose_pairs, why_no_pair
-from pad_train.pairs.pair_file import pair_to_row
 from pad_train.pairs.sampler import Draw, sample_replies
 from pad_train.pairs.scorer import Scorer
 from pad_train.train.backbone import Backbone
@@ -32,19 +32,19 @@ from pad_train.train.backbone import Backbone
 
 @dataclass(frozen=True)
 class Task:
-    """A few prompts whose pairs for one feature are sampled together."""
+    """One feature and a few prompts, for which pairs are sampled together."""
 
     feature: Feature
     prompts: tuple[str, ...]
 
     @property
     def key(self) -> str:
-        """Identifies the task, and seeds it, whatever was sampled before."""
+        """Identifies the task and gives its seed, so that the order of tasks does not matter."""
         return hashlib.sha256(json.dumps([self.feature.name, *self.prompts]).encode()).hexdigest()[:16]
 
 
 def plan_tasks(prompts: Sequence[str], features: Iterable[Feature], *, batch: int) -> list[Task]:
-    """All features for some prompts before the next prompts, so that an unfinished run has pairs of every feature."""
+    """Tasks, ordered by group of prompts and then by feature: an unfinished run has pairs of every feature."""
     sampled = [feature for feature in features if feature.sampling is not None]
     groups = [tuple(prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
     return [Task(feature, group) for group in groups for feature in sampled]
@@ -62,11 +62,11 @@ def make_pairs(
 ) -> Counter[str]:
     """Sample every task's pairs and write them to `output`, one JSON object a line.
 
-    What is done is kept in `output` + ".partial" as it comes; the same call goes on from there after an interruption,
-    and gives the same file as one that was never interrupted.
+    Finished tasks are kept in `output` + ".partial". After an interruption the same call goes on from there, and gives
+    the same file as a run without interruption.
 
     Returns:
-        How many pairs were kept, by feature, and dropped, by reason.
+        Number of pairs that were kept, by feature, and dropped, by reason.
 
     Raises:
         OptionError: the partial file was made with other settings, another process makes these pairs now, or a scorer
@@ -93,7 +93,7 @@ def make_pairs(
 def rank_replies(
     answers: Iterable[Answers], features: Sequence[Feature], scorers: dict[str, Scorer], output: Path
 ) -> Counter[str]:
-    """Write the pairs that given replies are worth (`choose_pairs`) to `output`.
+    """Write the pairs that `choose_pairs` makes of given replies to `output`.
 
     Returns:
         As `make_pairs`.
@@ -119,7 +119,7 @@ def rank_replies(
 
 
 def _write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> None:
-    check_new(output)  # another process may have made it meanwhile
+    check_new(output)  # another process may have made the file meanwhile
     write_whole(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
@@ -159,7 +159,7 @@ def _draw(backbone: Backbone, sampling: Sampling, prompt: str, sign: float) -> D
     plain = tuple(_encode(backbone, prompt, Style()))
     if not sampling.styles:
         return Draw((plain,), (1.0,))
-    # Any fixed choice would do; this one does not depend on what else is sampled.
+    # A choice by hash does not depend on what else is sampled.
     chosen = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % len(sampling.styles)
     more, less = (tuple(_encode(backbone, prompt, style)) for style in sampling.styles[chosen])
     return Draw((plain, more, less), (1.0, sign * sampling.contrast, -sign * sampling.contrast))
@@ -171,7 +171,7 @@ def _encode(backbone: Backbone, prompt: str, style: Style) -> list[int]:
 
 
 def _beginning(reply: MadeReply, min_words: int) -> MadeReply:
-    """The reply's first sentences, as few as have `min_words` words, ended there; without such, the reply itself."""
+    """The reply's first sentences, as few as have `min_words` words, as a complete reply; else the whole reply."""
     for end in re.finditer(r"[.!?](?=\s)", reply.text):
         text = reply.text[: end.end()]
         if len(text.split()) >= min_words:
@@ -185,9 +185,9 @@ def _append(path: Path, entry: dict[str, Any]) -> None:
 
 
 def _read_partial(path: Path, stamp: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Tasks that an interrupted run has done; a new file begins with the settings that it is for."""
+    """Finished tasks of an interrupted run; a new file gets the settings as its first line."""
     header = json.dumps(stamp, sort_keys=True)
-    # A line that was cut off may end within a character.
+    # A line that was cut off may end inside a character.
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     if len(lines) < 2:
         path.write_text(header + "\n", encoding="utf-8")
@@ -199,6 +199,6 @@ def _read_partial(path: Path, stamp: dict[str, Any]) -> dict[str, list[dict[str,
     if begun != json.loads(header):
         raise OptionError(f"{path} was begun with other settings", hint="use those again, or remove it to begin anew")
     whole = [line for line in lines[1:-1] if line]
-    if lines[-1]:  # cut off while it was written
+    if lines[-1]:  # the last line was cut off while it was written
         path.write_text("\n".join([lines[0], *whole]) + "\n", encoding="utf-8")
     return {entry["task"]: entry["rows"] for entry in map(json.loads, whole)}

@@ -1,34 +1,30 @@
-"""A preference pair: two replies to one prompt, and who prefers the first."""
+"""A preference pair: two replies to one prompt, and the person that prefers the first."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
-
-# What a PersRM and its features may be called: such a name is an option's value and a key of the bundle's manifest.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Message: TypeAlias = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two replies to one prompt, the chosen one preferred.
+    """Two replies to one prompt, of which a person prefers the chosen one.
 
-    By whom is said in one of four ways: `weights` (a person w_p over named features), `preference` (a person in words;
-    with weights too, both apply), `margins` (each feature's own verdict, from which people are drawn), or nothing (the
-    one person whose w_p is to be learned).
+    The person is given by `weights` (feature weights), by `preference` (in words; with weights, both apply), by
+    `margins` (a verdict for each feature, from which persons are drawn), or not at all: then the pair belongs to the
+    person whose feature weights are learned.
 
     Attributes:
         messages: the conversation, its last turn the user's.
-        chosen, rejected: the replies' text.
+        chosen, rejected: text of the replies.
         preference: the preference in words, for the PersRM's prompt.
-        weights: w_p by feature.
-        margins: by feature, how much better chosen is than rejected, in the feature's own unit; negative where worse.
-        chosen_finished, rejected_finished: whether the reply ends there, or was cut and would have gone on.
+        weights: feature weights by name.
+        margins: by feature, the score of chosen minus the score of rejected, in the feature's own unit.
+        chosen_finished, rejected_finished: whether the reply is complete; False for a reply that was cut.
     """
 
     messages: tuple[Message, ...]
@@ -42,5 +38,5 @@ class Pair:
 
     @property
     def conversation(self) -> str:
-        """The messages as one string: the same for pairs of one prompt."""
+        """The messages as one string, equal for pairs of the same prompt."""
         return json.dumps([dict(message) for message in self.messages])

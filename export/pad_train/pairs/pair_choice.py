@@ -1,4 +1,4 @@
-"""Which replies make a pair: both are sound, and one has enough more of a feature than the other."""
+"""Choosing preference pairs among scored replies: both sound, and one with clearly more of a feature."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pad_train.pairs.scorer import Scorer
 
 SAME = "the scorer sees no difference"
 _REPEATS = "repeats itself"
-_MIN_DISTINCT, _WINDOW = 0.6, 60  # share of different words, among as many, below which a reply only repeats itself
-_MAX_NEIGHBOURS = 4  # times that a window may use the same two words one after the other
+_MIN_DISTINCT, _WINDOW = 0.6, 60  # least share of different words, in a window of so many words
+_MAX_NEIGHBOURS = 4  # times that the same two words may follow each other in a window
 _STUTTER = re.compile(r"(?<!\w)([^\W\d_]{2,})(?:\W+\1(?!\w)){2,}")  # a word three times in a row
 ALONE = "no usual reply to hold it against"
 
 
 @dataclass(frozen=True)
 class MadeReply:
-    """A reply, sampled or given, and whom it was made for.
+    """A reply, sampled or given, and the person that it was made for.
 
     Attributes:
-        text: of the reply.
-        finished: whether it ends there, or was cut and would have gone on.
-        weights: of the person that it was made for, by feature; none: for nobody.
+        text: text of the reply.
+        finished: whether the reply is complete; False for a reply that was cut.
+        weights: feature weights of the person; empty for a usual reply, made for no one in particular.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Answers:
 
 
 def repeats_itself(reply: str) -> bool:
-    """Whether a reply uses too few words for its length, or the same ones again and again."""
+    """Whether a reply has too few different words for its length, or the same words again and again."""
     text = reply.lower()
     words = text.split()
     if _STUTTER.search(text):
@@ -58,7 +58,7 @@ def repeats_itself(reply: str) -> bool:
 
 
 def why_no_pair(chosen: str, rejected: str, gap: float, sampling: Sampling) -> str:
-    """Why two replies make no pair, the score of the one being `gap` above the other's; "" if they do."""
+    """Why two replies whose scores differ by `gap` make no pair; "" if they make one."""
     for reply in (chosen, rejected):
         if reason := _unsound(reply, sampling):
             return reason
@@ -68,16 +68,17 @@ def why_no_pair(chosen: str, rejected: str, gap: float, sampling: Sampling) -> s
 def choose_pairs(
     answers: Iterable[Answers], features: Sequence[Feature], scorers: Mapping[str, Scorer]
 ) -> Iterator[Pair | str]:
-    """The pairs that replies are worth, for each feature that is scored; in the place of each that is dropped, why.
+    """Pairs of the replies to each prompt, for each feature with a scorer; in place of a dropped pair, the reason.
 
-    Replies that were made for nobody alone give one pair, of the one with most and the one with least of the feature.
-    Where some were made for who wants more of it or less, each of these two people has
+    If all replies to a prompt are usual ones, they give one pair: the reply with most of the feature over the one with
+    least. Otherwise there are two persons, one who wants more of the feature and one who wants less, and each has pairs
 
-    - the best of what was made for them above the usual reply, the first that was made for nobody;
-    - the usual reply above the worst of it, where that missed the mark;
-    - their best above one that repeats itself, whomever that was made for: both people do, and so nobody wants it.
+    - best > usual: the best reply made for the person over the usual reply (the first that was made for no one);
+    - usual > worst, only if the worst reply made for the person scored below the usual one;
+    - best > repetitive, if both persons have a best reply. The same repetitive reply is rejected for both, so that
+      training imitates it for neither.
 
-    A feature that none of a prompt's replies was made for has no part in it.
+    Features for which none of a prompt's replies was made are left out, unless all its replies are usual ones.
     """
     for answer in answers:
         made_for = {name for reply in answer.replies for name in reply.weights}
@@ -133,7 +134,7 @@ def _unsound(reply: str, sampling: Sampling) -> str:
 def as_pair(
     messages: tuple[Message, ...], chosen: MadeReply, rejected: MadeReply, weights: Mapping[str, float]
 ) -> Pair:
-    """Two replies to one prompt as the pair of the person with these weights."""
+    """Two replies to one prompt as a pair of the person with these feature weights."""
     return Pair(
         messages=messages,
         chosen=chosen.text,

@@ -1,38 +1,25 @@
-"""Files of preference pairs: ours, one JSON object a line, and those of other projects."""
+"""Files of preference pairs: one JSON object a line in our layout, or in those of other projects."""
 
 from __future__ import annotations
 
 import codecs
 import itertools
 import json
-import math
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pad_export.read.persrm_name import NAME
 from pad_runtime.errors import DataError, OptionError
-from pad_train.pairs.layouts import (
-    Layout,
-    Row,
-    RowProblem,
-    check_feature,
-    checked,
-    find_layout,
-    read_number,
-    read_prompt,
-    read_reply,
-    row_by_row,
-    sentence_polarity,
-)
-from pad_train.pairs.pair import NAME, Pair
-
-_NEEDED = {"prompt", "chosen", "rejected"}
-_OURS = {"preference", "weights", "scores", "chosen_finished", "rejected_finished"}
+from pad_train.pairs.layouts import Layout, find_layout, sentence_polarity
+from pad_train.pairs.own_layout import OWN_LAYOUT, is_ours, may_be_ours
+from pad_train.pairs.pair import Pair
+from pad_train.pairs.pair_report import PairReport
+from pad_train.pairs.row import Row
 
 MAX_HEAD = 100  # rows in which to look for one whose layout is known
-_MAX_LISTED = 8  # keys, names or reasons in a message
+_MAX_LISTED = 8  # keys or names in a message
 _ROWS = (
     "prompt, chosen and rejected, or the rows of HelpSteer2, RiC or other scored replies (prompt, response, numbers), "
     "PKU-SafeRLHF, hh-rlhf, UltraFeedback or OneStopEnglish"
@@ -44,57 +31,16 @@ class PairSource:
     """One file or folder of pairs.
 
     Attributes:
-        path: where it is.
-        feature: the feature whose verdict `chosen` is, for rows that do not say whose it is.
+        path: path of the file or folder.
+        feature: the feature that chosen replies have more of, for rows that name none.
     """
 
     path: Path
     feature: str | None = None
 
 
-@dataclass
-class PairReport:
-    """What became of a source's rows.
-
-    Attributes:
-        path: the source.
-        num_rows: rows read, blank lines aside.
-        num_pairs: pairs they gave.
-        skipped: by reason, how many rows, and the line number of the first, from 1.
-    """
-
-    path: Path
-    num_rows: int = 0
-    num_pairs: int = 0
-    skipped: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    def skip(self, line: int, reason: str) -> None:
-        """Count a row that gives no pair."""
-        count, first = self.skipped.get(reason, (0, line))
-        self.skipped[reason] = (count + 1, min(first, line))
-
-    def lines(self) -> list[str]:
-        """The report in words, for a person: one line."""
-        return [f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_rows, 'row')}{self.told_skips()}"]
-
-    def told_skips(self) -> str:
-        """What was skipped, as the end of a line; "" if nothing was."""
-        reasons = [
-            f"{count:,} with {reason} (first at line {first:,})" for reason, (count, first) in self.skipped.items()
-        ]
-        if len(reasons) > _MAX_LISTED:
-            others = sum(count for count, _ in list(self.skipped.values())[_MAX_LISTED:])
-            reasons[_MAX_LISTED:] = [f"{others:,} for other reasons"]
-        return f"; skipped {', '.join(reasons)}" if reasons else ""
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def parse_source(argument: str) -> PairSource:
-    """PATH or NAME=PATH from the command line; what exists as typed is a path.
+    """Parse PATH or NAME=PATH from the command line; an argument that exists as a path is one.
 
     Raises:
         OptionError: nothing is named, or nothing on one side of the "=".
@@ -110,12 +56,12 @@ def parse_source(argument: str) -> PairSource:
 def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairReport]]:
     """All pairs, source by source and in the order of their rows, and a report of each source.
 
-    A source is a JSON Lines file of ours or in a layout of `pad_train.pairs.layouts`, told by its keys, or a folder
-    with pos.txt and neg.txt. Rows that cannot be used are skipped and reported.
+    A source is a JSON Lines file in our layout or in one of `pad_train.pairs.layouts`, recognised by its keys, or a
+    folder with pos.txt and neg.txt. Rows that cannot be used are skipped and reported.
 
     Raises:
-        DataError: a source that cannot be read, whose layout is not known, that names its own features although it was
-            given as NAME=PATH, or that gives no pair.
+        DataError: a source cannot be read, has an unknown layout, names its own features although it was given as
+            NAME=PATH, or gives no pair.
     """
     pairs, reports = [], []
     for source in sources:
@@ -135,36 +81,14 @@ def read_pairs(sources: Sequence[PairSource]) -> tuple[list[Pair], list[PairRepo
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """What to say of a file that the system does not let be read."""
+    """The error for a file that the system does not let us read."""
     return DataError(f"{path} cannot be read ({error.strerror or error})", hint="check the path and its permissions")
-
-
-def pair_to_row(pair: Pair) -> dict[str, Any]:
-    """The row that is read back as this pair; a margin m is written as the scores [m, 0.0]."""
-    messages = [dict(message) for message in pair.messages]
-    plain = len(messages) == 1 and messages[0]["role"] == "user"
-    row: dict[str, Any] = {
-        "prompt": messages[0]["content"] if plain else messages,
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
-    }
-    if pair.preference is not None:
-        row["preference"] = pair.preference
-    if pair.weights:
-        row["weights"] = dict(pair.weights)
-    if pair.margins:
-        row["scores"] = {feature: [margin, 0.0] for feature, margin in pair.margins.items()}
-    if not pair.chosen_finished:
-        row["chosen_finished"] = False
-    if not pair.rejected_finished:
-        row["rejected_finished"] = False
-    return row
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # longer than a name can be, or below a folder that may not be looked into
+    except OSError:  # too long for a path, or in a folder without read permission
         return False
 
 
@@ -199,7 +123,7 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
 
 
 def json_rows(path: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
-    """The JSON objects of a file, each with its line number; lines that hold none are counted in the report."""
+    """The JSON objects of a file with their line numbers; other lines are counted in the report."""
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
             data = data.removeprefix(codecs.BOM_UTF8) if line == 1 else data  # noqa: PLW2901
@@ -235,9 +159,9 @@ def _polarity_rows(folder: Path, report: PairReport) -> Iterator[tuple[int, Row]
 
 def _find_layout(row: Row) -> Layout | None:
     """Ours if a key says so, or if the three keys are there and no key tells another project's."""
-    if row.keys() >= _NEEDED and _OURS & row.keys():
-        return _OUR_LAYOUT
-    return find_layout(row) or (_OUR_LAYOUT if row.keys() >= _NEEDED else None)
+    if is_ours(row):
+        return OWN_LAYOUT
+    return find_layout(row) or (OWN_LAYOUT if may_be_ours(row) else None)
 
 
 def _unknown_layout(path: Path, head: Sequence[tuple[int, Row]], report: PairReport) -> DataError:
@@ -254,87 +178,3 @@ def _listed(names: Sequence[str]) -> str:
     if len(names) > _MAX_LISTED:
         listed.append(f"{len(names) - _MAX_LISTED:,} more")
     return ", ".join(listed) or "nothing"
-
-
-@row_by_row
-def _read_our_row(row: Row, feature: str | None) -> Pair:
-    """Ours: {prompt, chosen, rejected}, and what may be said besides; a null there is as good as nothing.
-
-    A feature given from outside is whose verdict it is where the row itself says nothing of that.
-    """
-    unknown = [key for key in row if key not in _NEEDED | _OURS]
-    if unknown:
-        raise RowProblem(f"the unknown key {reprlib.repr(unknown[0])}")
-    weights, margins = read_weights(row.get("weights")), _read_scores(row.get("scores"))
-    preference = row.get("preference")
-    if preference is not None and not (isinstance(preference, str) and preference.strip()):
-        raise RowProblem("a preference that is empty or not text")
-    if preference is None and not weights:
-        if margins and not any(margins.values()):
-            raise RowProblem("scores that are all equal")
-        if feature is not None and not margins:
-            weights = {feature: 1.0}
-    return checked(
-        Pair(
-            read_prompt(row.get("prompt")),
-            read_reply(row, "chosen"),
-            read_reply(row, "rejected"),
-            preference=preference,
-            weights=weights,
-            margins=margins,
-            chosen_finished=read_flag(row, "chosen_finished"),
-            rejected_finished=read_flag(row, "rejected_finished"),
-        )
-    )
-
-
-def read_weights(value: Any) -> dict[str, float]:
-    """A person's weights by feature; none where there is no value.
-
-    Raises:
-        RowProblem: not finite numbers by feature, or all of them zero.
-    """
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise RowProblem("weights that are not finite numbers by feature")
-    weights = {check_feature(feature): read_number(weight) for feature, weight in value.items()}
-    if not all(math.isfinite(weight) for weight in weights.values()):
-        raise RowProblem("weights that are not finite numbers by feature")
-    if weights and not any(weights.values()):
-        raise RowProblem("weights that are all zero")
-    return weights
-
-
-def _read_scores(value: Any) -> dict[str, float]:
-    """Margins: the score of chosen minus that of rejected."""
-    if value is None:
-        return {}
-    problem = RowProblem("scores that are not two finite numbers by feature")
-    if not isinstance(value, Mapping):
-        raise problem
-    margins = {}
-    for feature, scores in value.items():
-        if not isinstance(scores, list) or len(scores) != 2:
-            raise problem
-        margins[check_feature(feature)] = read_number(scores[0]) - read_number(scores[1])
-    if not all(math.isfinite(margin) for margin in margins.values()):
-        raise problem
-    return margins
-
-
-def read_flag(row: Row, key: str) -> bool:
-    """A yes or no of a row, yes where it is not there.
-
-    Raises:
-        RowProblem: neither true nor false.
-    """
-    value = row.get(key)
-    if value is None:
-        return True
-    if not isinstance(value, bool):
-        raise RowProblem(f"{key} that is neither true nor false")
-    return value
-
-
-_OUR_LAYOUT = Layout("PAD-RT", _read_our_row)

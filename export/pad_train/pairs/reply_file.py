@@ -1,4 +1,4 @@
-"""Files of replies that are to be ranked: one reply a row, or pairs whose own verdict does not count."""
+"""Files of replies to be ranked: one reply a row, or preference pairs, whose verdicts are ignored."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pad_runtime.errors import DataError
-from pad_train.pairs.layouts import Row, RowProblem, checked, read_prompt, read_reply
 from pad_train.pairs.pair import Message, Pair
 from pad_train.pairs.pair_choice import Answers, MadeReply
-from pad_train.pairs.pair_file import (
-    MAX_HEAD,
-    PairReport,
-    counted,
-    json_rows,
-    parse_source,
-    read_flag,
-    read_pairs,
-    read_weights,
-    unreadable,
-)
+from pad_train.pairs.pair_file import MAX_HEAD, json_rows, parse_source, read_pairs, unreadable
+from pad_train.pairs.pair_report import PairReport, counted
+from pad_train.pairs.row import Row, RowProblem, checked, read_flag, read_prompt, read_reply, read_weights
 
 _KEYS = {"prompt", "reply", "finished", "weights"}
 
@@ -29,12 +20,11 @@ _KEYS = {"prompt", "reply", "finished", "weights"}
 def read_answers(arguments: Sequence[str]) -> tuple[list[Answers], list[str]]:
     """Replies by prompt, over all files, and a line about each file.
 
-    A row is {prompt, reply} with, where it applies, `"finished": false` for a reply that was cut, and the `weights` of
-    the person that it was made for. A file of pairs, in any layout that `read_pairs` knows, gives two replies a row,
-    made for nobody.
+    A row is {prompt, reply}, with `"finished": false` for a reply that was cut, and with the `weights` of the person
+    that it was made for, if any. A file of pairs, in any layout that `read_pairs` knows, gives two usual replies a row.
 
     Raises:
-        DataError: a file that cannot be read or that gives no reply.
+        DataError: a file cannot be read or gives no reply.
     """
     by_prompt: dict[str, tuple[tuple[Message, ...], list[MadeReply]]] = {}
     pairs: list[Answers] = []
@@ -50,7 +40,7 @@ def read_answers(arguments: Sequence[str]) -> tuple[list[Answers], list[str]]:
 
 
 def _holds_replies(path: Path) -> bool:
-    """Whether a file's first rows are of the kind read here; what is no such file is for `read_pairs` to judge."""
+    """Whether a file's first rows are replies; all other files are left to `read_pairs`."""
     try:
         if not path.is_file():
             return False
@@ -66,7 +56,7 @@ def _both(pair: Pair) -> Answers:
 
 
 def _read_replies(path: Path, by_prompt: dict[str, tuple[tuple[Message, ...], list[MadeReply]]]) -> str:
-    """Add a file's replies to those of their prompts, and tell how many there were."""
+    """Add a file's replies to those of their prompts, and return a line with their number."""
     report, prompts, count = PairReport(path), set(), 0
     for line, row in json_rows(path, report):
         try:
@@ -89,6 +79,6 @@ def _read_row(row: Row) -> tuple[Pair, MadeReply]:
     if unknown := [key for key in row if key not in _KEYS]:
         raise RowProblem(f"the unknown key {reprlib.repr(unknown[0])}")
     text = read_reply(row, "reply")
-    asked = checked(Pair(read_prompt(row.get("prompt")), text, rejected=""))  # as the prompt and text of any pair
+    asked = checked(Pair(read_prompt(row.get("prompt")), text, rejected=""))  # checks prompt and text as for a pair
     weights = {name: weight for name, weight in read_weights(row.get("weights")).items() if weight}
     return asked, MadeReply(text, read_flag(row, "finished"), weights)

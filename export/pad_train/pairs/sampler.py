@@ -1,4 +1,4 @@
-"""Replies of the base itself, drawn towards a style and, block by block, towards what a scorer likes."""
+"""The base's own replies, sampled towards a style and, block by block, towards a higher score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Draw:
 
     Attributes:
         prompts: token ids of each row; the first row's top k are the candidates.
-        coefficients: how the rows' logits are summed: PAD's own step, score(a) = sum_row c_row * z_row(a).
+        coefficients: of the rows in score(a) = sum_row c_row * z_row(a), as in a step of PAD.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -40,11 +40,11 @@ def sample_replies(
     max_new_tokens: int,
     generator: torch.Generator,
 ) -> list[MadeReply]:
-    """One reply per draw; all draws have equally many rows.
+    """Sample one reply for each draw; all draws have the same number of rows.
 
-    Each draw has `samples` candidates. After every `block` tokens all of them go on from the one that scores highest,
-    which is best-of-n with a horizon of a block: text that the base finds likely, and much more of the feature than one
-    choice at the end would give.
+    Each draw has `samples` candidates. After every `block` tokens they all go on from the candidate with the highest
+    score. This is best-of-n with a horizon of one block: the text stays likely under the base, and has much more of the
+    feature than a single choice among finished replies would give.
 
     Args:
         score: (index of the draw, reply so far) for each candidate -> scores; asked only if samples > 1.
@@ -88,7 +88,7 @@ def sample_replies(
 
 
 def _mix(backbone: Backbone, hidden: torch.Tensor, mix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first row's top k and their mixed scores, both [n, k]; only the first row pays for the whole vocabulary.
+    """The first row's top k and their scores, both [n, k]; only the first row computes logits of the whole vocabulary.
 
     Args:
         hidden: last hidden states, [n, rows, hidden].
@@ -101,7 +101,7 @@ def _mix(backbone: Backbone, hidden: torch.Tensor, mix: torch.Tensor) -> tuple[t
 
 
 def _best(scores: Sequence[float], samples: int) -> torch.Tensor:
-    """For each candidate the one it goes on from: the highest score among those of its draw."""
+    """For each candidate, the index of its draw's candidate with the highest score."""
     table = torch.tensor(scores).view(-1, samples)
     first = torch.arange(len(table)) * samples
     return (first + table.argmax(1)).repeat_interleave(samples)

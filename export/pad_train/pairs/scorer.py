@@ -1,4 +1,4 @@
-"""What ranks replies while pairs are made: a Python callable or a Hugging Face reward model."""
+"""Scorers, which rank replies while pairs are made: Python callables or Hugging Face reward models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_scorer(spec: str) -> Scorer:
     place, _, name = spec.rpartition(":")
     try:
         module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the module is the user's own, and can fail in any way
+    except Exception as error:  # the user's module can raise anything
         raise OptionError(
             f"scorer {spec} cannot be loaded ({error})", expected="MODULE:NAME, FILE.py:NAME or hf:DIR"
         ) from error
@@ -41,7 +41,7 @@ def load_scorer(spec: str) -> Scorer:
 
 
 def checked(spec: str, scorer: Callable[[Sequence[str], Sequence[str]], Any]) -> Scorer:
-    """A scorer whose answers are counted: one finite number a reply, or an OptionError that says what came instead."""
+    """A scorer that raises an OptionError if it does not return one finite number for each reply."""
 
     def score(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
         answer = scorer(prompts, replies)
@@ -73,7 +73,7 @@ def _load_file(path: Path) -> Any:
 def _load_reward_model(folder: Path) -> Scorer:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    if not folder.is_dir():  # transformers would look for a model of that name
+    if not folder.is_dir():  # transformers would search for a model with that name
         raise OptionError(f"scorer hf:{folder} does not exist", expected="a reward model folder")
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -107,7 +107,7 @@ def _load_reward_model(folder: Path) -> Scorer:
                 for prompt, reply in zip(prompts, replies, strict=True)
             ]
             batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        else:  # as reward models of the BERT kind are trained: two segments
+        else:  # reward models of the BERT kind take two segments
             batch = tokenizer(list(prompts), list(replies), return_tensors="pt", padding=True, truncation=True)
         with torch.inference_mode():
             return [float(value) for value in model(**batch).logits[:, 0]]

@@ -1,4 +1,4 @@
-"""The language model that a PersRM is trained on, in memory: its torch model, and how a prompt becomes ids."""
+"""The language model that a PersRM is trained on: its torch model, and the encoding of prompts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Backbone:
     """A frozen model and its tokenizer.
 
     Attributes:
-        model: a causal language model of transformers, in evaluation mode, no parameter of it trainable.
-        tokenizer: with the checkpoint's chat template; without one, a prompt is raw text.
-        eos_id: what ends a reply.
+        model: a causal language model of transformers, in evaluation mode, with frozen parameters.
+        tokenizer: with the checkpoint's chat template; without a template, a prompt is raw text.
+        eos_id: the token that ends a reply.
     """
 
     model: Any
@@ -32,11 +32,11 @@ class Backbone:
     eos_id: int
 
     def encode_prompt(self, messages: Sequence[Message], preference: str | None = None, start: str = "") -> list[int]:
-        """Ids of a conversation up to where the reply begins, the same that `pad_rt` gives its rows.
+        """Ids of a conversation up to the beginning of the reply, encoded as `pad_rt` encodes prompts.
 
         Args:
             messages: the turns, the last one the user's.
-            preference: in words; the last turn then becomes the PersRM's prompt template, filled in.
+            preference: a preference in words; the last turn is then filled into the PersRM's prompt template.
             start: first words of the reply.
 
         Raises:
@@ -57,11 +57,11 @@ class Backbone:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary, float32, [..., vocab], of final hidden states [..., hidden]."""
-        # A strided bfloat16 operand falls to a kernel a hundred times slower.
+        # With a strided bfloat16 operand the product takes a hundred times as long.
         return self.cap(self.model.lm_head(hidden.contiguous()).float())
 
     def candidate_logits(self, hidden: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """Logits of some tokens only, float32, [..., k].
+        """Logits of the candidates only, float32, [..., k].
 
         Args:
             hidden: final hidden states, [..., hidden].
@@ -71,7 +71,7 @@ class Backbone:
         return self.cap((rows @ hidden.float().unsqueeze(-1)).squeeze(-1))
 
     def cap(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits as the model ends them: Gemma 2 caps them softly."""
+        """Logits with the model's soft cap, which Gemma 2 has."""
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -1,4 +1,4 @@
-"""Preference pairs as token ids, and batches of them: one run of a prompt with both replies after it."""
+"""Preference pairs as token ids, and batches in which both replies follow one copy of their prompt."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from pad_train.pairs.feature import Feature
 from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import Backbone
 
-WORDS = "words"  # the feature of whoever says in words what they prefer
+WORDS = "words"  # the feature of preferences in words
 
 
 @dataclass(frozen=True)
 class Example:
-    """One comparison: somebody prefers one of two replies.
+    """A comparison: a person prefers one of two replies.
 
     Attributes:
-        plain: ids of the prompt as the base reads it.
-        prompt: ids of the prompt as the PersRM reads it, the words of a preference included.
+        plain: ids of the base's prompt.
+        prompt: ids of the PersRM's prompt, with the words of the preference, if any.
         chosen, rejected: ids of the replies.
-        weights: w_p, [d]; None is the w_p that is learned.
-        label: what its accuracy is counted under.
-        imitated: whether the chosen reply is what this person wants most, and the rejected one what the opposite does.
+        weights: feature weights, [d]; None for those that are learned.
+        label: name under which the example's accuracy is counted.
+        imitated: whether the chosen reply is what the person wants most, and the rejected one what the opposite person
+            wants most.
     """
 
     plain: list[int]
@@ -42,15 +43,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples side by side. Both replies follow one run of their prompt, and neither sees the other.
+    """Examples side by side. Both replies follow one copy of their prompt, and do not attend to each other.
 
     Attributes:
         ids, positions: [b, width].
-        sees: [b, width, width], who attends to whom.
-        rows, sources: [n] where the hidden state before each reply token is.
-        targets: [n] the reply tokens.
-        signs: [n] +1 in a chosen reply, -1 in a rejected one.
-        imitated: [n] whether the token is of an imitated reply.
+        sees: [b, width, width], whether position i attends to position j.
+        rows, sources: [n], example and position of the hidden state before each reply token.
+        targets: [n], the reply tokens.
+        signs: [n], +1 in a chosen reply, -1 in a rejected one.
+        imitated: [n], whether the token is of an imitated reply.
     """
 
     ids: torch.Tensor
@@ -64,7 +65,7 @@ class Batch:
 
 
 def feature_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    """The features that the pairs speak of, in order of appearance; `words` last, if anybody only uses words."""
+    """The features of the pairs, in order of appearance; `words` last, if a pair has a preference in words alone."""
     names = dict.fromkeys(name for pair in pairs for name in (*pair.weights, *pair.margins))
     if any(pair.preference and not pair.weights for pair in pairs) or not names:
         names[WORDS] = None
@@ -72,11 +73,11 @@ def feature_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
 
 
 def with_words(pairs: Sequence[Pair], features: Mapping[str, Feature], seed: int, share: float = 1.0) -> list[Pair]:
-    """Add what the people of single features would say in words.
+    """Add pairs with preferences in words.
 
-    A pair whose weights are one feature's becomes a second pair without weights, its preference one of the feature's
-    wordings: one for more, the chosen reply staying so, or one for less, the replies changing places. At most
-    `share` times as many pairs as there were are added, drawn at random.
+    Each pair with the weight of a single feature gives a second pair without weights, whose preference is one of the
+    feature's wordings: one for more with the same chosen reply, or one for less with the replies swapped. At most
+    `share` times the number of given pairs are added, drawn at random.
     """
     rng, spoken = random.Random(seed), []
     for pair in pairs:
@@ -97,7 +98,7 @@ def with_words(pairs: Sequence[Pair], features: Mapping[str, Feature], seed: int
 
 
 def swapped(pair: Pair) -> Pair:
-    """The same replies seen by the opposite person."""
+    """The pair of the opposite person: replies swapped, weights and margins negated."""
     return replace(
         pair,
         chosen=pair.rejected,
@@ -112,13 +113,13 @@ def swapped(pair: Pair) -> Pair:
 def make_examples(
     pairs: Sequence[Pair], backbone: Backbone, features: Sequence[str], *, max_prompt: int, max_reply: int, seed: int
 ) -> tuple[list[Example], Counter[str]]:
-    """Encode pairs, and draw people for those that have margins.
+    """Encode pairs, and draw persons for pairs with margins.
 
-    Margins become one person for each feature that tells the replies apart, and one for a random mixture of them, the
-    margins in units of their own standard deviation over all pairs.
+    Margins give one person for each feature in which the replies differ, and one for a random mixture of these. For the
+    mixture, margins are measured in units of their standard deviation over all pairs.
 
     Returns:
-        The examples, and how many pairs were left out or replies cut, by reason.
+        The examples, and the numbers of pairs left out and of replies cut, by reason.
     """
     rng, counts = random.Random(seed), Counter[str]()
     scale, between = _margin_scale(pairs), _between(pairs)
@@ -148,18 +149,18 @@ def make_examples(
         counts["margins that are all zero, left out"] += not people
         extreme = [(pair.conversation, text) not in between for text in (pair.chosen, pair.rejected)]
         for weights, label in people:
-            # Words have no opposite: nobody is known to want what a person in words rejects.
+            # The opposite of a preference in words is unknown, so its rejected reply is not imitated.
             imitated = (extreme[0], extreme[1] and weights is not None and pair.preference is None)
             examples.append(Example(plain, prompt, replies[0], replies[1], weights, label, imitated))
     return examples, +counts
 
 
 def _between(pairs: Sequence[Pair]) -> set[tuple[str, str]]:
-    """Replies, with their conversation, that one person both prefers and rejects: what nobody wants most."""
+    """Replies that the data both prefer and reject for the same person, with their conversation: never imitated."""
     sides: tuple[set[tuple[str, str, str]], ...] = (set(), set())  # preferred, rejected
     for pair in pairs:
         weights = sorted(pair.weights.items())
-        more = swapped(pair) if weights and weights[0][1] < 0 else pair  # the opposite person is the same one
+        more = swapped(pair) if weights and weights[0][1] < 0 else pair  # the opposite person is counted as the same
         person = json.dumps([pair.preference, *sorted(more.weights.items())])
         for side, text in zip(sides, (more.chosen, more.rejected), strict=True):
             side.add((pair.conversation, person, text))
@@ -200,7 +201,7 @@ def _margin_scale(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def make_batch(examples: Sequence[Example], *, plain: bool = False) -> Batch:
-    """Lay examples out side by side, with the base's prompts if `plain`, else with the PersRM's."""
+    """Make a batch, with the base's prompts if `plain`, else with the PersRM's."""
     parts = [(e.plain if plain else e.prompt, e.chosen, e.rejected) for e in examples]
     width = max(sum(map(len, part)) for part in parts)
     ids = torch.zeros(len(parts), width, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""The terms that a PersRM is trained on."""
+"""The terms of the loss."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 
 
 def reply_margins(rewards: torch.Tensor, signs: torch.Tensor, owners: torch.Tensor, num_pairs: int) -> torch.Tensor:
-    """Sum over the tokens of chosen minus sum over those of rejected, for each pair.
+    """R(chosen) - R(rejected) of each pair, with R summed over a reply's tokens.
 
     Args:
-        rewards: of each reply token, [n].
-        signs: +1 for a token of the chosen reply, -1 for one of the rejected, [n].
-        owners: the pair that a token belongs to, [n].
+        rewards: reward of each reply token, [n].
+        signs: +1 for a token of the chosen reply, -1 for one of the rejected reply, [n].
+        owners: index of the token's pair, [n].
 
     Returns:
         [num_pairs].
@@ -31,12 +31,12 @@ def bradley_terry(margins: torch.Tensor, beta: float) -> torch.Tensor:
 def spread(rewards: torch.Tensor, reference_log_probs: torch.Tensor) -> torch.Tensor:
     """Half the variance of R(a) over a ~ base, mean over the positions; in nats.
 
-    To second order this is KL(base || base tilted by R), for R and for -R alike. It keeps the reward quiet where a
-    token says nothing about the preference, and so the guided text likely under the base. Not in the paper.
+    To second order this is KL(base || base tilted by R), for R and for -R alike. It keeps rewards small where a token
+    says nothing about the preference, so that guided text stays likely under the base. Not in the paper.
 
     Args:
         rewards: R of each candidate, [n, k].
-        reference_log_probs: of the base over the same candidates, [n, k].
+        reference_log_probs: the base's log-probabilities of the same candidates, [n, k].
     """
     probs = reference_log_probs.exp()
     mean = (probs * rewards).sum(-1, keepdim=True)
@@ -46,17 +46,17 @@ def spread(rewards: torch.Tensor, reference_log_probs: torch.Tensor) -> torch.Te
 def imitation(
     rewards: torch.Tensor, reference_log_probs: torch.Tensor, signs: torch.Tensor, imitated: torch.Tensor
 ) -> torch.Tensor:
-    """-log p(a) of the replies' own tokens under the base tilted by R (chosen) or -R (rejected), mean; in nats.
+    """Mean -log p(a) of the reply tokens, p being the base tilted by R (chosen) or by -R (rejected); in nats.
 
-    The base tilted by R is what PAD decodes from at its beta of 1: so this asks that each person's decoding would write
-    the reply that the person prefers. Ranking alone is content to make both replies unlikely, which shows as broken
-    text. Source: the same term beside DPO's, RPO, arXiv 2404.19733; there of chosen replies only, for R has one sign.
+    PAD with beta 1 decodes from the base tilted by R, so this term makes the replies that a person prefers likely in
+    that person's decoding. The ranking term alone can be small while both replies become unlikely, and then decoding
+    gives broken text. Source: RPO (arXiv 2404.19733), which adds the same term to DPO's, for chosen replies only.
 
     Args:
         rewards: R of each candidate, [n, k], the reply's own token first.
-        reference_log_probs: of the base over the same candidates, [n, k].
-        signs: +1 for a token of a chosen reply, -1 for one of a rejected, [n].
-        imitated: which tokens count, [n]; if none does, the term is 0.
+        reference_log_probs: the base's log-probabilities of the same candidates, [n, k].
+        signs: +1 for a token of a chosen reply, -1 for one of a rejected reply, [n].
+        imitated: whether a token counts, [n]; the term is 0 if none does.
     """
     tilted = (reference_log_probs + signs[:, None] * rewards).log_softmax(-1)
     return -(tilted[:, 0] * imitated).sum() / imitated.sum().clamp(min=1)

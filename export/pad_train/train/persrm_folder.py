@@ -1,4 +1,4 @@
-"""A trained PersRM as a folder: PEFT's adapter, the head, and the settings that pad-export reads."""
+"""A trained PersRM as a folder: PEFT's adapter, the head, and the settings that pad-export reads; and back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from pad_export.output.disk import follow_umask
-from pad_export.read.adapter import WEIGHTS_NAME
-from pad_export.read.persrm import HEAD_NAME, PLAIN_TEMPLATE, PROMPT_TEMPLATE, SETTINGS_NAME
+from pad_export.read.adapter import CONFIG_NAME, WEIGHTS_NAME
+from pad_export.read.persrm import HEAD_NAME, PLAIN_TEMPLATE, PROMPT_TEMPLATE, SETTINGS_NAME, read_persrm
+from pad_runtime.errors import AdapterError
+from pad_train.train.backbone import Backbone
 from pad_train.train.reward_model import RewardModel
 
 RECORD_NAME = "training.json"
@@ -21,14 +23,14 @@ RECORD_NAME = "training.json"
 def write_persrm(
     folder: Path, model: RewardModel, *, name: str, base_name: str, reads_words: bool, record: dict[str, Any]
 ) -> None:
-    """Write adapter, head (fp16; W_i = I + M_i) and settings.
+    """Write adapter, feature heads (fp16; W_i = I + M_i) and settings.
 
     Args:
-        folder: created; must not exist.
-        name: of the PersRM in a bundle.
-        base_name: what the adapter says it belongs to.
-        reads_words: whether it was trained on preferences in words; otherwise it is given the prompt alone.
-        record: how it was trained and what it reached, kept beside it as training.json.
+        folder: is created; must not exist.
+        name: name of the PersRM in a bundle.
+        base_name: name of the base in the adapter's configuration.
+        reads_words: whether it was trained on preferences in words; otherwise its prompt is the base's.
+        record: options and results of the training, written to training.json.
     """
     folder.mkdir(parents=True)
     state = {key: value.half().contiguous() for key, value in get_peft_model_state_dict(model.trunk).items()}
@@ -49,3 +51,34 @@ def write_persrm(
     (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     (folder / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     follow_umask(folder)
+
+
+def read_reward_model(folder: Path, backbone: Backbone) -> RewardModel:
+    """The reward model as `write_persrm` has left it, ready to be asked for phi.
+
+    Args:
+        folder: a PersRM that was trained here.
+        backbone: its base.
+
+    Raises:
+        AdapterError: the folder holds no PersRM, or one without a feature head.
+    """
+    persrm = read_persrm(folder)
+    if persrm.head is None:
+        raise AdapterError(f"{folder} has no {HEAD_NAME}", expected="a PersRM that pad-train wrote")
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    layers = config["layers_to_transform"]
+    model = RewardModel(
+        backbone,
+        persrm.features,
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        modules=",".join(config["target_modules"]),
+        layers=len(layers) / backbone.model.config.num_hidden_layers,
+    )
+    set_peft_model_state_dict(model.trunk, load_file(folder / WEIGHTS_NAME))
+    with torch.no_grad():
+        model.head.copy_(persrm.head.weight - torch.eye(persrm.head.weight.shape[-1]))
+        model.bias.copy_(persrm.head.bias)
+        model.learned_weights.copy_(torch.tensor(persrm.default_weights))
+    return model.eval()

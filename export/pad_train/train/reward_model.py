@@ -1,4 +1,4 @@
-"""A PersRM while it is trained: backbone, LoRA and feature head, and the rewards they give each token."""
+"""A PersRM in training: backbone, LoRA and feature heads, and the phi that they give each token."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pad_train.train.example import Batch
 
 @dataclass(frozen=True)
 class Reference:
-    """What the base says at each position of a batch's replies.
+    """Candidates and the base's log-probabilities of them, at each position of a batch's replies.
 
     Attributes:
-        candidates: [n, k] token ids: the token that the reply has there, then the base's likeliest others.
-        log_probs: [n, k] of the base, normalised over those k.
+        candidates: [n, k] token ids: the reply's own token, then the likeliest other tokens.
+        log_probs: [n, k], normalised over the k candidates.
     """
 
     candidates: torch.Tensor
@@ -30,7 +30,7 @@ class Reference:
 
 
 def _targets(backbone: Backbone, modules: str) -> list[str]:
-    """PEFT's `target_modules`. PEFT itself passes over a name that it does not find beside one that it does."""
+    """PEFT's `target_modules`, checked here because PEFT ignores an unknown name beside a known one."""
     layers = backbone.model.model.layers.named_modules()
     known = sorted({name.rpartition(".")[2] for name, module in layers if isinstance(module, torch.nn.Linear)})
     if modules == ALL_LINEAR:
@@ -44,14 +44,14 @@ def _targets(backbone: Backbone, modules: str) -> list[str]:
 class RewardModel(torch.nn.Module):
     """phi_i(s, a) = log p_i(a|s) - log p_base(a|s), with p_i(a|s) = softmax over T of lm_head(h + M_i h + b_i).
 
-    T is the base's top k at s and the token itself. Decoding looks at no other token, and a normaliser over T cancels
-    there as one over the vocabulary does, so a normaliser over T is what the official decoder computes, and it makes
-    the head as cheap in training as it is at run time.
+    T is the base's top k at s and the reply's own token. Decoding uses no other token; there a normaliser over T
+    cancels, as one over the vocabulary does. The official decoder normalises over T, too, and it makes the feature
+    heads as cheap in training as they are at run time.
 
     Args:
-        backbone: frozen.
+        backbone: the frozen model.
         features: names of the d features.
-        rank, alpha, modules, layers: of the LoRA, as in `TrainingOptions`.
+        rank, alpha, modules, layers: parameters of the LoRA, as in `TrainingOptions`.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class RewardModel(torch.nn.Module):
         self.features = tuple(features)
         self.backbone = backbone
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of transformers is for PEFT to mend
+            warnings.simplefilter("ignore", FutureWarning)  # about PEFT's own use of transformers
             self.trunk: Any = get_peft_model(backbone.model, config)
         self.head = torch.nn.Parameter(torch.zeros(len(features), hidden, hidden))  # M
         self.bias = torch.nn.Parameter(torch.zeros(len(features), hidden))
-        self.learned_weights = torch.nn.Parameter(torch.zeros(len(features)))  # w_p of whoever names no weights
+        self.learned_weights = torch.nn.Parameter(torch.zeros(len(features)))  # of the person without given weights
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Final hidden states before each reply token, [n, hidden]."""
@@ -91,7 +91,7 @@ class RewardModel(torch.nn.Module):
 
     @torch.no_grad()
     def refer(self, batch: Batch, k: int) -> Reference:
-        """Ask the base, the adapter being off. The batch's prompts are the plain ones."""
+        """Run the base, that is without the adapter, on a batch with the base's prompts."""
         self.eval()
         with self.trunk.disable_adapter():
             logits = self.backbone.logits(self.hidden(batch))  # [n, vocab]
@@ -101,7 +101,7 @@ class RewardModel(torch.nn.Module):
         return Reference(candidates, logits.gather(1, candidates).log_softmax(-1))
 
     def forward(self, hidden: torch.Tensor, reference: Reference) -> torch.Tensor:
-        """phi of every candidate, [d, n, k]; that of the reply's own token is [..., 0]."""
+        """phi of every candidate, [d, n, k]; [..., 0] is of the reply's own token."""
         hidden = hidden.float()
         changed = hidden + hidden @ self.head.transpose(1, 2) + self.bias[:, None]  # [d, n, hidden]
         rows = self.backbone.model.lm_head.weight.detach()[reference.candidates].float()  # [n, k, hidden]
@@ -109,7 +109,7 @@ class RewardModel(torch.nn.Module):
         return logits.log_softmax(-1) - reference.log_probs
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        """What training changes, by name: LoRA factors, head, bias and w_p."""
+        """The trained parameters by name: LoRA factors, feature heads, biases and learned feature weights."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
@@ -117,9 +117,9 @@ class RewardModel(torch.nn.Module):
         }
 
     def _masks(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
-        """Who attends to whom, as the decoder takes it: [b, 1, width, width], of each kind of layer if it has several.
+        """Attention masks, [b, 1, width, width], by kind of layer if the decoder has several kinds.
 
-        A mask that is given is not changed by the decoder: sliding windows and eager attention's form are up to us.
+        The decoder takes a given mask as it is, so that sliding windows and the form for eager attention are made here.
         """
         config = self.backbone.model.config
         window = getattr(config, "sliding_window", None) or batch.ids.shape[1]

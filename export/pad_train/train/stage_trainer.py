@@ -1,4 +1,4 @@
-"""One stage of training on transformers' Trainer; added are the loss, held-out accuracy and whole checkpoints."""
+"""A stage of training on transformers' Trainer, with the loss, held-out accuracy, and checkpoints that are complete."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pad_train.train.loss import bradley_terry, imitation, reply_margins, spread
 from pad_train.train.reward_model import Reference, RewardModel
 
 _WEIGHTS = "trained.safetensors"
-_COMPLETE = "complete"  # written last into a checkpoint; without it, one was interrupted
+_COMPLETE = "complete"  # file that is written last into a checkpoint
 
 
 @dataclass(frozen=True)
 class Item:
-    """An example with what stays the same while training: the base's answers, and in stage 2 the hidden states."""
+    """An example with what training does not change: the base's log-probabilities and, in stage 2, hidden states."""
 
     example: Example
     reference: Reference
@@ -49,7 +49,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         steps = max(1, len(items) // (options.batch * options.accumulate))
         arguments = TrainingArguments(
             output_dir=str(folder),
-            use_cpu=True,  # batches are built there, and the base was asked there
+            use_cpu=True,  # the batches and the base's log-probabilities are on the CPU
             per_device_train_batch_size=options.batch,
             gradient_accumulation_steps=options.accumulate,
             num_train_epochs=epochs,
@@ -96,14 +96,14 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Also the accuracy on the batches since the last line, each seen for the first time in the first epoch."""
+        """Log also the accuracy on the batches since the last line."""
         if "loss" in logs and self._recent:
             logs["accuracy"] = round(sum(self._recent) / len(self._recent), 3)
             self._recent = []
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
-        """AdamW with the head's own learning rate; without LoRA factors in it where they do not train."""
+        """AdamW over the parameters that train, with separate learning rates for LoRA and feature heads."""
         trainable = {name: p for name, p in self.model.trainable().items() if p.requires_grad}
         lora = [p for name, p in trainable.items() if "lora_" in name]
         other = [p for name, p in trainable.items() if "lora_" not in name]
@@ -129,7 +129,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
-    """Tells how many steps are done, with the loss of those that were logged last."""
+    """Shows the number of steps done, with the loss logged last."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -154,7 +154,7 @@ def _in_words(metrics: dict[str, float]) -> str:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; what an interruption or a full disk left half-written is removed."""
+    """The newest complete checkpoint; incomplete ones, left by an interruption or a full disk, are removed."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / _COMPLETE).exists():

@@ -9,7 +9,7 @@ import math
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from pad_export.output.lock import LOCK_FILE, claimed
 from pad_export.output.stages import Stages
 from pad_export.read.checkpoint import Checkpoint
 from pad_runtime.bundle.whole_file import write_whole
+from pad_runtime.command import Report, silent
 from pad_runtime.errors import DataError, OptionError, PadError
 from pad_train.options import TrainingOptions
 from pad_train.pairs.pair import Pair
@@ -38,7 +39,7 @@ from pad_train.train.stage_trainer import (
     save_trained,
 )
 
-_SETTINGS = "settings.json"  # of the call that began a folder
+_SETTINGS = "settings.json"  # settings of the call that began the folder
 _GO_ON = "free some and repeat the command: it goes on from its last checkpoint"
 
 
@@ -51,15 +52,16 @@ def train_persrm(
     *,
     name: str,
     base_name: str,
-    report: Callable[[str], None],
-    quiet: bool = False,
+    report: Report = silent,
 ) -> dict[str, float]:
     """Train a PersRM and write it to `output`.
 
-    Stage 1 trains LoRA and head with each person's w_p as the data gives it; with d > 1 features an untrained head
-    could not tell them apart. Stage 2 freezes the backbone with its LoRA, and trains head and w_p on its hidden states.
+    Stage 1 trains LoRA and feature heads, with each person's feature weights as the data gives them; untrained heads
+    could not tell d > 1 features apart. Stage 2 freezes the LoRA, and trains feature heads and the learned feature
+    weights on the hidden states.
 
-    What is done is kept in `output` + ".partial"; the same call goes on from its last checkpoint, exactly.
+    What is done is kept in `output` + ".partial"; the same call goes on from its last checkpoint, exactly. `report` is
+    told of the stages, and of their progress where stderr is no terminal.
 
     Returns:
         Held-out loss and accuracies.
@@ -80,19 +82,19 @@ def train_persrm(
     with claimed(work / LOCK_FILE, output):
         _check_settings(work, settings)
         with _tidied(work), disk_errors(output, hint=_GO_ON):
-            check_new(output)  # another process may just have made it
+            check_new(output)  # another process may have made the folder meanwhile
             write_whole(work / _SETTINGS, _as_json(settings))
-            stages = Stages(report, quiet=quiet)
-            model, items = _prepare(checkpoint, pairs, features, options, report, stages)
-            _train_trunk(model, items["training"], items["held-out"], work, options, report, stages)
-            _train_head(model, items["training"], items["held-out"], work, options, report, stages)
+            stages = Stages(report)
+            model, items = _prepare(checkpoint, pairs, features, options, stages)
+            _train_trunk(model, items["training"], items["held-out"], work, options, stages)
+            _train_head(model, items["training"], items["held-out"], work, options, stages)
             metrics = measure(model, items["held-out"], options)
             record = {
                 "trained_with": {"pad-rt": version("pad-rt"), "options": asdict(options)},
                 "held_out": {key: round(value, 4) for key, value in metrics.items()},
                 "num_examples": {part: len(some) for part, some in items.items()},
             }
-            shutil.rmtree(work / "persrm", ignore_errors=True)  # of a call that was cut off here
+            shutil.rmtree(work / "persrm", ignore_errors=True)  # left by a call that was killed here
             write_persrm(
                 work / "persrm",
                 model,
@@ -109,13 +111,13 @@ def train_persrm(
 
 @contextlib.contextmanager
 def _tidied(work: Path) -> Iterator[None]:
-    """After an error no half-written checkpoint is left, nor a folder from which nothing could be gone on."""
+    """After an error, remove an incomplete checkpoint, and the folder if it holds no progress."""
     try:
         yield
     except PadError:
         for stage in ("stage1", "stage2"):
-            last_checkpoint(work / stage)  # removes the one that was cut off
-        if {path.name for path in work.iterdir()} <= {_SETTINGS, LOCK_FILE}:  # it would refuse a corrected command
+            last_checkpoint(work / stage)  # removes incomplete checkpoints
+        if {path.name for path in work.iterdir()} <= {_SETTINGS, LOCK_FILE}:  # or it would refuse the corrected command
             shutil.rmtree(work)
         raise
 
@@ -125,14 +127,15 @@ def _prepare(
     pairs: Sequence[Pair],
     features: Sequence[str],
     options: TrainingOptions,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> tuple[RewardModel, dict[str, list[Item]]]:
-    """The model, and what it is trained and measured on, with the base's answers."""
+    """The model, and the items for training and for measuring."""
     torch.manual_seed(options.seed)
     backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
     if backbone.tokenizer.chat_template is None:
-        report(f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will")
+        stages.tell(
+            f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will"
+        )
     model = RewardModel(
         backbone,
         features,
@@ -143,15 +146,15 @@ def _prepare(
     )
     with torch.no_grad():
         model.learned_weights.copy_(_first_weights(features))
-    train, held_out = _split(pairs, options)
+    train, held_out = split(pairs, options)
     items = {}
     for part, some in (("training", train), ("held-out", held_out)):
         examples, counts = make_examples(
             some, backbone, features, max_prompt=options.max_prompt, max_reply=options.max_reply, seed=options.seed
         )
         for reason, count in sorted(counts.items()):
-            report(f"{part}: {count} with {reason}")
-        report(f"{part}: {len(examples)} examples")
+            stages.tell(f"{part}: {count} with {reason}")
+        stages.tell(f"{part}: {len(examples)} examples")
         items[part] = _refer(model, examples, options, stages)
     if not items["training"]:
         raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
@@ -164,7 +167,6 @@ def _train_trunk(
     held_out: list[Item],
     work: Path,
     options: TrainingOptions,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> None:
     done = work / "stage1.safetensors"
@@ -176,7 +178,7 @@ def _train_trunk(
             parameter.requires_grad_(name != "learned_weights")
         parts = [items, held_out]
         what = f"LoRA and head on {len(items)} examples"
-        _run(1, what, model, parts, work / "stage1", options, options.epochs, report, stages)
+        _run(1, what, model, parts, work / "stage1", options, options.epochs, stages)
     save_trained(model, done)
     shutil.rmtree(work / "stage1", ignore_errors=True)
 
@@ -187,14 +189,13 @@ def _train_head(
     held_out: list[Item],
     work: Path,
     options: TrainingOptions,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> None:
     if options.head_epochs:
         for name, parameter in model.trainable().items():
             parameter.requires_grad_("lora_" not in name)
         frozen = [_with_hidden(model, some, options.batch, stages) for some in (items, held_out)]
-        _run(2, "head and w_p", model, frozen, work / "stage2", options, options.head_epochs, report, stages)
+        _run(2, "head and w_p", model, frozen, work / "stage2", options, options.head_epochs, stages)
 
 
 def _run(
@@ -205,27 +206,26 @@ def _run(
     folder: Path,
     options: TrainingOptions,
     epochs: float,
-    report: Callable[[str], None],
     stages: Stages,
 ) -> None:
-    """Train on the first part and measure on the second, from the last whole checkpoint on, if there is one."""
+    """Train on the first part and measure on the second, from the last complete checkpoint on, if there is one."""
     resume = last_checkpoint(folder)
-    report(f"stage {stage}: {what}" + (f", from {resume.name}" if resume else ""))
+    stages.tell(f"stage {stage}: {what}" + (f", from {resume.name}" if resume else ""))
     with stages.count(f"stage {stage}", "steps") as progress:
         trainer = StageTrainer(model, parts[0], parts[1], folder, options, epochs=epochs, progress=progress)
-        with contextlib.redirect_stdout(sys.stderr):  # where transformers prints what it has to say
+        with contextlib.redirect_stdout(sys.stderr):  # transformers prints its log to stdout
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
 
 
 def _first_weights(features: Sequence[str]) -> torch.Tensor:
-    """w_p of whoever names no weights: `words` alone where the PersRM reads words, else all features alike."""
+    """Initial learned feature weights: `words` alone if the PersRM reads words, else all features alike."""
     if WORDS in features:
         return torch.tensor([float(name == WORDS) for name in features])
     return torch.full((len(features),), 1 / math.sqrt(len(features)))
 
 
-def _split(pairs: Sequence[Pair], options: TrainingOptions) -> tuple[list[Pair], list[Pair]]:
-    """Some prompts, with all their pairs, are held out."""
+def split(pairs: Sequence[Pair], options: TrainingOptions) -> tuple[list[Pair], list[Pair]]:
+    """Pairs to train on, and pairs to measure on: some prompts, with all their pairs, are held out."""
     prompts = list(dict.fromkeys(pair.conversation for pair in pairs))
     random.Random(options.seed).shuffle(prompts)
     out = (
@@ -244,7 +244,7 @@ def _fingerprint(pairs: Sequence[Pair]) -> str:
 
 
 def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOptions, stages: Stages) -> list[Item]:
-    """Ask the base once about every reply to a prompt, in however many examples it stands."""
+    """Items of examples. The base runs once for every reply, however many examples share it."""
     answers: dict[tuple[tuple[int, ...], tuple[int, ...]], Reference] = {}
     asked: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     unasked = []
@@ -272,7 +272,7 @@ def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOpt
 
 
 def _replies(example: Example) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Both replies, chosen first, each with the prompt as the base reads it."""
+    """Both replies, chosen first, each with the base's prompt."""
     return [(tuple(example.plain), tuple(reply)) for reply in (example.chosen, example.rejected)]
 
 
@@ -293,7 +293,7 @@ def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int, sta
 
 
 def _check_settings(work: Path, settings: dict[str, Any]) -> None:
-    """What was begun with other settings does not go on with these."""
+    """Refuse to go on with a run that was begun with other settings."""
     path = work / _SETTINGS
     if path.exists() and path.read_bytes() != _as_json(settings):
         raise OptionError(

@@ -54,6 +54,18 @@ class FeatureHeads:
         weights = self._mixed_weights(mixes, uses) if mixes else self._weights(trunk, active, uses)
         return {**heads, contract.trunk_prefix(trunk.name) + contract.READING_WEIGHTS: weights}
 
+    def each(self, trunk: TrunkInfo, active: tuple[int, ...]) -> dict[str, Array]:
+        """Heads [P, hidden, hidden] and biases [P, 1, hidden] of every feature of the active PersRMs, by input name."""
+        return self._kept.get((trunk.name, active), lambda: self._heads(trunk, active, ()))
+
+    def columns(self, trunk: TrunkInfo, active: tuple[int, ...]) -> dict[int, slice]:
+        """Where each PersRM's features stand beside the hidden state itself, which is column 0."""
+        places, start = {}, 1
+        for owner in self._files.with_head(trunk, active):
+            end = start + len(self._manifest.persrms[owner].features)
+            places[owner], start = slice(start, end), end
+        return places
+
     def _mixes(self, trunk: TrunkInfo, uses: Sequence[HeadUse]) -> tuple[_Mix, ...]:
         """Distinct mixes of features in the batch.
 
@@ -84,13 +96,11 @@ class FeatureHeads:
         return np.eye(1 + len(mixes), dtype=self._files.float_type)[columns]
 
     def _weights(self, trunk: TrunkInfo, active: tuple[int, ...], uses: Sequence[HeadUse]) -> Array:
-        owners = self._files.with_head(trunk, active)
-        starts = np.cumsum([1] + [len(self._manifest.persrms[owner].features) for owner in owners])
-        values = np.zeros((len(uses), starts[-1]), self._files.float_type)
+        columns = self.columns(trunk, active)
+        values = np.zeros((len(uses), max(each.stop for each in columns.values())), self._files.float_type)
         for use, value in zip(uses, values, strict=True):
             if use.persrm is None:
                 value[0] = 1
             else:
-                start = starts[owners.index(use.persrm)]
-                value[start : start + len(use.weights)] = use.weights
+                value[columns[use.persrm]] = use.weights
         return values

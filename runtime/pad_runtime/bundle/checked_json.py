@@ -1,4 +1,4 @@
-"""JSON as dataclasses: every value held against its field's type, and against what the type says beyond itself."""
+"""JSON parsed into dataclasses: each value is checked against its field's type and against the type's `Check`s."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HINT = "export it again with pad-export, or copy it again"
 
 @dataclass(frozen=True)
 class Check:
-    """What a value must be beside its type: `Annotated[int, Check(...)]`."""
+    """A condition on a value beside its type: `Annotated[int, Check(...)]`."""
 
     expected: str
     accepts: Callable[[Any], object]
 
 
 def between(low: int, high: int) -> Check:
-    """A number of a range, both ends included."""
+    """A number from `low` to `high`, both included."""
     return Check(f"{low} to {high}", lambda value: low <= value <= high)
 
 
@@ -50,7 +50,7 @@ def parse(value: Any, kind: Any, at: str) -> Any:
     Args:
         value: of `json.loads`.
         kind: a dataclass, or the type of a field.
-        at: where the value stands, for errors.
+        at: path of the value in the JSON, for errors.
 
     Raises:
         BundleError: a wrong type, a value that a `Check` refuses, a missing field or an unknown one, by its path.

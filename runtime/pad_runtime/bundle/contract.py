@@ -7,14 +7,17 @@ a row becomes scores; sequences may have different numbers of either, and each n
 A trunk's first layers, which no adapter touches, run once for each prompt; where the first adapter sits, the rows part.
 
 A *trunk* is one set of decoder weights. Trunk 0 is the base and has no prefix; another trunk's tensors and axes carry
-its name (``reward.input_ids``). This module imports nothing.
+its name (``reward.input_ids``). This module imports nothing of PAD-RT's.
 """
+
+from typing import Literal, TypeAlias, get_args
 
 FORMAT = "pad-rt-bundle"
 FORMAT_VERSION = 6
 MANIFEST_FILE = "pad.json"
 STEP_GRAPH = "step"  # every trunk, every row, every reading
 BASE_GRAPH = "base"  # the base alone over the same weights file
+SCORE_GRAPH = "score"  # every trunk and row over whole texts, with no KV cache; over the same weights file too
 
 BASE_TRUNK = "base"
 
@@ -82,10 +85,27 @@ STEP_INPUTS = (
 )
 TRACE_OUTPUTS = (CANDIDATES, BASE_LOGITS, READING_LOGITS, SCORES)
 
+# -- of the score graph -------------------------------------------------------------------------------------------
+# T scored tokens, of all replies one after the other; a trunk's prompts are texts here, replies behind them, and a
+# reading reads one position of one row. What it takes beside these is as in the step graph.
+SCORED_TOKENS = "scored_tokens"  # [T] int64, the tokens themselves
+BASE_PLACE = "base_place"  # [T, 2] int64, the row of trunk 0 and the position there whose hidden state predicts each
+READING_PLACE = "reading_place"  # per trunk [L, 2] int64, the row and position that each reading reads
+READING_TOKEN = "reading_token"  # per trunk [L] int64, the scored token, and so the candidates, that it reads
+TOKEN_LOG_PROBS = "token_log_probs"  # out: [T] float32, the base's, over the whole vocabulary
+BASE_LOG_PROBS = (
+    "base_log_probs"  # out: [T] float32, the base's, over k candidates: the token, then the likeliest others
+)
+READING_LOG_PROBS = "reading_log_probs"  # out: per trunk [L, 1 + P] float32, over the same; column 0 is of h itself
+SCORE_TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, ROW_PROMPT, READING_PLACE, READING_TOKEN)
+SCORE_INPUTS = (SCORED_TOKENS, BASE_PLACE, MAX_TOP_K)
+
 # Linears of a layer, as packed in the graph: q, k, v share one input and one matrix, gate and up another.
 LORA_SITES = ("qkv", "o", "gate_up", "down")
 
-ENGINE_TARGETS = ("tensorrt", "tensorrt-rtx")  # libraries that engines are built with, of the standard dialect
+EngineTarget: TypeAlias = Literal["tensorrt", "tensorrt-rtx"]  # builds engines of a bundle in the standard dialect
+ENGINE_TARGETS: tuple[EngineTarget, ...] = get_args(EngineTarget)
+ENGINE_GRAPHS = (STEP_GRAPH, BASE_GRAPH)  # graphs that engines are built of
 ENGINE_PROFILES = ("prefill", "decode")  # in the order in which an engine holds them
 
 # -- weights of a graph that a manifest's numbers are held against; their names begin with the trunk's ---------------
@@ -97,6 +117,7 @@ SEQUENCES = "sequences"  # S
 K = "k"  # candidates
 NOISE_STEPS = "noise_steps"  # n
 TOTAL_READINGS = "total_readings"  # L of all trunks
+TOKENS = "tokens"  # T
 BIAS_SEQUENCES, BIAS_WIDTH = "bias_sequences", "bias_width"
 ALLOWED_SEQUENCES, ALLOWED_WIDTH = "allowed_sequences", "allowed_width"
 WRITTEN_WIDTH = "written_width"

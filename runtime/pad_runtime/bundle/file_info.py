@@ -1,4 +1,4 @@
-"""What a manifest says of a file, by which the file is known again: size, SHA-256, and SHA-256 of samples."""
+"""How a manifest identifies a file: size, SHA-256, and SHA-256 of samples."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from pad_runtime.bundle.checked_json import Count, Digest
 
-_EVERY, _SAMPLE = 65_024, 256  # bytes; no power of two, so that samples of a matrix are not of one column
+_EVERY, _SAMPLE = 65_024, 256  # bytes; no power of two, so that the samples of a matrix are not all from one column
 _PIECE = 2**20  # bytes read at once
 _place = threading.Lock()
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """Size in bytes, SHA-256 of all of a file, and `sample_file` of it."""
+    """Size in bytes, SHA-256 of the whole file, and its `sample_file`."""
 
     size: Count
     sha256: Digest
@@ -26,7 +26,7 @@ class FileInfo:
 
 
 def describe_file(path: Path) -> FileInfo:
-    """A file as it is now, read in pieces."""
+    """Describe a file, reading it in pieces."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         return FileInfo(size, hash_file(file.fileno(), size), sample_file(file.fileno(), size))
@@ -49,8 +49,8 @@ def read_pieces(descriptor: int, size: int) -> Iterator[bytes]:
 def sample_file(descriptor: int, size: int) -> str:
     """SHA-256 of 256 bytes at every 65,024th of an open file, and of its last 256.
 
-    64 KiB in a row hold a whole sample, wherever they begin. So a stretch of that length that was lost, and reads as
-    zeros or as something else, is noticed, unless the sample was that before.
+    Any 64 KiB of the file contain a whole sample. So a lost stretch of that length, which reads as zeros or as other
+    bytes, changes the hash, unless the sample had those bytes before.
     """
     digest = hashlib.sha256()
     for start in (*range(0, size, _EVERY), max(0, size - _SAMPLE)):
@@ -61,6 +61,6 @@ def sample_file(descriptor: int, size: int) -> str:
 def _read_at(descriptor: int, size: int, start: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, start)
-    with _place:  # a file of Windows has one place, and threads may read it at once
+    with _place:  # on Windows threads share the descriptor's position
         os.lseek(descriptor, start, os.SEEK_SET)
         return os.read(descriptor, size)

@@ -1,4 +1,4 @@
-"""A graph of a loaded bundle: its content, and the files of its weights."""
+"""A graph of a loaded bundle: its ONNX file, and the files that hold its weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class GraphFile:
     """A graph as it was when its bundle was loaded.
 
     Attributes:
-        name: in the manifest.
+        name: the graph's name in the manifest.
         file: the ONNX file.
-        content: of that file.
-        model: what it says.
-        weights: the files that its weights lie in.
-        files: all of the bundle.
+        content: bytes of the ONNX file.
+        model: the parsed content: nodes, and places of the weights.
+        weights: the files that hold the weights.
+        files: all files of the bundle.
     """
 
     name: str
@@ -33,11 +33,11 @@ class GraphFile:
 
     @classmethod
     def read(cls, files: BundleFiles, manifest: Manifest, name: str) -> GraphFile:
-        """Read one.
+        """Read a graph of a bundle.
 
         Raises:
-            BundleError: the file is no graph, is not what the manifest says any more, or its weights lie in a file that
-                the manifest does not list.
+            BundleError: the file is no graph or was changed since it was loaded, or its weights are in a file that the
+                manifest does not list.
         """
         file = files[manifest.graphs[name].file]
         content = file.read()
@@ -47,14 +47,14 @@ class GraphFile:
 
     @property
     def path(self) -> Path:
-        """Of the ONNX file."""
+        """Path of the ONNX file."""
         return self.file.path
 
     def placed(self) -> tuple[bytes, Path]:
-        """The model as who reads the weights by their names needs it, and the folder where these are.
+        """The model with links to weight files followed, and the folder that the weight files are in.
 
-        ONNX Runtime takes weights from one folder, and none that a link there leads out of. A link of the bundle is
-        followed here.
+        For libraries that open weight files by name: ONNX Runtime takes them from one folder, and refuses links that
+        lead out of it.
 
         Raises:
             BundleError: links lead into several folders.

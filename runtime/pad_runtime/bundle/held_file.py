@@ -1,7 +1,7 @@
-"""The files of a bundle, open from the moment it is loaded: what is read later is what was checked then, or refused.
+"""The files of a bundle, held open from its loading on: later reads give what was checked then, or are refused.
 
-A file that is replaced or deleted afterwards stays what it was for whoever holds it open. One that is written to in
-place does not: its size or one of its times changes, and that is looked at before and after it is used.
+A file that is replaced or deleted afterwards keeps its content for a process that holds it open. A file that is written
+to in place does not. That shows in its size or times, which are compared before and after each use.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class HeldFile:
     """A file that is held open.
 
     Attributes:
-        path: as the bundle names it.
-        real: without links, as it was when it was opened.
-        info: what the manifest says of it.
+        path: the file's path in the bundle.
+        real: the same with all links followed, at the time of opening.
+        info: the file's entry in the manifest.
     """
 
     def __init__(self, path: Path, info: FileInfo, *, whole: bool = False) -> None:
@@ -34,15 +34,15 @@ class HeldFile:
 
         Args:
             path: absolute.
-            info: what the manifest says of it.
-            whole: hash it however large it is.
+            info: the file's entry in the manifest.
+            whole: hash a large file, too, instead of sampling it.
 
         Raises:
-            BundleError: it is missing, cannot be read, or is not what the manifest says.
+            BundleError: the file is missing, cannot be read, or differs from the manifest.
         """
         self.path, self.real, self.info = path, Path(os.path.realpath(path)), info
         try:
-            if not path.is_file():  # to open a pipe would wait for a writer
+            if not path.is_file():  # opening a pipe would wait for a writer
                 raise BundleError(f"{path} is missing", hint=HINT)
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
             weakref.finalize(self, os.close, self._descriptor)
@@ -59,10 +59,10 @@ class HeldFile:
             raise self._changed()
 
     def read(self) -> bytes:
-        """All of it.
+        """The whole content.
 
         Raises:
-            BundleError: it is not what the manifest says any more.
+            BundleError: the file was changed since it was opened.
         """
         try:
             content = b"".join(read_pieces(self._descriptor, self.info.size))
@@ -72,33 +72,33 @@ class HeldFile:
         return content
 
     def map(self) -> mmap.mmap:
-        """All of it, mapped to be read.
+        """The whole content, mapped into memory for reading.
 
         Raises:
-            OSError: there is no room in the process.
-            BundleError: it is not what the manifest says any more.
+            OSError: the process has no address space left.
+            BundleError: the file was changed since it was opened.
         """
         self.check()
         return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
 
     def check(self) -> None:
-        """Whether it is still what it was when it was opened: a look at its size and times.
+        """Check by size and times that the file was not changed since it was opened.
 
         Raises:
-            BundleError: it was written to, or cut.
+            BundleError: the file was written to, or cut.
         """
         try:
             now = os.fstat(self._descriptor)
-        except OSError:  # another machine's disk that is gone
+        except OSError:  # a network disk that was disconnected
             raise self._changed() from None
         if now.st_ctime_ns != self._touched or now.st_mtime_ns != self._written or now.st_size != self._size:
             self._look_again(now)
 
     def check_path(self) -> None:
-        """`check`, and whether who opens it by its name gets the same file.
+        """Check as `check` does, and that the file's path still leads to the file that is held open.
 
         Raises:
-            BundleError: it was replaced, deleted, written to or cut.
+            BundleError: the file was replaced, deleted, written to or cut.
         """
         self.check()
         try:
@@ -109,7 +109,7 @@ class HeldFile:
             raise BundleError(f"{self.path} was replaced or deleted after it was loaded", hint="load the bundle again")
 
     def _look_again(self, now: os.stat_result) -> None:
-        """A file that was renamed, linked or deleted has another time of change, and the same content."""
+        """Accept a new time of change if the content is the same: renaming, linking and deleting set it, too."""
         if (now.st_size, now.st_mtime_ns) != (self._size, self._written) or not self._is_whole():
             raise self._changed()
         self._touched = now.st_ctime_ns
@@ -127,28 +127,28 @@ class BundleFiles:
     """All files that a manifest lists, held open.
 
     Attributes:
-        folder: the bundle's, without links.
+        folder: the bundle's folder, with links followed.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, FileInfo], *, whole: bool = False) -> None:
         """Open and check them.
 
         Args:
-            folder: the bundle; a relative path is of now.
-            files: by name, as the manifest lists them.
-            whole: hash the large ones too.
+            folder: the bundle; a relative path is resolved now.
+            files: the manifest's entries, by file name.
+            whole: hash large files, too, instead of sampling them.
 
         Raises:
-            BundleError: one is missing, cannot be read, or is not what the manifest says.
+            BundleError: a file is missing, cannot be read, or differs from the manifest.
         """
         self.folder = folder.resolve()
         self._files = {name: HeldFile(self.folder / name, info, whole=whole) for name, info in files.items()}
 
     def __getitem__(self, name: str) -> HeldFile:
-        """A file by its name.
+        """The open file of a name.
 
         Raises:
-            BundleError: the manifest does not list it.
+            BundleError: the manifest does not list the name.
         """
         if name not in self._files:
             raise BundleError(f"{self.folder / name} is used and not listed in the manifest", hint=HINT)
@@ -156,10 +156,9 @@ class BundleFiles:
 
 
 def watching(files: Sequence[HeldFile], run: Callable[..., Any]) -> Callable[..., object]:
-    """`run`, which fails where a file that it reads is not what was loaded, before it reads and after.
+    """Wrap `run`: each call checks before and after that none of `files` was changed since it was loaded.
 
-    Raises:
-        BundleError: when it is called; what it wrote counts for nothing then.
+    The wrapped call raises a BundleError where a file was changed; the outputs of that run must not be used.
     """
     checks = [file.check for file in files]
     if not checks:

@@ -1,4 +1,4 @@
-"""The manifest of a bundle, `pad.json`: read with checks, written by the exporter. File names mean nothing."""
+"""The manifest of a bundle, `pad.json`: written by the exporter, read with checks. No meaning is in file names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FloatType = Literal["float32", "float16", "bfloat16"]  # NumPy's and torch's nam
 Reference = Literal["base", "backbone"]
 Topology = Literal["shared", "pair"]
 
-# What a number may be before anything is sized by it; that the graphs have it too is seen when they are opened.
+# Ranges that hold before anything is sized by a number; opening a graph compares the numbers with the graph's own.
 _Size: TypeAlias = Annotated[int, between(1, 2**24)]
 _Ids: TypeAlias = Annotated[int, between(0, 2**31 - 1)]
 _Site: TypeAlias = Annotated[
@@ -65,10 +65,10 @@ class TrunkInfo:
 
 @dataclass(frozen=True)
 class PersRMInfo:
-    """One reward a preference can call on.
+    """A PersRM of the bundle.
 
-    `trunk` runs its rows; `adapter` is its LoRA, relative to the bundle, where it is not merged; `reference_trunk` is
-    where its frozen backbone's row runs, or None where the reference is the base row itself.
+    `trunk` runs its rows. `adapter` is the path of its adapter in the bundle, None if it is merged into the trunk.
+    `reference_trunk` runs the row of its backbone, None if its reference is the base.
     """
 
     name: Name
@@ -82,13 +82,13 @@ class PersRMInfo:
 
     @property
     def takes_text(self) -> bool:
-        """Whether its prompt has a place for a preference in words."""
+        """Whether its prompt template has a place for a preference in words."""
         return "{p}" in self.prompt_template
 
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """One ONNX graph and the inputs and outputs it must have, in order."""
+    """An ONNX graph and the inputs and outputs that it must have, in order."""
 
     file: FileName
     inputs: list[str]
@@ -97,15 +97,15 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """A TensorRT engine of one graph and what it was built for: it runs on that and on nothing else.
+    """A TensorRT engine of a graph, and the only library, system and GPUs that it runs on.
 
-    `version` is the library's; `compute_capabilities` are written "sm89"; `profiles` are by name, and give each axis of
-    the graph's inputs its least size, the one that it was tuned for, and its largest.
+    `version` is the library's; `compute_capabilities` are written "sm89"; `profiles` give, by name, the least size of
+    each axis of the graph's inputs, the size that the engine is tuned for, and the largest.
     """
 
     file: FileName
     graph: str
-    target: Literal["tensorrt", "tensorrt-rtx"]
+    target: contract.EngineTarget
     version: str
     platform: str
     compute_capabilities: list[_Capability]
@@ -124,9 +124,10 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything an app's runtime knows of a bundle before it opens a graph.
+    """Everything that the runtime knows of a bundle before it opens a graph.
 
-    `precision` is of the weights; `float_type` of activations, KV cache, adapters, heads, and what is not in blocks.
+    `precision` is how the weights are stored; `float_type` is the element type of activations, KV cache, adapters,
+    feature heads, and weights that are not in blocks.
     """
 
     format: str
@@ -152,10 +153,10 @@ class Manifest:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """`float_type` as NumPy's.
+        """`float_type` as a NumPy type.
 
         Raises:
-            DeviceError: the bundle is in bfloat16, which NumPy has from ml-dtypes, and that is not installed.
+            DeviceError: the bundle is in bfloat16, and ml-dtypes, which adds that type to NumPy, is not installed.
         """
         if self.float_type == "bfloat16":
             try:
@@ -172,14 +173,14 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `pad.json` into a bundle folder; one that is there is replaced whole or not at all."""
+    """Write `pad.json` into a bundle folder; an existing one is replaced whole or not at all."""
     data = dataclasses.asdict(manifest)
     text = json.dumps({**data, _CHECKSUM: checksum(data)}, indent=1, ensure_ascii=False)
     write_whole(folder / contract.MANIFEST_FILE, (text + "\n").encode())
 
 
 def checksum(data: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's fields in their order, however they are spaced; its own is left out."""
+    """SHA-256 of a manifest's fields in their order, without white space and without the checksum itself."""
     fields = {name: value for name, value in data.items() if name != _CHECKSUM}
     return hashlib.sha256(json.dumps(fields, separators=(",", ":")).encode()).hexdigest()
 
@@ -189,10 +190,10 @@ def open_bundle(folder: Path, *, check: bool = False) -> tuple[Manifest, BundleF
 
     Args:
         folder: the bundle.
-        check: hash every file, however large it is.
+        check: hash large files, too, instead of sampling them.
 
     Raises:
-        BundleError: says which field or file is wrong, what it holds and what was expected.
+        BundleError: a field or file is wrong; says which, what it holds and what was expected.
     """
     path = folder / contract.MANIFEST_FILE
     try:
@@ -211,7 +212,7 @@ def open_bundle(folder: Path, *, check: bool = False) -> tuple[Manifest, BundleF
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a bundle, with all the checks of `open_bundle`, whose errors it raises."""
+    """The manifest of a bundle, with the checks and errors of `open_bundle`."""
     return open_bundle(folder)[0]
 
 

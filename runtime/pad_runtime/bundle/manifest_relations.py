@@ -1,4 +1,4 @@
-"""What must hold between the fields of a manifest: names that point at one another meet, and limits agree."""
+"""What must hold between the fields of a manifest: names that are used exist, and limits agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Rule: TypeAlias = tuple[bool, str, str]  # whether it holds, what is given, wha
 
 
 def check_relations(manifest: Manifest) -> None:
-    """Hold every rule against a manifest whose fields have the right types.
+    """Check every rule on a manifest whose fields have the right types.
 
     Raises:
         BundleError: the first rule that is broken.
@@ -28,7 +28,7 @@ def check_relations(manifest: Manifest) -> None:
 
 
 def _rules(manifest: Manifest) -> Iterator[_Rule]:
-    """One after the other, each safe to evaluate where those before it hold."""
+    """The rules in order; each is safe to evaluate if those before it hold."""
     trunks = {trunk.name: trunk for trunk in manifest.trunks}
     first = manifest.trunks[0].name if manifest.trunks else ""
     yield first == contract.BASE_TRUNK, f"the first trunk is '{first}'", f"'{contract.BASE_TRUNK}'"
@@ -45,8 +45,8 @@ def _rules(manifest: Manifest) -> Iterator[_Rule]:
     for persrm in manifest.persrms:
         yield from _persrm_rules(persrm, trunks[persrm.trunk], manifest.reference)
     for trunk in manifest.trunks:
-        worn = any(persrm.head for persrm in manifest.persrms if persrm.trunk == trunk.name)
-        yield worn == trunk.has_features, f"trunk '{trunk.name}' has_features {trunk.has_features}", f"{worn}"
+        used = any(persrm.head for persrm in manifest.persrms if persrm.trunk == trunk.name)
+        yield used == trunk.has_features, f"trunk '{trunk.name}' has_features {trunk.has_features}", f"{used}"
         yield (
             trunk.num_heads % trunk.num_kv_heads == 0,
             f"trunk '{trunk.name}' has {trunk.num_heads} heads over {trunk.num_kv_heads} KV heads",
@@ -57,11 +57,11 @@ def _rules(manifest: Manifest) -> Iterator[_Rule]:
 
 
 def _references(manifest: Manifest) -> Iterator[tuple[str, str, Collection[str]]]:
-    """What names something, the name, and the names that there are."""
+    """Each use of a name: what uses it, the name, and the names that exist."""
     files = manifest.files
-    # With trunks of their own for the rewards, the base's has the base row alone.
+    # If the PersRMs have trunks of their own, only the base row runs on the base's trunk.
     trunks = {trunk.name for trunk in manifest.trunks[1:]} or {contract.BASE_TRUNK}
-    for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
+    for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH, contract.SCORE_GRAPH):
         yield "a graph that every bundle has", graph, manifest.graphs
     for name, info in manifest.graphs.items():
         yield f"the file of graph '{name}'", info.file, files
@@ -84,7 +84,7 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str, Collection[str]]
 
 
 def _limits(manifest: Manifest) -> Iterator[tuple[str, int, int]]:
-    """Numbers, and the most that others leave them."""
+    """Numbers, and the limits that other numbers set them."""
     yield "max_top_k", manifest.max_top_k, manifest.vocab_size
     yield "the largest of eos_token_ids", max(manifest.eos_token_ids, default=0), manifest.vocab_size - 1
     for trunk in manifest.trunks:

@@ -1,4 +1,4 @@
-"""An ONNX file's nodes and the places of its weights, with no onnx package.
+"""An ONNX file's nodes and the places of its weights, read without the onnx package.
 
 ONNX files are protocol buffers (https://protobuf.dev/programming-guides/encoding), of which this reads four messages:
 ModelProto.graph, GraphProto.node and .initializer, NodeProto.input and .op_type, and of TensorProto its name, type,
@@ -21,8 +21,8 @@ class Node:
     """An operator of a graph.
 
     Attributes:
-        op_type: its name.
-        inputs: names of values; empty where an optional one is left out.
+        op_type: the operator's name.
+        inputs: names of values; "" for an optional input that is left out.
     """
 
     op_type: str
@@ -31,14 +31,14 @@ class Node:
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """Weights that lie in a file of their own.
+    """A weight that is stored in another file.
 
     Attributes:
-        name: what nodes call them.
-        element_type: ONNX's number of their type.
+        name: the name that nodes use.
+        element_type: ONNX's number of the element type.
         shape: in elements.
-        file: name, beside the ONNX file.
-        offset, length: bytes in it.
+        file: name of that file, beside the ONNX file.
+        offset, length: the weight's bytes in that file.
     """
 
     name: str
@@ -51,17 +51,17 @@ class ExternalTensor:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What an ONNX file says of its graph; constants inside the file are left out."""
+    """Nodes and weights of an ONNX file's graph, without the constants inside the file."""
 
     nodes: tuple[Node, ...]
     tensors: tuple[ExternalTensor, ...]
 
     @classmethod
     def read(cls, path: Path) -> OnnxFile:
-        """Read one.
+        """Read an ONNX file.
 
         Raises:
-            BundleError: the file is missing, or is none.
+            BundleError: the file is missing, or is no ONNX file.
         """
         try:
             return cls.parse(path.read_bytes(), path)
@@ -70,10 +70,10 @@ class OnnxFile:
 
     @classmethod
     def parse(cls, content: bytes, path: Path) -> OnnxFile:
-        """Of what was read of one.
+        """Parse the content of an ONNX file; `path` is for errors.
 
         Raises:
-            BundleError: it is none.
+            BundleError: the content is no ONNX file.
         """
         try:
             parts = _Message(content).parts.get(7)
@@ -107,7 +107,7 @@ def _tensor(message: _Message) -> ExternalTensor | None:
 
 
 def _unpack(parts: list[bytes]) -> Iterator[int]:
-    """Numbers of a repeated field as writers after proto2 pack them."""
+    """Numbers of a repeated field, packed as proto3 packs them."""
     for part in parts:
         at = 0
         while at < len(part):
@@ -116,11 +116,11 @@ def _unpack(parts: list[bytes]) -> Iterator[int]:
 
 
 class _Message:
-    """The fields of a message, each a list by its number.
+    """The fields of a message: lists of values by field number.
 
     Attributes:
         parts: texts, bytes and messages.
-        numbers: integers, each in a field of its own.
+        numbers: integers that are not packed.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -154,7 +154,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number and the place after it."""
+    """The number at a place, and the place after it."""
     value = shift = 0
     while True:
         byte = message[at]
@@ -173,7 +173,7 @@ _TO_EXTERNAL_DATA = (7, 5, 13)  # ModelProto.graph, GraphProto.initializer, Tens
 
 
 def rename_file(content: bytes, old: str, new: str) -> bytes:
-    """A model whose weights lie in `new` where they lay in `old`."""
+    """The content of a model with the weight file `old` renamed to `new`."""
     if old == new:
         return content
     return _replace(content, _TO_EXTERNAL_DATA, _location(old), _location(new))
@@ -186,7 +186,7 @@ def _location(file: str) -> bytes:
 
 
 def _replace(message: bytes, way: tuple[int, ...], old: bytes, new: bytes) -> bytes:
-    """A message in which every `old` at the end of a way, field by field, is `new`."""
+    """A message with `new` in place of `old` in the fields that a way of field numbers leads to."""
     if not way:
         return new if message == old else message
     parts, at = [], 0

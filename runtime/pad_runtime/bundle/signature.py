@@ -1,4 +1,4 @@
-"""The inputs and tables a graph must have by its manifest, and what differs in the graph that is there."""
+"""The inputs and tables that a graph must have by its manifest, compared with those that it has."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ Shape: TypeAlias = tuple[Size, ...]
 _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "bfloat16": "tensor(bfloat16)"}
 
 
-def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) -> list[str]:
+def find_mismatches(inputs: Sequence[Any], manifest: Manifest, graph: str) -> list[str]:
     """Compare a session's inputs with what the runtime will feed: KV cache, adapters and heads, by name, size and type.
 
     Args:
         inputs: of `InferenceSession.get_inputs()`.
         manifest: of the bundle.
-        guided: whether the graph is the one with the rewards.
+        graph: which one it is.
 
     Returns:
         One phrase for each difference.
     """
     real = {value.name: value for value in inputs}
     expected: dict[str, Shape] = {}
-    for trunk in manifest.trunks if guided else manifest.trunks[:1]:
+    for trunk in _trunks(manifest, graph):
         at = contract.trunk_prefix(trunk.name)
-        shapes = _cache_shapes(trunk, guided=guided) | (_reward_shapes(trunk) if guided else {})
-        expected |= {at + name: shape for name, shape in shapes.items()}
+        expected |= {at + name: shape for name, shape in _shapes(trunk, graph).items()}
     found = []
     float_type = _TYPES[manifest.float_type]
     for name, shape in expected.items():
@@ -39,24 +38,27 @@ def find_mismatches(inputs: Sequence[Any], manifest: Manifest, *, guided: bool) 
             found.append(f"the graph has no {name}")
         elif real[name].type != float_type or not _fits(real[name].shape, shape):
             found.append(f"{name} is {real[name].type} {real[name].shape} in the graph")
-    fed = {contract.trunk_prefix(trunk.name) + name for trunk in manifest.trunks for name in contract.TRUNK_INPUTS}
-    found += [f"nothing feeds {name}" for name in real if name not in fed | expected.keys() | {*contract.STEP_INPUTS}]
+    scores = graph == contract.SCORE_GRAPH
+    by_trunk = contract.SCORE_TRUNK_INPUTS if scores else contract.TRUNK_INPUTS
+    fed = {contract.trunk_prefix(trunk.name) + name for trunk in manifest.trunks for name in by_trunk}
+    fed |= {*(contract.SCORE_INPUTS if scores else contract.STEP_INPUTS)}
+    found += [f"nothing feeds {name}" for name in real if name not in fed | expected.keys()]
     return found
 
 
-def find_table_mismatches(tensors: Iterable[ExternalTensor], manifest: Manifest, *, guided: bool) -> list[str]:
+def find_table_mismatches(tensors: Iterable[ExternalTensor], manifest: Manifest, graph: str) -> list[str]:
     """Compare a graph's tables with the numbers of the manifest that are of them: vocabulary, hidden size, max_length.
 
     Args:
         tensors: of the graph's ONNX file.
-        manifest, guided: as above.
+        manifest, graph: as above.
 
     Returns:
         One phrase for each difference.
     """
     shapes = {tensor.name: tensor.shape or (0,) for tensor in tensors}
     found = []
-    for trunk in manifest.trunks if guided else manifest.trunks[:1]:
+    for trunk in _trunks(manifest, graph):
         at, is_base = f"{trunk.name}/", trunk is manifest.trunks[0]
         whole = at + contract.EMBEDDING
         embedding = shapes.get(whole) or shapes.get(f"{whole}.rows") or (0,)
@@ -69,6 +71,22 @@ def find_table_mismatches(tensors: Iterable[ExternalTensor], manifest: Manifest,
             if listed != real and not (may_have_more and listed < real):
                 found.append(f"{what} is {listed}, and {real} in the tables of trunk '{trunk.name}'")
     return found
+
+
+def _trunks(manifest: Manifest, graph: str) -> list[TrunkInfo]:
+    """Those that a graph has."""
+    return manifest.trunks[:1] if graph == contract.BASE_GRAPH else manifest.trunks
+
+
+def _shapes(trunk: TrunkInfo, graph: str) -> dict[str, Shape]:
+    """Inputs of a trunk that have the bundle's element type."""
+    if graph == contract.BASE_GRAPH:
+        return _cache_shapes(trunk, guided=False)
+    shapes = _reward_shapes(trunk)
+    if graph == contract.SCORE_GRAPH:  # every feature counts there by itself
+        shapes.pop(contract.READING_WEIGHTS, None)
+        return shapes
+    return _cache_shapes(trunk, guided=True) | shapes
 
 
 def _cache_shapes(trunk: TrunkInfo, *, guided: bool) -> dict[str, Shape]:

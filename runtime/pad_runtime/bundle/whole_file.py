@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, or put it in place of the one that is there, which stays as it was if that fails.
+    """Write a file whole or not at all: an existing file stays as it was if writing fails.
 
     Raises:
-        OSError: the system's own, such as that of a full disk; nothing is left beside `path`.
+        OSError: as the system raises it, for example on a full disk; no partial file is left behind.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

@@ -20,7 +20,6 @@ from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import OutOfMemoryError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
-_BLOCK, _CAPTURED_BLOCK = 64, 256  # capacity grows by such blocks; another capacity is captured anew
 Array = npt.NDArray[Any]
 _ROOMY = 4  # an idle arena that is so many times too large is made anew
 
@@ -59,18 +58,18 @@ class KvArena:
     Args:
         manifest: sizes of the trunks.
         memory: makes the buffers.
-        captures: whether runs are captured.
-        before_resize: called before buffers are made anew: what is bound to the old ones lets go of them.
+        block: slots by which the capacity grows, up to the bundle's max_length.
+        before_resize: called before buffers are made anew, or when their content is lost: what is bound to them lets
+            go of them.
 
     Attributes:
         capacity: slots of each cache.
     """
 
     def __init__(
-        self, manifest: Manifest, memory: DeviceMemory, *, captures: bool, before_resize: Callable[[], object]
+        self, manifest: Manifest, memory: DeviceMemory, *, block: int, before_resize: Callable[[], object]
     ) -> None:
-        self._manifest, self._before_resize = manifest, before_resize
-        self._block = _CAPTURED_BLOCK if captures else _BLOCK
+        self._manifest, self._block, self._before_resize = manifest, block, before_resize
         dtype = manifest.dtype
         self._groups = [
             (
@@ -127,6 +126,7 @@ class KvArena:
         try:
             self._apply(order, moves, room)
         except OutOfMemoryError:
+            self._before_resize()
             for lease in order:
                 lease.cached[:] = [0] * len(lease.cached)
             raise

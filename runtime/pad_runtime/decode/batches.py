@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, zip_longest
 
 from pad_runtime.decode.slot import Slot
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
@@ -58,9 +58,8 @@ def _trunk_part(
             if row.prompt not in places:
                 places[row.prompt] = len(prompts)
                 cached = slot.lease.cached[row.prompt]
-                # A prompt that has nothing to read computes its next token ahead, which counts for nothing.
-                stop = None if lengths is None else max(lengths.get(row.prompt, 0), cached + 1)
-                prompts.append(PromptPart(number, slot.ids(row.prompt, cached, stop) or (0,), cached))
+                stop = None if lengths is None else lengths[row.prompt]
+                prompts.append(PromptPart(number, slot.ids(row.prompt, cached, stop), cached))
             rows.append(RowPart(number, index, row, places[row.prompt]))
     if not rows:
         return TrunkPart((PromptPart(0, (0,), 0),), (RowPart(0, -1, Row(trunk, 0), 0),))
@@ -68,16 +67,11 @@ def _trunk_part(
 
 
 def rows_in_turn(sequence: RowSequence, num_trunks: int, prompts: Mapping[int, int]) -> list[list[int]]:
-    """Rows whose prompts have new tokens, one of each trunk at a time.
-
-    A trunk with no more of them repeats its first row; -1 where the sequence has none there.
-    """
-    on = [sequence.rows_on(trunk) for trunk in range(num_trunks)]
-    waiting = [[row for row in rows if sequence.rows[row].prompt in prompts] for rows in on]
-    return [
-        [(new[turn : turn + 1] or list(rows[:1]) or [-1])[0] for new, rows in zip(waiting, on, strict=True)]
-        for turn in range(max(map(len, waiting)))
+    """Rows whose prompts have new tokens, one of each trunk at a time; -1 where a trunk has no more of them."""
+    waiting = [
+        [row for row in sequence.rows_on(trunk) if sequence.rows[row].prompt in prompts] for trunk in range(num_trunks)
     ]
+    return [list(turn) for turn in zip_longest(*waiting, fillvalue=-1)]
 
 
 def row_origins(source: RowSequence, target: RowSequence, trunk: int) -> list[int | None]:

@@ -50,6 +50,11 @@ class Binder:
         self._factors = LoraFactors(persrms, manifest, memory)
         self._builder = InputBuilder(manifest, self._factors, FeatureHeads(persrms, manifest))
 
+    @property
+    def capacity(self) -> int:
+        """Slots of the KV caches."""
+        return self._arena.capacity
+
     def trunks(self, name: str) -> list[TrunkInfo]:
         """Trunks of a graph."""
         return self._manifest.trunks[: 1 if name == contract.BASE_GRAPH else None]

@@ -32,6 +32,7 @@ from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import OutOfMemoryError, PromptError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
+_BLOCK, _CAPTURED_BLOCK = 64, 256  # slots; with another capacity a step is captured anew
 _KEPT_RUNS = 16  # bound to windows of the arena, for further sequences in the same places
 Array = npt.NDArray[Any]
 
@@ -55,7 +56,7 @@ class Decoder:
     ) -> None:
         memory = provider.memory
         self._manifest, self._freezes = manifest, provider.freezes_host_inputs
-        self._arena = KvArena(manifest, memory, captures=self._freezes, before_resize=self._let_go)
+        self._arena = KvArena(manifest, memory, block=_block(provider, manifest), before_resize=self._let_go)
         self._binder = Binder(graph, manifest, files, memory, self._arena)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
         self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_RUNS)
@@ -98,18 +99,18 @@ class Decoder:
             cancellation: ends the computation before the graph's next operator.
 
         Raises:
-            PromptError: there is no room.
+            PromptError: there is no such prompt, or no room; the slot knows what it knew before.
             OutOfMemoryError: the caches or the computation do not fit.
             CancelledError: it was cancelled; the slot knows what it knew before.
         """
-        self._collect()
         self._check([slot])
         new = {prompt: part for prompt, part in ids.items() if len(part)}
+        slot.check_room(new)
+        if not new:
+            return
         self._compute(slot, {prompt: slot.lengths[prompt] for prompt in new}, cancellation or Cancellation())
         self._touch(slot)
-        for prompt, part in new.items():
-            slot.append(prompt, part)
-        slot.step = 0
+        slot.append(new)
 
     def rewind(self, slot: Slot, lengths: Mapping[int, int]) -> None:
         """Forget tokens at the end of prompts.
@@ -119,12 +120,11 @@ class Decoder:
             lengths: tokens that stay, by prompt.
 
         Raises:
-            PromptError: a prompt has fewer.
+            PromptError: there is no such prompt, or it has fewer; nothing is forgotten.
         """
         self._check([slot])
+        slot.cut(lengths)
         self._touch(slot)
-        for prompt, length in lengths.items():
-            slot.cut(prompt, length)
 
     def fork(self, slot: Slot, sequence: RowSequence | None = None) -> Slot:
         """Open another slot that knows what a slot knows, with a copy of its cache.
@@ -137,11 +137,10 @@ class Decoder:
         Raises:
             OutOfMemoryError: the caches do not fit.
         """
-        self._collect()
         self._check([slot])
         sequence = sequence or slot.sequence
         other = self.open(sequence, slot.room)
-        other.take_ids(slot)
+        other.take_over(slot)
         origins = [row_origins(slot.sequence, sequence, trunk) for trunk in range(len(self._manifest.trunks))]
         try:
             self._gather([slot])
@@ -177,7 +176,7 @@ class Decoder:
             packed: a bit for each token of the vocabulary, [ceil(V / 8)], least significant first; None: all.
         """
         self._check([slot])
-        slot.allowed = packed
+        slot.allowed = None if packed is None else packed.copy()
         if slot.ready is not None and not slot.ready.allow(slot, packed):
             self._touch(slot)
 
@@ -227,9 +226,10 @@ class Decoder:
         fresh = [group for group in groups if group[0].is_fresh]
         if not fresh:
             return self._ready(name, slots, trace).step()
-        # Who may be cancelled goes first: a slot has a further token when all have one.
+        # What can be cancelled, or may not fit, goes first: a slot has a further token when all have one.
         steps = [(group, self._reader.choose(name, group, trace, cancellation)) for group in fresh]
-        steps += [(group, self._ready(name, group, trace).step()) for group in groups if group not in fresh]
+        ready = [self._ready(name, group, trace) for group in groups if group not in fresh]
+        steps += [(each.slots, each.step()) for each in ready]
         chosen = {slot: id for group, step in steps for slot, id in zip(group, step.ids, strict=True)}
         traces = {
             slot: weighed for group, step in steps if trace for slot, weighed in zip(group, step.trace(), strict=True)
@@ -249,7 +249,7 @@ class Decoder:
         leases = self._gather(slots)
         binder, graph = self._binder, self._binder.graph(name)
         batch = next_batch(slots, leases, len(binder.trunks(name)))
-        arrays = binder.arrays(name, batch, capacity=self._arena.capacity)
+        arrays = binder.arrays(name, batch, capacity=binder.capacity)
         windows = binder.windows(name, leases)
         shapes = trace_shapes(batch) if trace else {}
         key = (name, windows, batch.active, trace, *((each, array.shape) for each, array in arrays.items()))
@@ -323,12 +323,20 @@ class Decoder:
                 self._arena.give_back(slot.lease)
 
     def _check(self, slots: Sequence[Slot]) -> None:
+        self._collect()
         if not slots:
             raise PromptError("no slots", expected="at least one")
         if len(set(slots)) < len(slots):
             raise PromptError("a slot twice in one step", expected="each once")
         if any(slot not in self._slots for slot in slots):
             raise PromptError("a slot that was closed", expected="one that is open in this decoder")
+
+
+def _block(provider: Provider, manifest: Manifest) -> int:
+    """Slots by which caches grow."""
+    if provider.fixes_capacity:
+        return manifest.max_length
+    return _CAPTURED_BLOCK if provider.freezes_host_inputs else _BLOCK
 
 
 def _check_steps(slot: Slot) -> None:

@@ -34,7 +34,7 @@ class InputBuilder:
             capacity: slots of each cache, for a step that is used again and again: `total_sequence_length` then stays
                 the same at any length; None for a run that is used once.
         """
-        values = _choice(batch.members, batch.max_top_k, self._manifest.vocab_size)
+        values = _choice(batch.members, batch.max_top_k, self._manifest)
         coefficients: list[Array] = []
         for index, (trunk, part) in enumerate(zip(self._manifest.trunks, batch.trunks, strict=False)):
             at = contract.trunk_prefix(trunk.name)
@@ -97,13 +97,13 @@ def _coefficients(batch: Batch, trunk: int) -> Array:
     return values
 
 
-def _choice(members: Sequence[Member], max_top_k: int, vocab_size: int) -> dict[str, Array]:
+def _choice(members: Sequence[Member], max_top_k: int, manifest: Manifest) -> dict[str, Array]:
     """What candidates are taken, and how one of them is chosen."""
 
     def column(value: Callable[[Member], float], dtype: npt.DTypeLike = np.float32) -> Array:
         return _column([value(member) for member in members], dtype)
 
-    noise = _noise(members, max_top_k)
+    noise, vocab_size = _noise(members, max_top_k, manifest.max_length), manifest.vocab_size
     return {
         contract.MAX_TOP_K: np.array([max_top_k], np.int64),
         contract.TOP_K: column(lambda member: member.sequence.sampling.top_k, np.int64),
@@ -127,9 +127,9 @@ def _top_p(value: float) -> float:
     return value if value < 1.0 else _KEEP_ALL
 
 
-def _noise(members: Sequence[Member], max_top_k: int) -> Array:
+def _noise(members: Sequence[Member], max_top_k: int, max_steps: int) -> Array:
     """[S, n, k]: a sequence's own candidates have its own noise, whoever else is in the batch."""
-    drawn = [member.noise.steps(member.step) for member in members]
+    drawn = [member.noise.steps(member.step)[:max_steps] for member in members]
     values = np.zeros((len(members), max(map(len, drawn)), max_top_k), np.float32)
     for value, own in zip(values, drawn, strict=True):
         value[: len(own), : own.shape[1]] = own

@@ -46,17 +46,24 @@ class Reader:
     def fill(self, slot: Slot, lengths: Mapping[int, int], cancellation: Cancellation) -> None:
         """Bring caches of a slot up to lengths, by prompt; each is longer than what is cached.
 
-        Prompts with nothing in the cache are read by all their rows at once. Behind a cache, GroupQueryAttention takes
-        several new tokens for one row at a time; the standard dialect's attention takes all rows.
+        All rows read at once where all prompts go on. Behind a cache, GroupQueryAttention takes several new tokens for
+        one row at a time; the standard dialect's attention takes all rows, as long as each has slots for as many as the
+        longest brings.
         """
         name = contract.BASE_GRAPH if slot.sequence.is_plain else contract.STEP_GRAPH
         num_trunks = len(self._binder.trunks(name))
-        together = self._rows_together or (slot.is_fresh and len(lengths) == slot.sequence.num_prompts)
+        cached = slot.lease.cached
+        padded = max(cached) + max(length - cached[prompt] for prompt, length in lengths.items())
+        together = (
+            len(lengths) == slot.sequence.num_prompts
+            and (slot.is_fresh or self._rows_together)
+            and padded <= self._binder.capacity
+        )
         for rows in [None] if together else rows_in_turn(slot.sequence, num_trunks, lengths):
             batch = next_batch((slot,), (slot,), num_trunks, lengths=lengths, rows=rows)
             self._run(name, batch, self._binder.windows(name, (slot,), rows=rows), False, cancellation)
         for prompt, length in lengths.items():
-            slot.lease.cached[prompt] = length
+            cached[prompt] = length
 
     def let_go(self) -> None:
         """Drop the buffers of the last run."""

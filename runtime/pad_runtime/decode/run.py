@@ -56,6 +56,7 @@ class Run:
         self._next = {name: memory.zeros(arrays[name].shape, arrays[name].dtype) for name in state}
         self._ids = memory.ids(len(arrays[contract.BASE_ROW]))
         self._trace = {name: memory.zeros(shape, dtype) for name, (shape, dtype) in trace.items()}
+        self._factors = factors  # they may be forgotten elsewhere, and this goes on reading them
         kept = {**caches[0], **factors}
         turns = (self._inputs, {**self._inputs, **self._next})
         self._turns: list[Callable[[], object]] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,19 +70,27 @@ class Slot:
         """How many tokens of a prompt are not in the cache."""
         return self._known[prompt] - self.lease.cached[prompt]
 
-    def append(self, prompt: int, ids: Sequence[int]) -> None:
-        """Let a prompt go on.
+    def check_room(self, new: Mapping[int, Sequence[int]]) -> None:
+        """Whether prompts can go on.
 
         Raises:
-            PromptError: there is no room.
+            PromptError: there is no such prompt, or no room.
         """
-        known = self._known[prompt]
-        if known + len(ids) > self.room:
-            raise PromptError(
-                f"a prompt of {known + len(ids)} tokens", expected=f"at most {self.room}, the room of its sequence"
-            )
-        self._ids[prompt][known : known + len(ids)] = array("q", ids)
-        self._known[prompt] = known + len(ids)
+        self._check_prompts(new)
+        for prompt, ids in new.items():
+            length = self._known[prompt] + len(ids)
+            if length > self.room:
+                raise PromptError(
+                    f"a prompt of {length} tokens", expected=f"at most {self.room}, the room of its sequence"
+                )
+
+    def append(self, new: Mapping[int, Sequence[int]]) -> None:
+        """Let prompts go on, which have room; a reply begins behind them."""
+        for prompt, ids in new.items():
+            known = self._known[prompt]
+            self._ids[prompt][known : known + len(ids)] = array("q", ids)
+            self._known[prompt] = known + len(ids)
+        self.step = 0
 
     def advance(self, chosen: int) -> None:
         """A step was run: what was pending is in the cache, and the chosen token is pending now."""
@@ -93,27 +101,37 @@ class Slot:
             known[prompt] += 1
         self.step += 1
 
-    def cut(self, prompt: int, length: int) -> None:
-        """Forget a prompt's tokens from `length` on. At least one is read again, for a step begins with a token.
+    def cut(self, lengths: Mapping[int, int]) -> None:
+        """Forget prompts' tokens from a length on. At least one is read again, for a step begins with a token.
 
         Raises:
-            PromptError: it has fewer.
+            PromptError: there is no such prompt, or it has fewer; nothing is forgotten.
         """
-        known, cached = self._known[prompt], self.lease.cached
-        if not 0 <= length <= known:
-            raise PromptError(f"a length of {length}", expected=f"0 to {known}, the tokens of prompt {prompt}")
-        if length < known:
-            self._known[prompt] = length
-            cached[prompt] = max(0, min(cached[prompt], length - 1))
-            if prompt == 0:
-                self.step = max(0, self.step - (known - length))
+        self._check_prompts(lengths)
+        for prompt, length in lengths.items():
+            known = self._known[prompt]
+            if not 0 <= length <= known:
+                raise PromptError(f"a length of {length}", expected=f"0 to {known}, the tokens of prompt {prompt}")
+        cached = self.lease.cached
+        for prompt, length in lengths.items():
+            forgotten = self._known[prompt] - length
+            if forgotten:
+                self._known[prompt] = length
+                cached[prompt] = max(0, min(cached[prompt], length - 1))
+                if prompt == 0:
+                    self.step = max(0, self.step - forgotten)
 
-    def take_ids(self, other: Slot) -> None:
-        """Know the tokens that another slot knows, as far as their prompts have the same numbers."""
+    def take_over(self, other: Slot) -> None:
+        """Know the tokens that another slot knows, as far as their prompts have the same numbers, and go on there."""
         for mine, theirs in zip(range(len(self._ids)), other._ids, strict=False):
             self._ids[mine] = theirs[:]
             self._known[mine] = other._known[mine]
-        self.step = other.step
+        self.step, self.allowed = other.step, other.allowed
+
+    def _check_prompts(self, prompts: Iterable[int]) -> None:
+        for prompt in prompts:
+            if prompt not in range(len(self._known)):
+                raise PromptError(f"prompt {prompt}", expected=f"0 to {len(self._known) - 1}, those of its sequence")
 
     def change(self, sequence: RowSequence) -> None:
         """Another sequence of the same rows."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.devices.ort.provider import ORT_DEVICES, OrtProvider
+from pad_runtime.devices.ort.execution_provider import ORT_DEVICES
+from pad_runtime.devices.ort.provider import OrtProvider
 from pad_runtime.devices.provider import Provider
 from pad_runtime.devices.tensorrt.provider import TensorRtProvider
 from pad_runtime.devices.threads import check_threads

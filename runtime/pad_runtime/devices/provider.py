@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 from pad_runtime.bundle.graph_file import GraphFile
 from pad_runtime.bundle.manifest import Manifest
@@ -12,19 +13,32 @@ from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.memory import DeviceMemory
 
 
+@dataclass(frozen=True)
+class GraphTensor:
+    """An input or output of a graph, as ONNX Runtime describes its own.
+
+    Attributes:
+        name: its name.
+        type: such as "tensor(float16)".
+        shape: an axis whose size may change is None or a name.
+    """
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
+
+
 class Graph(Protocol):
     """A graph of a bundle, opened: the compiled seam.
 
     Attributes:
-        inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
+        inputs, outputs: what it reads and writes.
         host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
-        capacity: slots that its KV caches must have; None: any number.
     """
 
-    inputs: Sequence[Any]
-    outputs: Sequence[Any]
+    inputs: Sequence[GraphTensor]
+    outputs: Sequence[GraphTensor]
     host_inputs: frozenset[str]
-    capacity: int | None
 
     def bind(
         self,
@@ -36,7 +50,7 @@ class Graph(Protocol):
     ) -> Callable[[], object]:
         """A run on these buffers, which must live as long as it does; a repeated one may be captured.
 
-        Where the end of a run is wanted that takes long, it raises whatever its library does.
+        A run without memory raises OutOfMemoryError; one whose end is wanted, whatever its library does.
         """
 
 
@@ -47,12 +61,14 @@ class Provider(Protocol):
         device: its name, as `pad_runtime.devices.choice.DEVICES` has it.
         freezes_host_inputs: whether a repeated run keeps the values that its host inputs had when it was made: another
             value needs another run.
+        fixes_capacity: whether its graphs take KV caches of the bundle's max_length alone.
         memory: makes the buffers that its graphs read and write.
         version: the library and its version.
     """
 
     device: str
     freezes_host_inputs: bool
+    fixes_capacity: bool
     memory: DeviceMemory
 
     @property

@@ -70,8 +70,8 @@ class Sequence:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the base alone decodes it."""
-        return len(self.rows) == 1
+        """Whether the base's own graph decodes it: one row, and no ends of the turn that it does not know of."""
+        return len(self.rows) == 1 and not self.sampling.offer_end
 
     @property
     def num_prompts(self) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pad_export.engines import build as engine
 from pad_export.engines.add import add_engines
 from pad_export.engines.build import EngineBuilder
 from pad_export.engines.report import EngineReport
@@ -50,14 +49,13 @@ def test_both_graphs_are_built_whatever_the_attention(
     assert [info.graph for info in made.engines] == [contract.STEP_GRAPH, contract.BASE_GRAPH]
     notes = [line for line in lines if line.startswith("note: ")]
     assert notes == ([] if note is None else [f"note: {note}"] * 2)
-    with pytest.MonkeyPatch.context() as without_leave:
-        without_leave.setattr(engine, "allow_decomposition", lambda *_: None)
-        for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
-            if note is None:
-                builder.build(bundle, manifest, graph, tmp_path / "engine")
-                continue
-            with refused(EngineError, given="Attention operation was not supported by a dedicated kernel", hint="try"):
-                builder.build(bundle, manifest, graph, tmp_path / "engine")
+    strict = EngineBuilder("tensorrt-rtx", ["sm89"], dedicated_attention=True)
+    for graph in (contract.STEP_GRAPH, contract.BASE_GRAPH):
+        if note is None:
+            strict.build(bundle, manifest, graph, tmp_path / "engine")
+            continue
+        with refused(EngineError, given="Attention operation was not supported by a dedicated kernel", hint="try"):
+            strict.build(bundle, manifest, graph, tmp_path / "engine")
 
 
 def test_a_note_is_of_what_is_written_out() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import pytest
 import torch
 
 from pad_export.verify.tolerance import difference
-from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator
+from pad_runtime.decode.trace import SequenceTrace
+from pad_runtime.loaded_bundle import Bundle
+from pad_runtime.rows import plan
 from tests.support import tiny_bundles, tiny_models
+from tests.support.guided_steps import Asked, open_slots
 from tests.support.torch_oracle import (
     Decoded,
     Reward,
@@ -109,7 +112,7 @@ class Family:
         options = {"top_k": TOP_K, "num_tokens": NUM_TOKENS, **options}
         return decode(base, prompt, [reward], beta=beta, **options)
 
-    def export(self, topology: str, reference: str, **options: Any) -> Generator:
+    def export(self, topology: str, reference: str, **options: Any) -> Bundle:
         output = self.folder / "-".join(["bundle", topology, reference, *map(str, options.values())])
         if not output.exists():
             base = self.folder / "base"
@@ -119,7 +122,7 @@ class Family:
             else:
                 options |= {"persrms": [self.folder / "adapter"], "topology": topology}
             tiny_bundles.export(output, base, reference=reference, **options)
-        return tiny_bundles.load(output)
+        return tiny_bundles.open_bundle(output)
 
 
 @pytest.fixture(scope="module")
@@ -140,54 +143,55 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-def run(generator: Generator, num_tokens: int = NUM_TOKENS, **config: Any) -> list[GenerationResult]:
+@dataclass
+class Reply:
+    """What a decoder chose and weighed for one sequence, and what it has in the cache then.
+
+    Attributes:
+        cache: keys and values [kv_heads, length, head_dim], by layer of each row: the base's, the reward's, and its
+            reference's where that is not the base.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    trace: list[SequenceTrace] = field(default_factory=list)
+    cache: list[list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=list)
+
+
+def run(bundle: Bundle, num_tokens: int = NUM_TOKENS) -> list[Reply]:
     """Both sequences in one ragged batch."""
-    prompts = [EncodedPrompt(base, reward) for base, reward in PROMPTS]
-    settings = GenerationConfig(**{"beta": BETA, "top_k": TOP_K, **config}, max_new_tokens=num_tokens)
-    return generator.generate_batch(prompts, preferences=["x", "x"], config=settings, trace=True)
+    decoder, manifest = bundle.decoder(), bundle.manifest
+    asked = [
+        Asked.of(
+            plan.plan_rows(
+                manifest, base, [plan.Reward(0, tuple(manifest.persrms[0].default_weights), 1.0, reward)], BETA
+            ),
+            new_tokens=num_tokens,
+            top_k=TOP_K,
+        )
+        for base, reward in PROMPTS
+    ]
+    slots, replies = open_slots(decoder, asked), [Reply() for _ in asked]
+    for _ in range(num_tokens):
+        chosen = decoder.step(slots, trace=True)
+        for reply, token, trace in zip(replies, chosen.ids, chosen.trace(), strict=True):
+            reply.token_ids.append(token)
+            reply.trace.append(trace)
+    for slot, reply in zip(slots, replies, strict=True):
+        for number, row in enumerate(slot.sequence.rows):
+            layers = range(manifest.trunks[row.trunk].num_layers)
+            reply.cache.append([decoder.cache(slot, number, layer) for layer in layers])
+    return replies
 
 
-def read_caches(generator: Generator) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-    """Key and value of the last guided run, by trunk and layer."""
-    step = generator._idle[True][-1]
-    return {
-        (index, layer): step.cache(index, layer)
-        for index, trunk in enumerate(generator.manifest.trunks)
-        for layer in range(trunk.num_layers)
-    }
-
-
-def rows_by_trunk(topology: str, reference: str) -> list[list[str]]:
-    """Whose row stands where: the base first, then the reward, then its reference."""
-    backbone = ["backbone"] if reference == "backbone" else []
-    if topology == "shared":
-        return [["base", "persrm", *backbone]]
-    if topology == "pair":
-        return [["base"], ["persrm", *backbone]]
-    return [["base"], ["persrm"], *([backbone] if backbone else [])]
-
-
-def worst_cache(
-    family: Family,
-    generator: Generator,
-    results: list[GenerationResult],
-    topology: str,
-    reference: str,
-    *,
-    shift: int = 0,
-) -> float:
+def worst_cache(family: Family, replies: list[Reply], *, shift: int = 0) -> float:
     """Worst difference over every KV tensor, row by row; the last chosen id is not in the cache yet."""
-    caches, worst = read_caches(generator), 0.0
-    for trunk, rows in enumerate(rows_by_trunk(topology, reference)):
-        for sequence, result in enumerate(results):
-            for place, row in enumerate(rows):
-                model = family.persrm if row == "persrm" else family.base
-                prompt = PROMPTS[sequence][0 if row == "base" else 1]
-                expected = model.cache([*prompt, *result.token_ids[:-1]])
-                assert len(expected) == generator.manifest.trunks[trunk].num_layers
-                for layer, pair in enumerate(expected):
-                    found = caches[trunk, layer]
-                    worst = max(worst, cache_difference(found, sequence * len(rows) + place, pair, shift=shift))
+    worst = 0.0
+    for prompts, reply in zip(PROMPTS, replies, strict=True):
+        readers = ((family.base, prompts[0]), (family.persrm, prompts[1]), (family.base, prompts[1]))
+        for (model, prompt), layers in zip(readers, reply.cache, strict=False):
+            expected = model.cache([*prompt, *reply.token_ids[:-1]])
+            for ours, theirs in zip(layers, expected, strict=True):
+                worst = max(worst, cache_difference(ours, theirs, shift=shift))
     return worst
 
 
@@ -201,12 +205,12 @@ def test_every_graph_chooses_weighs_and_stores_what_torch_does(families: Any, na
         assert len(set(decoded.token_ids)) > 10, "the models loop: choose another seed"
     for topology in TOPOLOGIES:
         for dialect in DIALECTS:
-            generator = family.export(topology, reference, dialect=dialect)
-            results = run(generator)
-            for result, decoded in zip(results, expected, strict=True):
-                assert list(result.token_ids) == decoded.token_ids, (topology, dialect)
-                assert trace_difference(result.trace, decoded) < tolerance(), (topology, dialect)
-            assert worst_cache(family, generator, results, topology, reference) < tolerance(), (topology, dialect)
+            replies = run(family.export(topology, reference, dialect=dialect))
+            for reply, decoded in zip(replies, expected, strict=True):
+                assert reply.token_ids == decoded.token_ids, (topology, dialect)
+                assert trace_difference(reply.trace, decoded) < tolerance(), (topology, dialect)
+                assert len(reply.cache) == {"base": 2, "backbone": 3}[reference]
+            assert worst_cache(family, replies) < tolerance(), (topology, dialect)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -225,16 +229,15 @@ def test_wrong_formulas_do_not_match(families: Any, name: str) -> None:
             }
             for what, decoded in wrong.items():
                 if what != "one candidate fewer":
-                    assert decoded.token_ids != list(result.token_ids), what
+                    assert decoded.token_ids != result.token_ids, what
                 assert trace_difference(result.trace, decoded) > 10 * tolerance(), what
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_cache_off_by_one_does_not_match(families: Any, name: str) -> None:
     family = families(name)
-    generator = family.export("shared", "backbone", dialect="ort")
-    results = run(generator)
-    assert worst_cache(family, generator, results, "shared", "backbone", shift=1) > 100 * tolerance()
+    results = run(family.export("shared", "backbone", dialect="ort"))
+    assert worst_cache(family, results, shift=1) > 100 * tolerance()
     for sequence, result in enumerate(results):
         prompt, reward_prompt = PROMPTS[sequence]
         if len(reward_prompt) < 2:
@@ -243,7 +246,7 @@ def test_a_cache_off_by_one_does_not_match(families: Any, name: str) -> None:
         short = (*prompt[:-2], prompt[-1]), (*reward_prompt[:-2], reward_prompt[-1])
         reward = Reward(family.persrm, short[1], reference=family.base)
         decoded = decode(family.base, short[0], [reward], beta=BETA, top_k=TOP_K, num_tokens=8)
-        assert decoded.token_ids != list(result.token_ids[:8])
+        assert decoded.token_ids != result.token_ids[:8]
 
 
 @pytest.mark.parametrize("what", WRONG_CONFIGS)
@@ -252,8 +255,7 @@ def test_a_config_misread_does_not_match(families: Any, what: str) -> None:
     family = families(name)
     wrong = TorchModel(family.folder / "base", **config)
     wrong_persrm = TorchModel(family.folder / "base", adapter=family.folder / "adapter", **config)
-    generator = family.export("shared", "base", dialect="ort")
-    results = run(generator, num_tokens=NUM_CONTROL_TOKENS)
+    results = run(family.export("shared", "base", dialect="ort"), num_tokens=NUM_CONTROL_TOKENS)
     for sequence, result in enumerate(results):
         forced = {"forced": result.token_ids, "num_tokens": NUM_CONTROL_TOKENS}
         decoded = family.decode("base", sequence, base=wrong, persrm=wrong_persrm, **forced)
@@ -264,39 +266,32 @@ def test_a_config_misread_does_not_match(families: Any, what: str) -> None:
 def test_dialects_agree_on_tokens_logits_and_cache(families: Any, name: str) -> None:
     family = families(name)
     for topology in TOPOLOGIES:
-        runs = []
-        for dialect in DIALECTS:
-            generator = family.export(topology, "backbone", dialect=dialect)
-            runs.append((run(generator), read_caches(generator)))
-        (ours, our_cache), (theirs, their_cache) = runs
-        for one, other in zip(ours, theirs, strict=True):
+        ours, theirs = (run(family.export(topology, "backbone", dialect=dialect)) for dialect in DIALECTS)
+        for one, other, prompts in zip(ours, theirs, PROMPTS, strict=True):
             assert one.token_ids == other.token_ids
             for a, b in zip(one.trace, other.trace, strict=True):
                 np.testing.assert_array_equal(a.candidates, b.candidates)
                 assert difference(torch.tensor(a.row_logits), torch.tensor(b.row_logits)) < tolerance()
-        assert our_cache.keys() == their_cache.keys()
-        lengths = [[len(prompt) + NUM_TOKENS - 1 for prompt in sequence] for sequence in PROMPTS]
-        by_trunk = rows_by_trunk(topology, "backbone")
-        for (trunk, layer), pair in our_cache.items():
-            rows = [lengths[s][0 if row == "base" else 1] for s in range(len(PROMPTS)) for row in by_trunk[trunk]]
-            for a, b in zip(pair, their_cache[trunk, layer], strict=True):
-                assert len(a) == len(rows)
-                for row, length in enumerate(rows):
-                    shown = torch.tensor(a[row, :, :length]), torch.tensor(b[row, :, :length])
-                    assert difference(*shown) < tolerance()
+            assert len(one.cache) == len(other.cache) == 3
+            lengths = [len(prompts[number]) + NUM_TOKENS - 1 for number in (0, 1, 1)]
+            for mine, its, length in zip(one.cache, other.cache, lengths, strict=True):
+                for pairs in zip(mine, its, strict=True):
+                    for a_cache, b_cache in zip(*pairs, strict=True):
+                        assert a_cache.shape[1] == b_cache.shape[1] == length
+                        assert difference(torch.tensor(a_cache), torch.tensor(b_cache)) < tolerance()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_half_precision_is_within_its_tolerance(families: Any, name: str, dialect: str) -> None:
     family = families(name)
-    generator = family.export("shared", "backbone", dialect=dialect, precision="fp16")
-    results = run(generator, num_tokens=2 * NUM_CONTROL_TOKENS)
-    caches = read_caches(generator)
-    assert all(array.dtype == np.float16 for pair in caches.values() for array in pair)
-    assert worst_cache(family, generator, results, "shared", "backbone") < tolerance("float16")
-    assert worst_cache(family, generator, results, "shared", "backbone") > tolerance(), "this is not fp16"
-    assert worst_cache(family, generator, results, "shared", "backbone", shift=1) > 5 * tolerance("float16")
+    bundle = family.export("shared", "backbone", dialect=dialect, precision="fp16")
+    results = run(bundle, num_tokens=2 * NUM_CONTROL_TOKENS)
+    arrays = [array for result in results for layers in result.cache for pair in layers for array in pair]
+    assert {array.dtype for array in arrays} == {np.dtype(np.float16)}
+    assert worst_cache(family, results) < tolerance("float16")
+    assert worst_cache(family, results) > tolerance(), "this is not fp16"
+    assert worst_cache(family, results, shift=1) > 5 * tolerance("float16")
     for sequence, result in enumerate(results):
         decoded = family.decode("backbone", sequence, forced=result.token_ids, num_tokens=2 * NUM_CONTROL_TOKENS)
         for ours, candidates, row_logits in zip(result.trace, decoded.candidates, decoded.row_logits, strict=True):
@@ -320,13 +315,13 @@ def test_another_backbone_guides_the_base(families: Any, tmp_path: Path) -> None
         output = tmp_path / reference
         options = {"reference": reference, "backbone": tmp_path / "other"}
         tiny_bundles.export(output, base.folder / "base", [tmp_path / "adapter"], **options)
-        generator = tiny_bundles.load(output)
-        assert generator.manifest.topology == "pair"
-        for (prompt, reward_prompt), result in zip(PROMPTS, run(generator), strict=True):
+        bundle = tiny_bundles.open_bundle(output)
+        assert bundle.manifest.topology == "pair"
+        for (prompt, reward_prompt), result in zip(PROMPTS, run(bundle), strict=True):
             for used, matches in ((persrm, True), (backbone, False)):
                 reward = Reward(used, reward_prompt, reference=backbone if reference == "backbone" else None)
                 decoded = decode(base.base, prompt, [reward], beta=BETA, top_k=TOP_K, num_tokens=NUM_TOKENS)
-                assert (list(result.token_ids) == decoded.token_ids) is matches
+                assert (result.token_ids == decoded.token_ids) is matches
                 if matches:
                     assert trace_difference(result.trace, decoded) < tolerance()
 
@@ -337,10 +332,11 @@ def test_a_head_of_any_even_size_goes_the_standard_way(tmp_path: Path) -> None:
     tiny_bundles.export(tmp_path / "bundle", tmp_path / "base", [tmp_path / "adapter"], dialect="standard")
     base = TorchModel(tmp_path / "base")
     persrm = TorchModel(tmp_path / "base", adapter=tmp_path / "adapter")
-    for (prompt, reward_prompt), result in zip(PROMPTS, run(tiny_bundles.load(tmp_path / "bundle"), 16), strict=True):
+    results = run(tiny_bundles.open_bundle(tmp_path / "bundle"), 16)
+    for (prompt, reward_prompt), result in zip(PROMPTS, results, strict=True):
         decoded = decode(base, prompt, [Reward(persrm, reward_prompt)], beta=BETA, top_k=TOP_K, num_tokens=16)
         assert trace_difference(result.trace, decoded) < tolerance()
-        assert list(result.token_ids) == decoded.token_ids
+        assert result.token_ids == decoded.token_ids
 
 
 LORA_KINDS: dict[str, dict[str, Any]] = {
@@ -360,7 +356,7 @@ def test_adapters_of_every_kind(families: Any, tmp_path: Path, kind: str, topolo
     options = {"topology": topology, "reference": "base"}
     tiny_bundles.export(tmp_path / "bundle", family.folder / "base", [tmp_path / "adapter"], **options)
     persrm = TorchModel(family.folder / "base", adapter=tmp_path / "adapter")
-    results = run(tiny_bundles.load(tmp_path / "bundle"), NUM_CONTROL_TOKENS)
+    results = run(tiny_bundles.open_bundle(tmp_path / "bundle"), NUM_CONTROL_TOKENS)
     for sequence, result in enumerate(results):
         forced = {"forced": result.token_ids, "num_tokens": NUM_CONTROL_TOKENS}
         assert trace_difference(result.trace, family.decode("base", sequence, persrm=persrm, **forced)) < tolerance()

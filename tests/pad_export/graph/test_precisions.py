@@ -10,16 +10,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pad_runtime.decode.step import GraphStep, StepRequest
 from safetensors.torch import load_file
 
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_export.plan import make_plan
 from pad_export.verify.tolerance import INT8_ARITHMETIC, difference
 from pad_export.verify.verify import verify_bundle
 from pad_export.weights.stored import StoredWeights
 from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Preference
 from pad_runtime.bundle.manifest import read_manifest
-from pad_runtime.decode.step import GraphStep, StepRequest
 from pad_runtime.errors import CheckpointError, OptionError, VerificationError
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Row
@@ -81,10 +82,7 @@ def test_bundles_verify_and_say_what_quantisation_cost(
         base,
         tmp_path / "bundle",
         persrms=[adapter],
-        topology=topology,  # type: ignore[arg-type]
-        precision=precision,  # type: ignore[arg-type]
-        activations=activations,  # type: ignore[arg-type]
-        quiet=True,
+        options=ExportOptions(topology=topology, precision=precision, activations=activations),  # type: ignore[arg-type]
         report=lines.append,
     )
     assert (manifest.precision, manifest.float_type) == (precision, float_type)

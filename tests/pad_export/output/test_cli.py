@@ -24,7 +24,7 @@ from tests.support.tiny_models import TinyModels
 def test_the_command_writes_a_bundle_and_says_what_to_try(
     tiny: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pad_rt.cli.main import main as cli
+    from pad_rt.cli import main as cli
 
     output = tmp_path / "my bundle"
     options = ["--base", str(tiny.base), "--persrm", str(tiny.adapter), "-o", str(output)]
@@ -48,7 +48,7 @@ def test_the_command_writes_a_bundle_and_says_what_to_try(
 def test_what_to_try_with_a_persrm_without_words(
     tiny: TinyModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pad_rt.cli.main import main as cli
+    from pad_rt.cli import main as cli
 
     adapter = Path(shutil.copytree(tiny.adapter, tmp_path / "adapter"))
     settings = {"prompt_template": "{x}", "features": ["short"]}
@@ -95,10 +95,10 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_a_bug_keeps_its_traceback(tiny: TinyModels, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(export, "_write_graphs", fail)
+    monkeypatch.setattr(export, "write_weights", fail)
     with pytest.raises(ZeroDivisionError):
         main(["--base", str(tiny.base), "-o", str(target)])
 

@@ -14,7 +14,7 @@ from pad_export import export
 from pad_export.engines.build import EngineBuilder
 from pad_export.output.disk import follow_umask
 from pad_runtime.bundle.manifest import read_manifest
-from pad_runtime.devices.tensorrt.kernel_cache import save_cache
+from pad_runtime.devices.kernel_cache import save_cache
 from pad_runtime.errors import CheckpointError, OptionError, PadError
 from tests.support import small_disk, tiny_models
 from tests.support.error_checks import check_line, refused, snapshot

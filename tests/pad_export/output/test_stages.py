@@ -12,6 +12,7 @@ import termios
 import pytest
 
 from pad_export.output.stages import Stages
+from pad_runtime.command import silent
 
 
 class Clock:
@@ -53,24 +54,25 @@ def test_seconds_that_are_left() -> None:
     assert lines[1:] == ["writing weights: 10 of 30 layers, 40 s left"]
 
 
-def test_a_stage_of_nothing_and_a_quiet_one() -> None:
+def test_a_stage_of_nothing_and_a_quiet_one(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     with Stages(lines.append).count("calibrating", "linears") as progress:
         progress.begin(0)
     clock = Clock()
-    with Stages(lines.append, quiet=True, clock=clock).count("calibrating", "linears") as progress:
+    assert lines == []
+    with Stages(silent, clock=clock).count("calibrating", "linears") as progress:
         progress.begin(3)
         clock.now += 60.0
         progress()
         progress.tell("a line")
-    assert lines == []
+    assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("quiet", [False, True])
-def test_a_bar_on_a_terminal(quiet: bool) -> None:
+@pytest.mark.parametrize("report", ["report_on_stderr", "silent"])
+def test_a_bar_on_a_terminal(report: str) -> None:
     script = (
-        "import sys; from pad_export.output.stages import Stages\n"
-        f"stages = Stages(lambda line: print(line, file=sys.stderr), quiet={quiet})\n"
+        "from pad_export.output.stages import Stages; from pad_runtime.command import report_on_stderr, silent\n"
+        f"stages = Stages({report})\n"
         "with stages.count('stage 1', 'steps') as progress:\n"
         "    progress.begin(4); progress(2, note='loss 0.512'); progress.tell('held-out loss 0.7'); progress(2)\n"
     )
@@ -86,7 +88,7 @@ def test_a_bar_on_a_terminal(quiet: bool) -> None:
             break
     os.close(leader)
     text = shown.decode()
-    if quiet:
+    if report == "silent":
         assert text == ""
         return
     assert "stage 1: 4 steps\r\n" in text

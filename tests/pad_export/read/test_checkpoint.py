@@ -14,7 +14,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pad_export.read.checkpoint import canonical_name, open_checkpoint
+from pad_export.read.checkpoint import open_checkpoint
+from pad_export.read.tensor_names import canonical_name
 from pad_runtime.errors import CheckpointError
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|end|>"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -15,14 +16,14 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from pad_export.export import export_bundle
-from pad_export.read import checkpoint, model_class
+from pad_export.read import checkpoint, model_class, tensor_names
 from pad_export.read.adapter import read_adapter
 from pad_export.read.checkpoint import open_checkpoint
 from pad_export.read.persrm import read_persrm
 from pad_export.verify import verify
 from pad_runtime.errors import AdapterError, CheckpointError, OptionError, VerificationError
 from pad_train.pairs.scorer import load_scorer
-from tests.support import tiny_models, tiny_tokenizers
+from tests.support import tiny_models, tiny_tokenizers, whole_export
 from tests.support.error_checks import refused
 
 SCORER = "a score head cannot weigh tokens, but it can rank replies: "
@@ -66,7 +67,7 @@ def test_a_reward_model_is_refused_and_works_as_the_scorer_that_is_named(tmp_pat
     make(base, "LlamaForCausalLM")
     for paths in ((base, [rewards]), (rewards, [])):
         with pytest.raises(CheckpointError) as caught:
-            export_bundle(paths[0], tmp_path / "bundle", persrms=paths[1], quiet=True)
+            export_bundle(paths[0], tmp_path / "bundle", persrms=paths[1])
         assert str(caught.value) == (
             f"{rewards} is a LlamaForSequenceClassification; expected {CAUSAL}; {SCORER}"
             f'"hf:{rewards}" is the scorer of a feature for `pad-train pairs`'
@@ -192,9 +193,7 @@ def test_known_leftovers(tmp_path: Path) -> None:
     opened = open_checkpoint(tmp_path)
     assert opened.names == before | {"lm_head.weight"}
     assert opened.tied
-    lines: list[str] = []
-    export_bundle(tmp_path, tmp_path / "bundle", quiet=True, report=lines.append)
-    assert "verified against torch" in lines[-1]
+    assert "verified against torch" in whole_export.run(tmp_path, tmp_path / "bundle")[-1]
 
 
 def test_towers_of_a_multimodal_model(tmp_path: Path) -> None:
@@ -231,9 +230,7 @@ def test_the_text_model_of_a_whole_multimodal_checkpoint(tmp_path: Path, kind: s
     )
     getattr(transformers, f"{kind}ForConditionalGeneration")(config).save_pretrained(tmp_path / "base")
     tiny_models.save_tokenizer(tokenizer, tmp_path / "base")
-    lines: list[str] = []
-    export_bundle(tmp_path / "base", tmp_path / "bundle", quiet=True, report=lines.append)
-    assert "verified against torch" in lines[-1]
+    assert "verified against torch" in whole_export.run(tmp_path / "base", tmp_path / "bundle")[-1]
 
 
 def test_one_tensor_under_two_names(tmp_path: Path) -> None:
@@ -247,15 +244,14 @@ def test_verification_notices_what_the_reader_does_not(tmp_path: Path, monkeypat
     """With the reader's accounts as blind as they were, transformers' own loading still tells of the score head."""
     make(tmp_path / "rm", "LlamaForSequenceClassification", num_labels=1)
     monkeypatch.setattr(checkpoint, "check_architectures", lambda *_: None)
-    leftovers = (*checkpoint._LEFTOVERS, checkpoint.re.compile(r"score\..*"))
-    monkeypatch.setattr(checkpoint, "_LEFTOVERS", leftovers)
+    monkeypatch.setattr(tensor_names, "LEFTOVERS", (*tensor_names.LEFTOVERS, re.compile(r"score\..*")))
     with pytest.raises(VerificationError) as caught:
-        export_bundle(tmp_path / "rm", tmp_path / "bundle", quiet=True)
+        export_bundle(tmp_path / "rm", tmp_path / "bundle")
     assert str(caught.value) == (
         f"tensors that the torch model does not read: 1 differences from torch: base: score.weight of {tmp_path / 'rm'}"
     )
     monkeypatch.setattr(verify, "unread_tensors", lambda _: [])  # the control: nothing else would have
-    export_bundle(tmp_path / "rm", tmp_path / "bundle", quiet=True)
+    export_bundle(tmp_path / "rm", tmp_path / "bundle")
 
 
 # -- adapters -------------------------------------------------------------------------------------------------------
@@ -364,8 +360,7 @@ def test_a_lora_of_a_decoder_alone_goes_on_with_a_note(tmp_path: Path) -> None:
     base = tmp_path / "base"
     make(base, "LlamaForCausalLM")
     save_lora(tmp_path / "lora", transformers.LlamaModel.from_pretrained(base))
-    lines: list[str] = []
-    export_bundle(base, tmp_path / "bundle", persrms=[tmp_path / "lora"], quiet=True, report=lines.append, verify=False)
+    lines = whole_export.run(base, tmp_path / "bundle", tmp_path / "lora", verify=False)
     assert f"note: {tmp_path / 'lora'} was on a decoder without lm_head; taking it for a LoRA of {base}" in lines
 
 

@@ -10,9 +10,9 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from pad_runtime.adapters.bank import AdapterBank
 from safetensors.torch import load_file
 
-from pad_export.export import export_bundle
 from pad_export.plan import make_plan
 from pad_export.read.checkpoint import Checkpoint
 from pad_export.verify import row_model as reference
@@ -20,13 +20,12 @@ from pad_export.verify.float32_twin import float32_twin
 from pad_export.verify.verify import verify_bundle
 from pad_rt import Generator
 from pad_rt.cli.main import main as pad
-from pad_runtime.adapters.bank import AdapterBank
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import open_bundle, read_manifest
 from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import DeviceError, VerificationError
 from pad_runtime.rows.row import Row
-from tests.support import tiny_bundles, tiny_models
+from tests.support import tiny_bundles, tiny_models, whole_export
 from tests.support.error_checks import edit_manifest, error_line, refused, snapshot
 
 BF16 = TensorProto.BFLOAT16
@@ -40,9 +39,7 @@ def bundle(tiny: tiny_models.TinyModels, tmp_path_factory: pytest.TempPathFactor
 
 def export(base: Path, adapter: Path, folder: Path, **options: Any) -> str:
     """Export with verification: the line that says how it went."""
-    lines: list[str] = []
-    export_bundle(base, folder, persrms=[adapter], precision="bf16", quiet=True, report=lines.append, **options)
-    return lines[-1]
+    return whole_export.run(base, folder, adapter, precision="bf16", **options)[-1]
 
 
 @pytest.mark.parametrize(

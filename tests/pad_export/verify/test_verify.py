@@ -16,7 +16,6 @@ from transformers import Gemma3TextConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pad_export.export import export_bundle
 from pad_export.graph import step as step_graph
 from pad_export.read.checkpoint import Checkpoint
 from pad_export.read.spec import SITE_MODULES, read_spec
@@ -24,13 +23,11 @@ from pad_export.verify.float64 import Float64Arithmetic
 from pad_export.verify.tolerance import TOLERANCE, allowance
 from pad_export.weights import adapter_file
 from pad_runtime.errors import VerificationError
-from tests.support import tiny_models
+from tests.support import tiny_models, whole_export
 
 
 def export(tiny: tiny_models.TinyModels, folder: Path, **options: Any) -> list[str]:
-    lines: list[str] = []
-    export_bundle(tiny.base, folder, persrms=[tiny.adapter], quiet=True, report=lines.append, **options)
-    return lines
+    return whole_export.run(tiny.base, folder, tiny.adapter, **options)
 
 
 def test_a_right_bundle_is_reported_with_its_worst_differences(tiny: tiny_models.TinyModels, tmp_path: Path) -> None:
@@ -234,18 +231,14 @@ def test_biases_on_some_projections_only(tiny: tiny_models.TinyModels, tmp_path:
         if not name.endswith(("o_proj.bias", "k_proj.bias"))
     }
     safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-    lines: list[str] = []
-    export_bundle(tmp_path / "base", tmp_path / "b", quiet=True, report=lines.append)
-    assert "verified" in lines[-1]
+    assert "verified" in whole_export.run(tmp_path / "base", tmp_path / "b")[-1]
 
 
 def test_a_stale_index_beside_a_whole_file_is_not_read(tiny: tiny_models.TinyModels, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny.base, tmp_path / "llama"))
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    lines: list[str] = []
-    export_bundle(base, tmp_path / "b", quiet=True, report=lines.append)
-    assert "verified" in lines[-1]
+    assert "verified" in whole_export.run(base, tmp_path / "b")[-1]
 
 
 def test_every_kind_of_layer_has_its_own_rope() -> None:

@@ -252,11 +252,11 @@ def test_no_memory_for_the_prompt(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
     def fail(*args: Any) -> None:
         from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-        raise RuntimeException("bfc_arena: Failed to allocate memory for requested buffer of size 1")
+        raise RuntimeException("bfc_arena: Failed to allocate memory for requested buffer of size 3145728")
 
     monkeypatch.setattr(step._graph._session, "run_with_iobinding", fail)
     monkeypatch.setattr(Bundle, "guided_step", lambda self: step)
-    with refused(OutOfMemoryError, given="no memory to read prompts of", hint="shorter prompts"):
+    with refused(OutOfMemoryError, given="no memory for a buffer of 3 MiB", hint="shorter prompts"):
         Generator.load(tiny_bundle).generate("hi", preference="short", config=SHORT)
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
 from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
 from pad_rt.cli.main import main
 from pad_runtime.bundle import contract
-from pad_runtime.decode.step import GraphStep, StepRequest
-from pad_runtime.rows import row as rows
+from pad_runtime.decode import inputs
+from pad_runtime.devices.ort.graph import OrtGraph
+from pad_runtime.rows import plan
 from tests.support import tiny_bundles, tiny_models
+from tests.support.guided_steps import Asked, open_slots
 from tests.support.torch_oracle import Reward, TorchModel, cache_difference, decode, tolerance, trace_difference
 
 LAYERS = 4
@@ -37,8 +40,11 @@ class Models:
     base: TorchModel
     persrms: dict[str, TorchModel]
 
+    def bundle(self, names: tuple[str, ...], dialect: str) -> Path:
+        return self.folder / f"{'-'.join(names) or 'none'}-{dialect}"
+
     def load(self, names: tuple[str, ...], dialect: str) -> Generator:
-        return tiny_bundles.load(self.folder / f"{'-'.join(names) or 'none'}-{dialect}")
+        return tiny_bundles.load(self.bundle(names, dialect))
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +71,6 @@ def config() -> GenerationConfig:
     return GenerationConfig(beta=BETA, top_k=6, max_new_tokens=NUM_TOKENS)
 
 
-def request_of(generator: Generator, *prompts: EncodedPrompt, preferences: list[Preference]) -> StepRequest:
-    return generator._prepare(list(prompts), preferences, config(), trace=True).request
-
-
-def widths(step: GraphStep) -> list[int]:
-    """How many rows the KV cache of each layer has."""
-    return [step.cache(0, layer)[0].shape[0] for layer in range(LAYERS)]
-
-
 @pytest.mark.parametrize("dialect", ["ort", "standard"])
 @pytest.mark.parametrize("names", [names for names in BUNDLES if names])
 @pytest.mark.parametrize("reward_prompt", [BASE, OTHER], ids=["same", "other"])
@@ -94,22 +91,48 @@ def test_replies_are_torch_s(
 @pytest.mark.parametrize("dialect", ["ort", "standard"])
 @pytest.mark.parametrize(("names", "first"), BUNDLES.items())
 def test_only_what_is_adapted_has_a_cache_for_every_row(
-    models: Models, names: tuple[str, ...], first: int, dialect: str
+    models: Models, names: tuple[str, ...], first: int, dialect: str, bound: dict[str, tuple[int, ...]]
 ) -> None:
-    generator = models.load(names, dialect)
-    (trunk,) = generator.manifest.trunks
+    bundle = tiny_bundles.open_bundle(models.bundle(names, dialect))
+    decoder, (trunk,) = bundle.decoder(), bundle.manifest.trunks
     assert trunk.prompt_layers == first
-    wishes = [Preference(weights={name: 1.0}) for name in names] or [Preference("x")]
-    step = generator._bundle.guided_step()
     # Two sequences: the first one's rewards read what its base row reads, the second one's something else.
-    request = request_of(generator, EncodedPrompt(BASE, BASE), EncodedPrompt(BASE, OTHER), preferences=wishes[:1] * 2)
-    step.prefill(request)
-    num_rows = sum(len(sequence[0]) for sequence in request.sequences)
-    assert widths(step) == [3] * first + [num_rows] * (LAYERS - first)
-    for layer in range(first):  # what is kept there is the base's, of each prompt
-        for place, prompt in enumerate((BASE, BASE, OTHER)):
-            assert cache_difference(step.cache(0, layer), place, models.base.cache(prompt)[layer]) < tolerance()
-        assert cache_difference(step.cache(0, layer), 2, models.base.cache(BASE)[layer]) > 0.1  # control
+    asked = [
+        Asked.of(
+            plan.plan_rows(bundle.manifest, BASE, [plan.Reward(0, (1.0,), 1.0, prompt)], BETA), new_tokens=NUM_TOKENS
+        )
+        for prompt in (BASE, OTHER)
+    ]
+    slots = open_slots(decoder, asked)
+    decoder.step(slots, trace=True)
+    num_rows = sum(len(each.sequence.rows) for each in asked)
+    widths = [bound[contract.past_key(layer)][0] for layer in range(LAYERS)]
+    assert widths == [3] * first + [num_rows] * (LAYERS - first)
+    for slot, each in zip(slots, asked, strict=True):
+        for number, row in enumerate(slot.sequence.rows):
+            prompt = each.prompts[row.prompt]
+            expected, other = (models.base.cache(ids) for ids in (prompt, OTHER if prompt == BASE else BASE))
+            for layer in range(first):  # what is kept there is the base's, of each prompt
+                cache = decoder.cache(slot, number, layer)
+                assert cache[0].shape[1] == len(prompt)
+                assert cache_difference(cache, expected[layer]) < tolerance()
+                length = min(len(BASE), len(OTHER))
+                cut = tuple(part[:, :length] for part in cache), tuple(part[:, :length] for part in other[layer])
+                assert cache_difference(*cut) > 0.1  # type: ignore[arg-type]  # control
+
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, ...]]:
+    """Shapes of the last inputs that a graph was bound to, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    real = OrtGraph.bind
+
+    def bind(self: OrtGraph, inputs: Any, *rest: Any, **options: Any) -> Any:
+        shapes.update({name: buffer.shape for name, buffer in inputs.items()})
+        return real(self, inputs, *rest, **options)
+
+    monkeypatch.setattr(OrtGraph, "bind", bind)
+    return shapes
 
 
 @pytest.mark.parametrize("dialect", ["ort", "standard"])
@@ -139,13 +162,14 @@ def test_a_row_reads_the_prompt_that_it_is_given(models: Models, monkeypatch: py
     generator = models.load(("upper",), "ort")
     prompts, wish = [EncodedPrompt(BASE, BASE), EncodedPrompt(OTHER, OTHER)], Preference(weights={"upper": 1.0})
     expected = [r.token_ids for r in generator.generate_batch(prompts, preferences=[wish] * 2, config=config())]
-    right = rows.TrunkPrompts.of.__func__  # type: ignore[attr-defined]
+    right = inputs.InputBuilder.arrays
 
-    def wrong(cls: type, *arguments: object) -> rows.TrunkPrompts:
-        read: rows.TrunkPrompts = right(cls, *arguments)
-        return dataclasses.replace(read, rows=[0] * len(read.rows))
+    def wrong(self: inputs.InputBuilder, *arguments: Any, **options: Any) -> dict[str, Any]:
+        arrays = right(self, *arguments, **options)
+        arrays[contract.ROW_PROMPT] = np.zeros_like(arrays[contract.ROW_PROMPT])
+        return arrays
 
-    monkeypatch.setattr(rows.TrunkPrompts, "of", classmethod(wrong))
+    monkeypatch.setattr(inputs.InputBuilder, "arrays", wrong)
     found = [r.token_ids for r in generator.generate_batch(prompts, preferences=[wish] * 2, config=config())]
     assert found[0] == expected[0]
     assert found[1] != expected[1]
@@ -153,7 +177,7 @@ def test_a_row_reads_the_prompt_that_it_is_given(models: Models, monkeypatch: py
 
 def test_pad_info_says_where_the_rows_part(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
     for names, said in ((("top",), True), (("whole",), False)):
-        main(["info", str(models.folder / f"{names[0]}-ort")])
+        main(["info", str(models.bundle(names, "ort"))])
         page = " ".join(capsys.readouterr().out.split())
         assert ("of the last 1 layers: below, rows with one prompt are one" in page) == said
 
@@ -166,7 +190,7 @@ def test_adapters_and_inputs_begin_where_the_rows_part(models: Models, names: tu
     assert adapted == (set(range(first, LAYERS)) if names else set())
     for persrm in generator.manifest.persrms:
         if persrm.adapter:
-            with safe_open(generator._bundle.folder / persrm.adapter, "numpy") as file:
+            with safe_open(models.bundle(names, "ort") / persrm.adapter, "numpy") as file:
                 assert {int(name.split(".")[1]) for name in file.keys()} == adapted  # noqa: SIM118 - no mapping
     assert contract.ROW_PROMPT in inputs
     assert contract.ROW_PROMPT not in generator.manifest.graphs[contract.BASE_GRAPH].inputs

@@ -9,7 +9,8 @@ import pytest
 from pad_runtime.errors import DataError
 from pad_train.pairs.layouts import FILM_PROMPT, NEWS_PROMPT
 from pad_train.pairs.pair import Message, Pair
-from pad_train.pairs.pair_file import PairReport, PairSource, parse_source, read_pairs
+from pad_train.pairs.pair_file import PairSource, parse_source, read_pairs
+from pad_train.pairs.pair_report import PairReport
 from tests.support.error_checks import refused
 
 

@@ -75,7 +75,7 @@ def test_a_reply_may_be_set_against_its_own_beginning(
         tmp_path / "pairs.jsonl",
         settings={},
         seed=0,
-        stages=Stages(lambda line: None, quiet=True),
+        stages=Stages(),
     )
     pairs = [pair for pair in pairs_of(tmp_path / "pairs.jsonl") if pair.rejected.startswith(pair.chosen[:8])]
     pairs = [pair for pair in pairs if pair.chosen != "a b c" and pair.rejected in texts]

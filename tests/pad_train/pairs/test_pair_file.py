@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pad_runtime.errors import DataError, OptionError, PadError
+from pad_train.pairs.own_layout import pair_to_row
 from pad_train.pairs.pair import Pair
-from pad_train.pairs.pair_file import PairReport, PairSource, pair_to_row, parse_source, read_pairs
+from pad_train.pairs.pair_file import PairSource, parse_source, read_pairs
+from pad_train.pairs.pair_report import PairReport
 from tests.support.error_checks import check_line, refused
 
 GOOD = {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}

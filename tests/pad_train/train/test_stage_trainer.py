@@ -77,7 +77,7 @@ def by_hand(model: RewardModel, items: list[Item]) -> tuple[list[float], float, 
 
 
 def trainer_of(model: RewardModel, items: list[Item], folder: Path, options: TrainingOptions = OPTIONS) -> StageTrainer:
-    with Stages(lambda line: None, quiet=True).count("stage 1", "steps") as progress:
+    with Stages().count("stage 1", "steps") as progress:
         return StageTrainer(model, items, [], folder, options, epochs=1.0, progress=progress)
 
 

@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 
-from pad_export.read.checkpoint import open_checkpoint
 from pad_export.read.persrm import read_persrm
-from pad_rt import GenerationConfig, Generator, Preference
-from pad_train.train.backbone import load_backbone
-from pad_train.train.example import Example, feature_names, make_batch, with_words
+from pad_rt import GenerationConfig, Preference
+from pad_train.train.example import Example, make_batch
 from pad_train.train.reward_model import Reference, RewardModel
-from tests.support import tiny_bundles, tiny_models, tiny_training
+from tests.support.tiny_training import Trained
 
 CONFIG = GenerationConfig(beta=1.0, top_k=8, max_new_tokens=5, base_sees_preference=False)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A PersRM and what came of it."""
-
-    base: Path
-    folder: Path
-    metrics: dict[str, float]
-    generator: Generator
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    root = tmp_path_factory.mktemp("trained")
-    tiny_models.make_base(root / "base", "llama", seed=1)
-    pairs = with_words(tiny_training.make_pairs(24), tiny_training.FEATURES, 0)
-    options = replace(tiny_training.QUICK, epochs=3.0, head_epochs=2.0)
-    names = feature_names(pairs)
-    metrics = tiny_training.train(root / "base", pairs, root / "taste", options, features=names)
-    tiny_bundles.export(root / "bundle", root / "base", [root / "taste"], max_top_k=20)
-    return Trained(root / "base", root / "taste", metrics, tiny_bundles.load(root / "bundle"))
-
-
-def read_back(trained: Trained) -> RewardModel:
-    """The reward model as its folder holds it."""
-    persrm = read_persrm(trained.folder)
-    assert persrm.head is not None
-    backbone = load_backbone(open_checkpoint(trained.base), dtype=torch.float32)
-    model = RewardModel(backbone, persrm.features, rank=tiny_training.QUICK.rank, alpha=tiny_training.QUICK.alpha)
-    set_peft_model_state_dict(model.trunk, load_file(trained.folder / "adapter_model.safetensors"))
-    with torch.no_grad():
-        model.head.copy_(persrm.head.weight - torch.eye(persrm.head.weight.shape[-1]))
-        model.bias.copy_(persrm.head.bias)
-        model.learned_weights.copy_(torch.tensor(persrm.default_weights))
-    return model.eval()
 
 
 def test_what_can_be_learned_is(trained: Trained) -> None:
@@ -86,7 +45,7 @@ def test_the_bundle_names_what_was_trained(trained: Trained) -> None:
 )
 @torch.no_grad()
 def test_the_runtime_adds_what_training_rewarded(trained: Trained, preference: Preference) -> None:
-    model = read_back(trained)
+    model = trained.read_back()
     messages = [{"role": "user", "content": "the 7 cook, {x} and {p}"}]
     result = trained.generator.generate(messages, preference=preference, config=CONFIG, trace=True)
     plain = model.backbone.encode_prompt(messages)

@@ -26,26 +26,26 @@ ARCHITECTURES = {
 }
 # Every Llama 3.1, 3.2 and 3.3 release has these; a GGUF keeps only the factors that follow from them.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-# What llama.cpp takes where a Gemma file says nothing: the window, every how many layers one attends to all, softcaps.
+# llama.cpp's defaults for Gemma files: window, period of the layers without a window, softcaps.
 _WINDOWS = {"gemma2": 4096, "gemma3": 0}
 _PATTERNS = {"gemma2": 2, "gemma3": 6}
 _ATTENTION_SOFTCAP = 50.0
 _LOGIT_SOFTCAPS = {"gemma2": 30.0, "gemma3": 0.0}
 _LOCAL_THETA = 10000.0
-# Base of the rotary frequencies where a file says nothing, as its converter says nothing of this one; every other is
-# written, so that a file without it came from elsewhere, and means what nobody knows.
+# Default bases of the rotary frequencies, which llama.cpp's converter leaves out in these architectures. In others it
+# always writes the base, so that a file without it is from an unknown converter and is refused.
 _THETAS = {"llama": 10000.0, "gemma": 10000.0, "gemma2": 10000.0}
-_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # its attention is scaled by hidden / heads, of the others by the head
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}  # attention scaled by hidden / heads; in other sizes by head_dim
 
 
 @dataclass(frozen=True)
 class GgufConfig:
-    """What the metadata say of a model.
+    """A model's configuration, read from metadata.
 
     Attributes:
         architecture: one of ARCHITECTURES.
-        model_type: transformers' name of it.
-        values: keywords of its configuration class.
+        model_type: transformers' name of the architecture.
+        values: keywords of transformers' configuration class.
         eos_token_ids: end-of-sequence, end-of-turn and end-of-message ids, as far as given.
     """
 
@@ -66,12 +66,12 @@ def read_config(
 
     Args:
         path: the file, for messages.
-        fields: its metadata.
-        tensors: where its tensors lie, by their names.
-        rope_factors: what its rotary frequencies are divided by, [head_dim / 2], if it says so.
+        fields: the file's metadata.
+        tensors: places of the file's tensors, by name.
+        rope_factors: divisors of the rotary frequencies, [head_dim / 2], if the file has them.
 
     Raises:
-        CheckpointError: another architecture, or a key that is missing, cannot be, or would be lost.
+        CheckpointError: another architecture, or a key that is missing, impossible, or without a place in the config.
     """
     general = GgufMetadata(path, fields)
     architecture = general.text("general.architecture")
@@ -116,7 +116,7 @@ def read_config(
 
 
 def _sizes(given: GgufMetadata) -> dict[str, Any]:
-    """Return what every architecture has: numbers of layers, heads and positions, and widths."""
+    """Return the sizes that every architecture has: numbers of layers, heads and positions, and widths."""
     values: dict[str, Any] = {
         "max_position_embeddings": given.whole("context_length"),
         "num_hidden_layers": given.whole("block_count"),
@@ -146,7 +146,7 @@ def _vocab_size(path: Path, tensors: Mapping[str, GgufTensor]) -> int:
 def _rope(
     given: GgufMetadata, default_theta: float | None, head_dim: int, factors: npt.NDArray[np.float32] | None
 ) -> dict[str, Any]:
-    """Return transformers' rotary parameters, of the layers that attend to all if there are others."""
+    """Return transformers' rotary parameters; those of layers without a window if some layers have one."""
     theta = given.positive("rope.freq_base", default_theta)
     kind = given.text("rope.scaling.type", "linear")  # llama.cpp's own default
     factor = given.positive("rope.scaling.factor", given.positive("rope.scale_linear", 1.0, zero=True), zero=True)
@@ -175,7 +175,7 @@ def _rope(
 
 
 def _llama3_rope(given: GgufMetadata, theta: float, factors: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Return the parameters from which Llama 3's factors follow."""
+    """Return the parameters of Llama 3's scaling that give these factors."""
     factor = float(factors.max())
     expected = _llama3_factors(theta, len(factors), factor)
     if not np.allclose(factors, expected, rtol=1e-3):
@@ -184,12 +184,12 @@ def _llama3_rope(given: GgufMetadata, theta: float, factors: npt.NDArray[np.floa
 
 
 def _llama3_factors(theta: float, num_frequencies: int, factor: float) -> npt.NDArray[np.float64]:
-    """Return what Llama 3 divides each rotary frequency by.
+    """Return the divisors of Llama 3's rotary frequencies.
 
     Args:
         theta: base of the rotary frequencies.
         num_frequencies: head_dim / 2.
-        factor: what long wavelengths are divided by; short ones are kept, those between interpolated.
+        factor: divisor of the frequencies of long wavelengths; short ones are kept, those between interpolated.
     """
     low, high = _LLAMA3_ROPE["low_freq_factor"], _LLAMA3_ROPE["high_freq_factor"]
     wavelengths = 2 * math.pi * theta ** (np.arange(num_frequencies) / num_frequencies)
@@ -206,7 +206,7 @@ def _window(given: GgufMetadata) -> int:
 
 
 def _gemma_layers(given: GgufMetadata, architecture: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return what Gemma 2 and 3 have besides: kinds of layers and their ropes, softcaps, the scale of attention."""
+    """Return Gemma 2's and 3's own parameters: kinds of layers and their ropes, softcaps, the scale of attention."""
     num_layers, heads = values["num_hidden_layers"], values["num_attention_heads"]
     window = given.whole("attention.sliding_window", _WINDOWS[architecture], least=0)
     sliding = _sliding_layers(given, architecture, num_layers) if window else [False] * num_layers
@@ -230,7 +230,7 @@ def _gemma_layers(given: GgufMetadata, architecture: str, values: dict[str, Any]
 
 
 def _sliding_layers(given: GgufMetadata, architecture: str, num_layers: int) -> list[bool]:
-    """Return which layers attend through the window: all but each n-th, or as an array says."""
+    """Return for each layer whether it has the window: all but each n-th, or as an array says."""
     key = "attention.sliding_window_pattern"
     flags = given.flags(key)
     if flags is None:

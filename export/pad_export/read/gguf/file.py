@@ -1,7 +1,7 @@
 """A GGUF file as a checkpoint: its configuration, and its tensors under Hugging Face names, dequantised one at a time.
 
-What llama.cpp's converter does to a model is undone: it interleaves the rotary rows of the llama architecture, adds 1
-to Gemma's norm weights, and renames everything.
+The changes of llama.cpp's converter are undone: it interleaves the rotary rows of the llama architecture, adds 1 to
+Gemma's norm weights, and renames all tensors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GgufWeights:
         config: the model's configuration, as keywords of the model type's transformers class.
         vocabulary: the tokenizer's data.
         eos_token_ids: end-of-sequence, end-of-turn and end-of-message ids, as far as given.
-        names: what the file calls its model.
+        names: the model's names in the file.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class GgufWeights:
         return torch.from_numpy(self._tensors[name].read())
 
     def read_blocks(self, name: str, bits: int) -> Blocks | None:
-        """Return a matrix as it is stored, or None where `bits` bits with an integer zero point cannot say the same."""
+        """Return a matrix in its stored blocks, or None if `bits` bits with an integer zero point cannot hold them."""
         return self._tensors[name].read_blocks(bits)
 
 
@@ -82,8 +82,8 @@ def open_gguf(path: Path) -> GgufWeights:
     """Read a GGUF file's metadata and tensor table.
 
     Raises:
-        CheckpointError: not a whole GGUF file, an architecture that is not among `gguf_config.ARCHITECTURES`, or one of
-            their features that would be lost (unknown keys and rotary scalings, unknown tensors, splits).
+        CheckpointError: not a whole GGUF file, an architecture that is not in `config.ARCHITECTURES`, or content of the
+            file that would be lost (unknown keys and rotary scalings, unknown tensors, splits).
     """
     header = read_header(path)
     factors = header.tensors.get(_ROPE_FACTORS)
@@ -116,14 +116,14 @@ def open_gguf(path: Path) -> GgufWeights:
 
 
 def _names(metadata: dict[str, Any]) -> tuple[str, ...]:
-    """general.name, and what llama.cpp's naming convention makes of the parts: base name, size, fine-tune, version."""
+    """general.name, and the name that llama.cpp's convention builds of base name, size, fine-tune and version."""
     parts = [metadata.get(f"general.{key}") for key in ("basename", "size_label", "finetune", "version")]
     joined = "-".join(part for part in parts if isinstance(part, str) and part)
     return tuple(name for name in (metadata.get("general.name"), joined) if isinstance(name, str) and name)
 
 
 def _find_tensors(path: Path, header: GgufHeader, config: GgufConfig) -> dict[str, StoredTensor]:
-    """Return every tensor of the model under its Hugging Face name; there is no other, and each has its shape."""
+    """Return all tensors of the model under their Hugging Face names; refuse other tensors and wrong shapes."""
     num_layers = config.values["num_hidden_layers"]
     if num_layers > len(header.tensors):  # before anything is sized by it
         raise _lacks(path, f"most of {config.architecture}.block_count = {num_layers} layers")
@@ -189,7 +189,7 @@ def _check_shape(path: Path, tensor: GgufTensor, expected: tuple[int, ...]) -> N
 
 
 def _stored(path: Path, tensor: GgufTensor, config: GgufConfig, module: str) -> StoredTensor:
-    """What the converter did to a tensor: rotary rows are interleaved in the llama architecture alone."""
+    """A tensor with the changes that the converter made to it; only llama's rotary rows are interleaved."""
     heads = 0
     if config.architecture == "llama" and module.endswith("q_proj"):
         heads = config.values["num_attention_heads"]

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: its metadata and its table of tensors, each number held against the file's own size.
+"""The header of a GGUF file: its metadata and its table of tensors, each number checked against the file's size.
 
-Not read by gguf's GGUFReader, which takes an array apart element by element (14 s and 700 MB for Gemma's vocabulary)
-and believes every count that it reads.
+The package gguf has a reader, too. It takes arrays apart element by element (14 s and 700 MB for Gemma's vocabulary),
+and does not check the counts that it reads.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class GgufField:
-    """One value of the metadata, decoded when asked for.
+    """A value of the metadata, decoded when asked for.
 
     Attributes:
-        kind: its type, or that of an array's elements.
-        count: elements of an array, None for a number or string.
+        kind: type of the value, or of an array's elements.
+        count: number of an array's elements, None for a number or string.
     """
 
     path: Path
@@ -82,7 +82,7 @@ class GgufField:
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies in the file, in bytes, and how it is stored; `shape` is in Hugging Face order."""
+    """A tensor's place in the file, in bytes, and its type; `shape` is in Hugging Face order."""
 
     name: str
     kind: GGMLQuantizationType
@@ -93,7 +93,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata by key, and tensors by name; each tensor lies in the file whole, and none over another."""
+    """Metadata by key, and tensors by name; each tensor is whole in the file, and none overlaps another."""
 
     fields: dict[str, GgufField]
     tensors: dict[str, GgufTensor]
@@ -104,7 +104,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read what stands before the tensors' data.
+    """Read the part of a file before the tensors' data.
 
     Raises:
         CheckpointError: not a whole GGUF file of version 2 or 3 in little-endian byte order.
@@ -120,11 +120,11 @@ def read_header(path: Path) -> GgufHeader:
 
 
 class _BrokenError(Exception):
-    """What of a header cannot be."""
+    """A header is damaged; the message says what is wrong with it."""
 
 
 class _Reader:
-    """Reads a mapped header from its start on, and no byte beyond the mapping."""
+    """Reads a mapped header from its start, never beyond the mapping."""
 
     def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
         self._path, self._data, self._size = path, data, size

@@ -1,7 +1,7 @@
 """Values of a GGUF file's metadata, each checked for what it may be.
 
-Everything under the architecture's name is read, or has the value under which it changes nothing, or is refused by
-name: a key that is passed over could make another model.
+Every key under the architecture's name is used, or has a value that changes nothing, or is refused by name: a key that
+is passed over could mean another model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pad_runtime.errors import CheckpointError
 
 UNCLEAR = "export from the model's safetensors folder"
 _LARGEST = 2**31 - 1
-# Keys under the architecture's name that change nothing with these values; None is any value.
+# Keys under the architecture's name that change nothing if they have these values; None: whatever the value.
 _HARMLESS: dict[str, tuple[Any, ...] | None] = {
     "tensor_data_layout": ("Meta AI original pth",),  # the order of rotary rows that every llama file has
     "expert_count": (0,),
@@ -34,7 +34,7 @@ _HARMLESS: dict[str, tuple[Any, ...] | None] = {
 
 
 class GgufMetadata:
-    """The values under a prefix of keys; those that nobody asked for can be named."""
+    """The values of keys with a prefix; remembers which were read, so that the others can be refused."""
 
     def __init__(self, path: Path, fields: dict[str, GgufField], prefix: str = "") -> None:
         self._path, self._fields, self._prefix = path, fields, prefix
@@ -58,7 +58,7 @@ class GgufMetadata:
         return value or default
 
     def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """Return a whole number; without a default it must be there."""
+        """Return a whole number; a key without a default must exist."""
         value = self._or_default(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
             raise self.refuse(key, value, f"a whole number from {least} to {_LARGEST}")
@@ -73,7 +73,7 @@ class GgufMetadata:
         return float(value)
 
     def token(self, key: str, *, below: int) -> int | None:
-        """Return a token's id; None where there is none, as llama.cpp takes an id that no token has."""
+        """Return a token's id; None if the key is missing or, as in llama.cpp, if no token has that id."""
         value = self.get(key)
         if value is None or (isinstance(value, int) and value >= below):
             return None
@@ -91,12 +91,12 @@ class GgufMetadata:
         return values
 
     def check(self, key: str, value: float, *, what: str) -> None:
-        """Refuse a value that is given and is another."""
+        """Refuse a key that exists with another value."""
         if self.get(key) not in (None, value):
             raise self.refuse(key, self.get(key), f"{what}, {value}")
 
     def check_rest(self) -> None:
-        """Refuse whatever was not read and is not known to change nothing."""
+        """Refuse keys that were not read, unless they are known to change nothing."""
         for name in self._fields:
             key = name.removeprefix(self._prefix)
             if not name.startswith(self._prefix) or key in self._read:
@@ -107,7 +107,7 @@ class GgufMetadata:
                 raise self.refuse(key, value, "a model without it")
 
     def refuse(self, key: str, value: Any, expected: str) -> CheckpointError:
-        """Return the error that names the key and what it says."""
+        """Return the error that names a key and its value."""
         name = self._prefix + key
         if value is None:
             return CheckpointError(f"{self._path} lacks {name}", expected="a whole GGUF file", hint="download it again")

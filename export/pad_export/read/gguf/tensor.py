@@ -1,4 +1,4 @@
-"""One tensor of a GGUF file, read as Hugging Face has it: dequantised, its rotary rows and norm weights put back."""
+"""A tensor of a GGUF file, read as in a Hugging Face model: dequantised, with the converter's changes undone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pad_runtime.errors import CheckpointError
 
 _T = TypeVar("_T", bound=np.generic)
 
-_SLICE = 1 << 20  # numbers that are dequantised at once: gguf's arithmetic holds several copies of what it works on
-# (stored as, bits wanted) -> the zero point that says the same
+_SLICE = 1 << 20  # numbers that are dequantised at once: gguf holds several copies of them
+# (stored type, wanted bits) -> zero point with which the blocks mean the same
 _ZERO_POINTS = {
     (GGMLQuantizationType.Q4_0, 4): 8,
     (GGMLQuantizationType.Q4_0, 8): 128,
@@ -34,9 +34,9 @@ class StoredTensor:
 
     Attributes:
         path: the file.
-        tensor: where it lies, and how it is stored.
-        num_heads: heads whose rotary rows were interleaved, 0 for none.
-        norm_offset: what was added to every number.
+        tensor: place and type of the tensor.
+        num_heads: attention heads whose rotary rows were interleaved, 0 for none.
+        norm_offset: number that was added to every element.
     """
 
     path: Path
@@ -45,14 +45,14 @@ class StoredTensor:
     norm_offset: float = 0.0
 
     def check(self) -> None:
-        """Raise CheckpointError where the gguf package cannot undo how the tensor is stored: nothing is read."""
+        """Raise CheckpointError if the gguf package cannot dequantise the tensor's type; nothing is read."""
         self._dequantise(np.zeros((1, gguf.GGML_QUANT_SIZES[self.tensor.kind][1]), np.uint8))
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the tensor, dequantised a slice of rows at a time.
 
         Raises:
-            CheckpointError: a quantisation that the gguf package cannot undo, or a file that is gone or became shorter.
+            CheckpointError: a type that the gguf package cannot dequantise, or a file that was removed or cut.
         """
         *_, columns = self.tensor.shape
         rows = int(np.prod(self.tensor.shape[:-1]))
@@ -70,11 +70,11 @@ class StoredTensor:
         return _split_rotary_halves(values, self.num_heads) if self.num_heads else values
 
     def read_blocks(self, bits: int) -> Blocks | None:
-        """Return a matrix as it is stored, or None where `bits` bits with an integer zero point cannot say the same.
+        """Return a matrix in its stored blocks, or None if `bits` bits with an integer zero point cannot hold them.
 
-        Q4_0 and Q8_0 can be said; Q4_1, whose blocks have a minimum that is no multiple of their scale, cannot. Each
-        block is a float16 scale, then its codes. Q4_0 keeps the codes of a block's first half in the low four bits of
-        its bytes, and those of the second in the high.
+        Q4_0 and Q8_0 can be held. Q4_1 cannot: the minimum of its blocks is no multiple of their scale. Each block is a
+        float16 scale, then its codes. In Q4_0, the codes of a block's first half are in the low four bits of the bytes,
+        those of the second half in the high ones.
         """
         zero = _ZERO_POINTS.get((self.tensor.kind, bits))
         if zero is None:
@@ -97,7 +97,7 @@ class StoredTensor:
         return Blocks(bits, torch.from_numpy(codes), torch.from_numpy(scales), zero_points)
 
     def _open(self) -> BinaryIO:
-        """The file, to be read from the tensor on."""
+        """Open the file at the start of the tensor."""
         try:
             file = self.path.open("rb")
         except OSError as error:

@@ -11,7 +11,7 @@ from pad_runtime.errors import CheckpointError
 
 @dataclass(frozen=True)
 class GgufVocabulary:
-    """The tokenizer a file describes, under `tokenizer.*`.
+    """The tokenizer that a file describes under `tokenizer.*`.
 
     Attributes:
         kind: `ggml.model`, "gpt2" for byte-level BPE or "llama" for sentencepiece.
@@ -21,7 +21,7 @@ class GgufVocabulary:
         scores: score of each token of a sentencepiece vocabulary, empty if not given.
         merges: "left right" for each merge, best first, empty if not given.
         bos_id, eos_id: None if not given.
-        add_bos: whether encoding puts the first token, None if not given.
+        add_bos: whether encoding begins with BOS, None if not given.
         add_space_prefix: whether a sentencepiece vocabulary puts a space before text, None if not given.
         chat_template: None if not given.
     """

@@ -1,4 +1,4 @@
-"""A bundle's tokenizer, held against another reading of the same files on awkward texts and on every added token."""
+"""A bundle's tokenizer compared with another reading of the same files, on awkward texts and all added tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pad_export.read.tokenizer.checkpoint_tokenizer import CheckpointTokenizer
 from pad_export.read.tokenizer.peers import Peer
 from pad_runtime.errors import CheckpointError
 
-_CONTEXTS = ("{}", " {}{} a{}b a {} b\n{}\n")  # alone, and in all kinds of company
+_CONTEXTS = ("{}", " {}{} a{}b a {} b\n{}\n")  # the token alone, and beside spaces, letters, itself and line feeds
 _SHORT = reprlib.Repr()
 _SHORT.maxlist, _SHORT.maxstring = 24, 80
 
@@ -23,12 +23,12 @@ def check_tokenizer(tokenizer: CheckpointTokenizer, path: Path, num_rows: int) -
     """Compare how texts are encoded and decoded.
 
     Args:
-        tokenizer: what the bundle gets.
+        tokenizer: the bundle's tokenizer.
         path: the checkpoint, for messages.
-        num_rows: rows of the model's embeddings; tokens beyond them are no tokens to it.
+        num_rows: rows of the model's embedding; the model does not know tokens with larger ids.
 
     Returns:
-        A line that says what was compared, and notes.
+        Notes, and a line that says what was compared.
 
     Raises:
         CheckpointError: a text that no independent reading encodes, or decodes, in the same way.
@@ -41,7 +41,7 @@ def check_tokenizer(tokenizer: CheckpointTokenizer, path: Path, num_rows: int) -
             peer = load()
             tokens = sorted(token for token, index in _added(tokenizer, peer).items() if index < num_rows)
             difference = _difference(tokenizer, peer, texts, tokens)
-        except Exception as error:  # transformers fails in many ways: unknown classes, code of the model's own
+        except Exception as error:  # transformers fails in many ways: unknown classes, models with own code
             notes.append(f"note: the tokenizer cannot be read by transformers ({' '.join(str(error).split())[:200]})")
             continue
         if difference is None:
@@ -69,7 +69,7 @@ def _added(tokenizer: CheckpointTokenizer, peer: Peer) -> dict[str, int]:
 
 
 def _difference(tokenizer: CheckpointTokenizer, peer: Peer, texts: Sequence[str], tokens: Sequence[str]) -> str | None:
-    """Say which text is first encoded or decoded in another way; None for none."""
+    """Describe the first text that the two encode or decode differently; None if there is none."""
     backend = tokenizer.backend
     every = [*texts, *(context.replace("{}", token) for token in tokens for context in _CONTEXTS)]
     ours = [encoding.ids for encoding in backend.encode_batch(every, add_special_tokens=False)]
@@ -88,7 +88,7 @@ def _difference(tokenizer: CheckpointTokenizer, peer: Peer, texts: Sequence[str]
 
 
 def _misread(backend: Tokenizer) -> set[int]:
-    """Return the added tokens whose letters a byte-level decoder takes for bytes; pad_rt shows them as they are."""
+    """Return added tokens that a byte-level decoder decodes wrongly, since it takes their letters for bytes."""
     if backend.decoder is None or b'"ByteLevel"' not in backend.decoder.__getstate__():
         return set()
     return {index for index, token in backend.get_added_tokens_decoder().items() if not token.content.isascii()}

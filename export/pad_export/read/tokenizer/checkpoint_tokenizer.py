@@ -49,11 +49,11 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What a runtime must know beside tokenizer.json.
+    """What the runtime must know in addition to tokenizer.json.
 
     Attributes:
-        bos_token, eos_token: the tokens' text, None if the tokenizer names none.
-        bos_id, eos_id: their ids, None if the vocabulary does not hold them.
+        bos_token, eos_token: text of the tokens, None if the tokenizer names none.
+        bos_id, eos_id: ids of the tokens, None if the vocabulary lacks them.
         chat_template: the Jinja template of a conversation, None if there is none.
     """
 
@@ -66,12 +66,12 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class CheckpointTokenizer:
-    """A tokenizer and what is known about it.
+    """A tokenizer, its special tokens, and other readings of its files.
 
     Attributes:
-        backend: what the bundle gets as tokenizer.json.
-        info: what stands beside it.
-        peers: load independent readings of the same files, the one that counts most first; empty if there is none.
+        backend: the tokenizer that is written to the bundle's tokenizer.json.
+        info: special tokens and chat template.
+        peers: functions that load independent readings of the same files, the most important first.
     """
 
     backend: Tokenizer
@@ -98,15 +98,15 @@ def has_tokenizer(folder: Path) -> bool:
 def load_folder_tokenizer(folder: Path, num_rows: int) -> CheckpointTokenizer:
     """Load the tokenizer of a Hugging Face folder.
 
-    tokenizer.json is taken as it is, and without one the sentencepiece model in tokenizer.model. Only vocab.json and
-    merges.txt are left to transformers to convert. Tokens that stand beside those files are added.
+    tokenizer.json is taken as it is; without one, the sentencepiece model in tokenizer.model is read. Only vocab.json
+    with merges.txt is converted by transformers. Tokens that other files of the folder declare are added.
 
     Args:
         folder: holds the files.
-        num_rows: rows of the model's embeddings.
+        num_rows: rows of the model's embedding.
 
     Raises:
-        CheckpointError: damaged files, or slow ones that cannot be converted.
+        CheckpointError: damaged files, or a tokenizer that cannot be converted to tokenizer.json.
     """
     path = folder / "tokenizer.json"
     declared = DeclaredTokens(folder)
@@ -137,7 +137,7 @@ def load_folder_tokenizer(folder: Path, num_rows: int) -> CheckpointTokenizer:
 
 
 def _check_ids(backend: Tokenizer, path: Path) -> None:
-    """Refuse ids that no model has: to write a vocabulary, tokenizers takes memory for every id up to its largest."""
+    """Refuse ids that no model has: writing a vocabulary, tokenizers takes memory for all ids up to the largest."""
     token, largest = max(backend.get_vocab().items(), key=lambda item: item[1], default=("", 0))
     if largest >= _MAX_IDS:
         raise CheckpointError(
@@ -150,8 +150,8 @@ def _check_ids(backend: Tokenizer, path: Path) -> None:
 def load_gguf_tokenizer(path: Path, vocabulary: GgufVocabulary) -> CheckpointTokenizer:
     """Rebuild the tokenizer that a GGUF file describes, as llama.cpp reads it.
 
-    Not left to transformers' GGUF loading, which splits like GPT-2 where it does not know `tokenizer.ggml.pre`, adds
-    GPT-2's <|endoftext|> to vocabularies without it, and gives other ids to leading spaces of sentencepiece ones.
+    transformers' own GGUF loading is not used: it splits like GPT-2 if it does not know `tokenizer.ggml.pre`, adds
+    GPT-2's <|endoftext|> to vocabularies without it, and encodes leading spaces differently in sentencepiece ones.
 
     Raises:
         CheckpointError: a kind of tokenizer that cannot be rebuilt faithfully.
@@ -187,7 +187,7 @@ def _byte_level_bpe(path: Path, vocabulary: GgufVocabulary) -> Tokenizer:
     backend.decoder = ByteLevelDecoder()
     add_whole_tokens(backend, vocabulary.tokens, vocabulary.types)
     bos = _token_at(vocabulary, vocabulary.bos_id)
-    # Llama 3 files often leave the flag out, and llama.cpp then puts the first token for this splitting only.
+    # Llama 3 files often leave the flag out; llama.cpp then begins with BOS for this way of splitting only.
     add_bos = vocabulary.pre in _LLAMA3_NAMES if vocabulary.add_bos is None else vocabulary.add_bos
     if add_bos and bos is not None and vocabulary.bos_id is not None:
         put_first(backend, bos, vocabulary.bos_id)
@@ -202,7 +202,7 @@ def _sentencepiece(path: Path, vocabulary: GgufVocabulary) -> SentencePieceVocab
             expected="one of each for every token",
             hint="download it again",
         )
-    # What is not said is as llama.cpp takes it.
+    # llama.cpp's defaults for flags that are not given.
     add_bos = vocabulary.add_bos is not False and _token_at(vocabulary, vocabulary.bos_id) is not None
     return SentencePieceVocabulary(
         vocabulary.tokens,

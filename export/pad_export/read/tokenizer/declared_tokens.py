@@ -1,4 +1,4 @@
-"""Tokens that stand beside tokenizer.json: in tokenizer_config.json, added_tokens.json or special_tokens_map.json."""
+"""Tokens that tokenizer_config.json, added_tokens.json or special_tokens_map.json add to tokenizer.json."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from pad_runtime.errors import CheckpointError
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_MAP = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
-_MAX_DIGITS = 10  # of an id
+_MAX_DIGITS = 10  # digits of an id
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _EXTRA = ("additional_special_tokens", "extra_special_tokens")
 
 
 class DeclaredTokens:
-    """What a Hugging Face folder says about its tokens outside tokenizer.json, read as transformers reads it.
+    """Tokens that a Hugging Face folder declares outside tokenizer.json, read as transformers reads them.
 
-    `added_tokens_decoder` of tokenizer_config.json gives tokens with their ids and flags, and holds even against
-    tokenizer.json. Without it, added_tokens.json gives ids, and special_tokens_map.json speaks beside the
-    configuration. Named tokens ("bos_token", "image_token") and lists of extra ones are special.
+    `added_tokens_decoder` of tokenizer_config.json gives tokens with their ids and flags, and takes precedence over
+    tokenizer.json. Without it, added_tokens.json gives the ids, and special_tokens_map.json is read in addition to
+    tokenizer_config.json. Named tokens ("bos_token", "image_token") and lists of extra tokens are special.
 
     Raises:
-        CheckpointError: files that are not JSON, or a token that is none.
+        CheckpointError: a file that is not JSON, or an entry that is no token.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.settings = _read(folder / _CONFIG)
         self._decoder = self._object(_CONFIG, self.settings, "added_tokens_decoder")
-        # Once the configuration holds all tokens, transformers passes over the older files.
+        # If tokenizer_config.json has all tokens, transformers ignores the older files.
         self._special = {} if self._decoder else _read(folder / _SPECIAL_MAP)
         self._added = {} if self._decoder else _read(folder / _ADDED)
 
@@ -82,7 +82,7 @@ class DeclaredTokens:
                 backend.add_special_tokens([token])
 
     def _with_ids(self) -> Iterator[tuple[int, AddedToken, str]]:
-        """Every (id, token, file it stands in), the lowest id first."""
+        """Every declared token as (id, token, its file), the lowest id first."""
         specials = {token.content for token in self._specials()}
         found: list[tuple[int, AddedToken, str]] = []
         for key, value in self._decoder.items():
@@ -105,7 +105,7 @@ class DeclaredTokens:
                 value = values.get(key) or []
                 extra += value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
             for value in [*named, *extra]:
-                if _content(value):  # not so for "add_bos_token", a flag, and for a name without a token
+                if _content(value):  # "add_bos_token" is a flag, and a name may have no token
                     yield self._token(file, value, special=True)
 
     def _token(self, file: str, value: str | dict[str, Any], *, special: bool = False) -> AddedToken:
@@ -115,7 +115,7 @@ class DeclaredTokens:
         flags = {name: bool(value[name]) for name in _FLAGS if name in value} if isinstance(value, dict) else {}
         if special:
             flags["special"] = True
-        return AddedToken(text, **flags)  # normalized is by default what special is not
+        return AddedToken(text, **flags)  # by default, normalized is the opposite of special
 
     def _object(self, file: str, values: dict[str, Any], key: str) -> dict[str, Any]:
         value = values.get(key) or {}

@@ -1,4 +1,4 @@
-"""Other tokenizers of the same files, for the bundle's own to be held against."""
+"""Independent readings of a tokenizer's files, to compare the bundle's tokenizer with."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Peer(Protocol):
     """An independent reading of a tokenizer.
 
     Attributes:
-        name: what it is, for messages.
+        name: name of the reading, for messages.
     """
 
     name: str
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text, without those that are put first."""
+        """Return the ids of each text, without BOS."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, all tokens shown."""
+        """Return the text of ids, special tokens included."""
 
     def added(self) -> Mapping[str, int]:
         """Return the ids of the tokens that it matches whole."""
@@ -35,8 +35,8 @@ class PlainPeer:
     """A tokenizer in plain Python as a peer.
 
     Args:
-        name: what defines it.
-        plain: one of pad_export.read.tokenizer.plain_tokenizer.
+        name: name for messages.
+        plain: a tokenizer of `pad_export.read.tokenizer.plain_tokenizer`.
     """
 
     def __init__(self, name: str, plain: Any) -> None:
@@ -58,7 +58,7 @@ class PlainPeer:
 
 
 class TransformersPeer:
-    """What transformers makes of a Hugging Face folder.
+    """The tokenizer that transformers loads from a Hugging Face folder.
 
     Args:
         folder: holds the tokenizer's files.
@@ -92,18 +92,18 @@ class TransformersPeer:
 
 
 def auto_tokenizer(folder: Path) -> Peer:
-    """Return the tokenizer that most users of transformers have; any exception where it cannot be loaded."""
+    """Return AutoTokenizer's reading, which most users have; raises any exception if it cannot be loaded."""
     return TransformersPeer(folder, AutoTokenizer)
 
 
 def tokenizer_of_files(folder: Path) -> Peer:
-    """Return the tokenizer that transformers has where it chooses no class; any exception where it cannot be loaded."""
+    """Return the reading of the generic fast class; raises any exception if it cannot be loaded."""
     return TransformersPeer(folder, PreTrainedTokenizerFast)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what transformers says about lengths and regular expressions from the user: nothing here depends on it."""
+    """Hide transformers' warnings about lengths and regular expressions, which do not matter here."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

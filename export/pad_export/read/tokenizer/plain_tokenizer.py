@@ -1,4 +1,4 @@
-"""Tokenizers in plain Python, slow and simple: what a vocabulary defines, for fast tokenizers to be held against."""
+"""Tokenizers in plain Python, slow and simple, to compare fast tokenizers with."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pad_export.read.tokenizer.sentencepiece_vocabulary import SPACE, SentencePi
 class PlainSentencePiece:
     """llama.cpp's algorithm for sentencepiece vocabularies (llm_tokenizer_spm).
 
-    Tokens matched whole cut the text; in each piece between them, characters are joined two by two: always the pair
-    whose token has the best score, the leftmost of several. What is no token in the end becomes its UTF-8 bytes.
+    Tokens that are matched whole cut the text into pieces. In each piece, two neighbours are joined at a time: those
+    whose token has the best score, the leftmost of equals. What is no token in the end becomes its UTF-8 bytes.
 
     Attributes:
         whole: ids of the tokens that are matched whole.
@@ -68,7 +68,7 @@ class PlainSentencePiece:
         while queue:
             _, left, right, joined = heapq.heappop(queue)
             if not symbols[left] or not symbols[right] or symbols[left] + symbols[right] != joined:
-                continue  # one of the two was joined to something else meanwhile
+                continue  # one of the two has been joined to another neighbour
             symbols[left], symbols[right] = joined, ""
             after[left] = after[right]
             if after[left] < len(symbols):
@@ -89,8 +89,8 @@ class PlainByteLevel:
         tokens: text of each token, in the order of their ids.
         merges: the pairs that are joined, the best first.
         whole: ids of the tokens that are matched whole.
-        splits: regular expressions; each cuts what the one before it left into its matches and what lies between.
-        whole_parts: a part that is a token is that token, whatever its merges lead to: Llama 3's way.
+        splits: regular expressions; each cuts the parts that the one before it left into matches and the text between.
+        whole_parts: a part that is a token becomes that token, whatever its merges would give (as in Llama 3).
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class PlainByteLevel:
 
 
 class _Cutter:
-    """Finds the tokens that are matched whole: the leftmost first, the longest of several there."""
+    """Finds tokens that are matched whole: the leftmost first, the longest of those that begin there."""
 
     def __init__(self, ids: Mapping[str, int]) -> None:
         self._ids = ids

@@ -1,4 +1,4 @@
-"""Reading tokenizer.model, the file of a sentencepiece model: a protocol buffer, of which few fields are needed."""
+"""Reading tokenizer.model, the file of a sentencepiece model, which is a protocol buffer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _Value = int | bytes
 
 
 def read_model_file(path: Path, *, add_bos: bool) -> SentencePieceVocabulary:
-    """Read a model of byte pairs that takes text as it is, as Llama 2, Mistral and Gemma have.
+    """Read a byte-pair model without normalisation, as Llama 2, Mistral and Gemma have it.
 
     Args:
         path: the file.
-        add_bos: whether encoding puts the first token.
+        add_bos: whether encoding begins with BOS.
 
     Raises:
-        CheckpointError: no sentencepiece model, or one that chooses or normalises in another way.
+        CheckpointError: no sentencepiece model, or a model that is no byte-pair model or normalises text.
     """
     try:
         model = list(_fields(path.read_bytes()))

@@ -1,4 +1,4 @@
-"""A sentencepiece vocabulary of byte-pair kind, and the tokenizer that it defines."""
+"""A sentencepiece byte-pair vocabulary, and the tokenizer that it defines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPACE = "▁"
 
 
 class TokenType(IntEnum):
-    """What a token is for, as sentencepiece and GGUF number it."""
+    """The type of a token, with the numbers of sentencepiece and GGUF."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -30,14 +30,14 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class SentencePieceVocabulary:
-    """Tokens with scores: text is joined from characters, always at the pair whose token has the best score.
+    """Tokens with scores. Text is encoded by joining characters, each time the pair whose token has the best score.
 
     Attributes:
         tokens: text of each token, in the order of their ids; a space is written "▁".
         scores: score of each token, higher is joined first.
         types: a TokenType of each token. Control, unknown and user-defined tokens are matched whole.
         add_space_prefix: whether a space is put before the text, and before what follows a token matched whole.
-        bos_id: the token put first, None for none.
+        bos_id: the token that encoding begins with, None for none.
     """
 
     tokens: tuple[str, ...]
@@ -103,5 +103,5 @@ def add_whole_tokens(backend: Tokenizer, tokens: tuple[str, ...], types: tuple[i
 
 
 def put_first(backend: Tokenizer, token: str, index: int) -> None:
-    """Let encoding with special tokens begin with this one."""
+    """Let encoding with special tokens begin with a token."""
     backend.post_processor = TemplateProcessing(single=[token, "$A"], special_tokens=[(token, index)])

@@ -10,21 +10,21 @@ from tokenizers import Tokenizer
 from pad_runtime.errors import CheckpointError
 from pad_runtime.template_sandbox import SandboxedTemplate, TemplateLimitError
 
-_USER, _REPLY = "zqjuser", "zqjreply"  # words that no template writes
+_USER, _REPLY = "zqjuser", "zqjreply"  # words that stand in no template
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 def find_turn_end(template: str, backend: Tokenizer, special_tokens: dict[str, str]) -> int | None:
-    """Find the token that stands right behind the assistant's words.
+    """Find the token right behind the assistant's words.
 
-    A chat is rendered that ends with them, and one in which the user goes on, for templates that close turns only
-    then. A token counts if it is special or added, or written like a tag and one token to the tokenizer; white space
-    before it does not matter. What opens the next turn closes none.
+    Two chats are rendered: one that ends with the assistant's words, and one in which the user's next turn follows, for
+    templates that close a turn only then. A token counts if it is special or added, or if it is written like a tag and
+    is one token to the tokenizer; white space before it is ignored. A token that opens the next turn does not count.
 
     Args:
         template: the Jinja source.
         backend: the tokenizer.
-        special_tokens: what the template may name, such as "bos_token".
+        special_tokens: variables of the template, such as "bos_token".
 
     Returns:
         The token's id; None for a template that closes turns with no token, and for one that refuses such chats.
@@ -48,11 +48,11 @@ def find_turn_end(template: str, backend: Tokenizer, special_tokens: dict[str, s
             ([ask, answer, ask], False),
         )
     )
-    # What begins a reply, where the template tells it apart from the end of the user's turn.
+    # Tokens that open a reply, if the template shows where the user's turn ends and the reply begins.
     openers: set[int | None] = set()
     if asked and opened.startswith(asked):
         opening = opened.removeprefix(asked)
-        # A token at its beginning that no turn begins with closes the user's: the template does so only here.
+        # If the opening begins with a token that begins no other turn, that token closes the user's turn.
         openers = _ids(backend, opening) - ({_first_token(backend, opening)} - _ids(backend, asked.partition(_USER)[0]))
     found = _first_token(backend, closed.partition(_REPLY)[2])
     if found is None and continued.count(_REPLY) == 1:
@@ -72,7 +72,7 @@ def _render(
         raise CheckpointError(
             f"the chat template was stopped: {error}", expected="a template that ends", hint="correct the chat_template"
         ) from error
-    except Exception:  # it refuses such a chat, or fails in any way that an expression can
+    except Exception:  # the template refuses such a chat, or one of its expressions fails
         return ""
 
 
@@ -81,7 +81,7 @@ def _ids(backend: Tokenizer, text: str) -> set[int | None]:
 
 
 def _first_token(backend: Tokenizer, text: str) -> int | None:
-    """Return the special or added token, or the tag that is one token, with which a text begins."""
+    """Return the special or added token, or the tag that is one token, at the beginning of a text."""
     text = text.lstrip()
     ids = backend.encode(text, add_special_tokens=False).ids
     added = backend.get_added_tokens_decoder().get(ids[0]) if ids else None

@@ -11,7 +11,9 @@ from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import HeldFile, watching
 from pad_runtime.cancellation import Cancellation
 from pad_runtime.devices.buffers import Buffer
+from pad_runtime.devices.ort.failure import telling_out_of_memory
 from pad_runtime.devices.ort.mapped_weights import MappedWeights
+from pad_runtime.devices.provider import GraphTensor
 from pad_runtime.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -31,9 +33,8 @@ class OrtGraph:
     """A graph in a session of ONNX Runtime.
 
     Attributes:
-        inputs, outputs: each with .name, .type ("tensor(float16)") and .shape.
+        inputs, outputs: what it reads and writes.
         host_inputs: inputs that are read on the host, whatever the device, by the last part of their names.
-        capacity: slots that its KV caches must have; None: any number.
     """
 
     host_inputs = frozenset(contract.HOST_INPUTS)
@@ -43,7 +44,6 @@ class OrtGraph:
         session: ort.InferenceSession,
         options: Callable[[bool], tuple[ort.RunOptions, int | None]],
         *,
-        capacity: int | None,
         weights: MappedWeights | None = None,
         read_in_place: Sequence[HeldFile] = (),
     ) -> None:
@@ -52,14 +52,13 @@ class OrtGraph:
         Args:
             session: runs the graph.
             options: of a run, repeated or not, and the id of its capture.
-            capacity: see the class.
             weights: those of its weights that are mapped here.
             read_in_place: files that its runs read, for they lie mapped: no run counts that another content may be in.
         """
         self._read_in_place = tuple(read_in_place)
         self._session, self._options, self._weights = session, options, weights
-        self.inputs, self.outputs = session.get_inputs(), session.get_outputs()
-        self.capacity = capacity
+        self.inputs: Sequence[GraphTensor] = session.get_inputs()
+        self.outputs: Sequence[GraphTensor] = session.get_outputs()
 
     def bind(
         self,
@@ -70,6 +69,8 @@ class OrtGraph:
         cancellation: Cancellation | None = None,
     ) -> Callable[[], object]:
         """A run of the graph on these buffers, which must live as long as it does.
+
+        It raises OutOfMemoryError where memory is what it lacks, and else whatever ONNX Runtime does.
 
         Args:
             inputs, outputs: by name; outputs that are left out are thrown away.
@@ -85,7 +86,7 @@ class OrtGraph:
         options, graph_id = self._options(repeated)
         if cancellation:
             cancellation.on_want(functools.partial(setattr, options, "terminate", True))
-        run_binding = watching(self._read_in_place, self._session.run_with_iobinding)
+        run_binding = watching(self._read_in_place, telling_out_of_memory(self._session.run_with_iobinding))
         run = functools.partial(run_binding, binding, options)
         if self._weights and not repeated:
             return self._weights.letting_go(run)

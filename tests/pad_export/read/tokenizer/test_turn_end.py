@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_export.read.checkpoint import open_checkpoint
 from pad_export.read.tokenizer.turn_end import find_turn_end
 from pad_runtime.errors import CheckpointError
@@ -120,7 +121,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_export_adds_it_with_a_note_and_says_what_it_compared(base: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    manifest = export_bundle(base, tmp_path / "bundle", quiet=True, report=lines.append)
+    manifest = export_bundle(base, tmp_path / "bundle", report=lines.append)
     backend = open_checkpoint(base).tokenizer.backend
     eos, end = backend.token_to_id("</s>"), backend.token_to_id("<|assistant|>")
     assert manifest.eos_token_ids == [eos, end]
@@ -139,7 +140,7 @@ def test_export_says_nothing_of_an_end_that_is_named_and_compares_nothing_when_t
     config = json.loads((base / "generation_config.json").read_text())
     (base / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [end]}))
     lines: list[str] = []
-    manifest = export_bundle(base, tmp_path / "bundle", quiet=True, verify=False, report=lines.append)
+    manifest = export_bundle(base, tmp_path / "bundle", options=ExportOptions(verify=False), report=lines.append)
     assert sorted(manifest.eos_token_ids) == sorted(open_checkpoint(base).eos_token_ids)
     assert end in manifest.eos_token_ids
     assert not [line for line in lines if "note: the chat template" in line or line.startswith("tokenizer: ")]

@@ -140,11 +140,11 @@ def test_a_loaded_bundle_holds_none(quantised: Path, made: list[MappedWeights]) 
     generator = tiny_bundles.load(quantised)
     (weights,) = made
     assert resident(weights) == 0
-    with generator._step(guided=True) as step:
-        step.prefill(WORKLOAD.request(generator.manifest, guided=True))
-        assert resident(weights) == 0, "those of the prompt's rows"
-        step.step()
-        assert resident(weights) > 0, "a step looks rows up in it"
+    decoding = Decoding(generator._bundle.decoder(), guided_plan(generator.manifest))
+    decoding.step()
+    assert resident(weights) == 0, "those of the prompt's rows"
+    decoding.step()
+    assert resident(weights) > 0, "a step looks rows up in it"
 
 
 @linux

@@ -38,6 +38,7 @@ class Asked:
     providers: Any = None
     own: Any = None
     overrides: dict[str, int] = field(default_factory=dict)
+    plans_memory: bool | None = None
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime
         def __init__(self, path: str, options: Any, providers: Any = None, provider_options: Any = None, **rest: Any):
             if providers:
                 log.providers, log.own = providers, provider_options[0]
+            log.plans_memory = options.enable_mem_pattern
             super().__init__(path, options, providers=["CPUExecutionProvider"], **rest)
 
         def get_providers(self) -> list[str]:
@@ -73,11 +75,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, gpu_build: None, runtime: FakeRuntime
 def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
     manifest = read_manifest(half)
     provider = OrtProvider("cuda", manifest=manifest)
-    graph = open_graph(provider, half, contract.STEP_GRAPH)
+    open_graph(provider, half, contract.STEP_GRAPH)
     assert asked.providers == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert asked.own["user_compute_stream"] == str(fake_cuda.STREAM)
     assert asked.own["enable_cuda_graph"] == "1"
-    assert graph.capacity is None
+    assert not provider.fixes_capacity
     assert not asked.overrides
     assert isinstance(provider.memory.zeros((2, 3), np.float16), buffers.CudaBuffer)
     plain = OrtProvider("cuda", manifest=manifest, capture=False)
@@ -88,20 +90,23 @@ def test_cuda_captures_on_our_stream(half: Path, asked: Asked) -> None:
 
 def test_plans_of_memory_are_for_devices(half: Path, asked: Asked) -> None:
     """On a CPU each length of a prompt would leave one behind."""
-    on = {device: OrtProvider(device)._session_options().enable_mem_pattern for device in ("cpu", "cuda")}
+    on = {}
+    for device in ("cpu", "cuda"):
+        open_graph(OrtProvider(device), half, contract.STEP_GRAPH)
+        on[device] = asked.plans_memory
     assert on == {"cpu": False, "cuda": True}
 
 
 def test_tensorrt_keeps_its_engines_and_has_caches_of_one_size(standard: Path, asked: Asked, tmp_path: Path) -> None:
     manifest = read_manifest(standard)
     provider = OrtProvider("ort-tensorrt", manifest=manifest)
-    graph = open_graph(provider, standard, contract.STEP_GRAPH)
+    open_graph(provider, standard, contract.STEP_GRAPH)
     assert asked.providers == ["TensorrtExecutionProvider", "CPUExecutionProvider"]
     folder = Path(asked.own["trt_engine_cache_path"])
     assert folder.is_dir()
     assert folder.is_relative_to(tmp_path / "pad-rt" / "ort-tensorrt")
     assert asked.own["trt_engine_cache_enable"] == "1"
-    assert graph.capacity == 48
+    assert provider.fixes_capacity
     assert asked.overrides == {"capacity": 48}
     assert not provider.freezes_host_inputs, "it captures one run a session, and two take turns"
     open_graph(provider, standard, contract.BASE_GRAPH)
@@ -162,7 +167,9 @@ def test_a_plugin_is_registered_once(standard: Path, asked: Asked, monkeypatch: 
     for _ in range(2):
         provider = OrtProvider("ort-tensorrt-rtx", manifest=manifest)
     assert registered == ["NvTensorRTRTXExecutionProvider"]
-    assert open_graph(provider, standard, contract.STEP_GRAPH).capacity == 48
+    open_graph(provider, standard, contract.STEP_GRAPH)
+    assert provider.fixes_capacity
+    assert asked.overrides == {"capacity": 48}
     assert asked.providers == registered
     assert asked.own["enable_cuda_graph"] == "1"
     assert asked.own["has_user_compute_stream"] == "1"
@@ -207,7 +214,7 @@ def test_weights_that_do_not_fit_on_the_device(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(provider, "_start", fail)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     with refused(OutOfMemoryError, given=given, hint="close other programs"):
         open_graph(provider, half, contract.STEP_GRAPH)
 

@@ -1,4 +1,4 @@
-"""The text of a chat: what a template makes of messages, held against what they say."""
+"""The text of a chat: messages rendered by a chat template, with a check that no message is left out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pad_runtime.errors import BundleError, PadError, PromptError
 
 
 def write_chat(template: ChatTemplate, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
-    """The prompt's text: it ends with the opening of the assistant's turn, or with the assistant's last message.
+    """The prompt's text, which ends with the opening of the assistant's turn or with the assistant's last message.
 
-    A template that leaves out a string is given a list of one text part instead: templates of models that see images
-    read nothing else.
+    If a template leaves out string content, it is given lists of one text part instead: templates of models that see
+    images read only parts.
 
     Args:
-        template: of the base.
+        template: the base's chat template.
         messages: as `read_messages` gives them.
         arguments: further variables of the template.
 
@@ -43,28 +43,28 @@ def write_chat(template: ChatTemplate, messages: Sequence[Message], arguments: M
 
 
 def _write(template: ChatTemplate, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
-    """Render, and of a message that is to be continued keep what comes up to its end, as transformers does."""
+    """Render the messages; if the last message is to be continued, cut the text behind it, as transformers does."""
     if messages[-1]["role"] != "assistant":
         return template.render(messages, arguments=arguments)
     mark = _mark(len(messages) - 1)
     continued = [*messages[:-1], _with_end(messages[-1], mark + " ")]
     text = template.render(continued, add_generation_prompt=False, arguments=arguments)
     head, found, tail = text.rpartition(mark)
-    return head if not found or tail.startswith(" ") else head.rstrip()  # the template trims what a turn ends with
+    return head if not found or tail.startswith(" ") else head.rstrip()  # this template trims the end of a turn
 
 
 def _find_lost(
     template: ChatTemplate, messages: Sequence[Message], arguments: Mapping[str, Any]
 ) -> tuple[int, str] | None:
-    """The first message that the template leaves out, or only its tool calls: its index, and which of the two.
+    """The first message that the template leaves out: its index, and " with tool calls" if only those are left out.
 
-    Marks at the end of contents and of tools' names tell. Where a template writes the end of a content and not all of
-    it, a warning says so.
+    It is found by marks that are put at the end of contents and of tools' names. A template that writes the end of a
+    content and leaves out its beginning gives a warning.
     """
     marked = [_marked(message, index) for index, message in enumerate(messages)]
     try:
         text = template.render(marked, add_generation_prompt=messages[-1]["role"] != "assistant", arguments=arguments)
-    except PadError:  # a template that wants JSON, for example: nothing can be said
+    except PadError:  # the marks disturb this template, which may want JSON, for example: nothing can be found
         return None
     for index, message in enumerate(messages):
         content, mark = _text_of(message), _mark(index)
@@ -99,7 +99,7 @@ def _in_parts(message: Message) -> Message:
 
 
 def _mark(*place: int) -> str:
-    """For the content of a message, or for one of its tool calls."""
+    """The mark of a message's content, or of one of its tool calls."""
     return f"[[pad {'.'.join(map(str, place))}]]"
 
 

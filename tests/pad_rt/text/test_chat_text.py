@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pad_rt.cli.chat_text import write_chat
 from pad_rt.text.chat_template import ChatTemplate, Message
+from pad_rt.text.chat_text import write_chat
 from pad_rt.text.messages import read_messages
 from pad_runtime.errors import PromptError
 from tests.support.chat_templates import GEMMA, TEMPLATES, WITH_DEVELOPER

@@ -1,10 +1,11 @@
-"""Models of the step's tests, made once a session and shared."""
+"""Models of the decoder's tests, made once a session and shared."""
 
 from __future__ import annotations
 
 import pytest
 
-from pad_rt import Generator
+from pad_runtime.decode.decoder import Decoder
+from pad_runtime.loaded_bundle import Bundle
 from tests.support import tiny_bundles, tiny_models
 from tests.support.guided_steps import KINDS, Models
 from tests.support.torch_oracle import TorchModel
@@ -22,5 +23,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def generator(models: Models, request: pytest.FixtureRequest) -> Generator:
-    return tiny_bundles.load(models.bundle(request.param))
+def bundle(models: Models, request: pytest.FixtureRequest) -> Bundle:
+    return tiny_bundles.open_bundle(models.bundle(request.param))
+
+
+@pytest.fixture
+def decoder(bundle: Bundle) -> Decoder:
+    return bundle.decoder()

@@ -1,0 +1,531 @@
+"""A decoder under random use: whatever happens to a slot, it chooses what its sequence chooses alone.
+
+What each slot must know is written down beside the decoder. After every event a sequence is read anew, at once, into a
+decoder of its own, and goes on there beside the one that is tested.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import numpy.typing as npt
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pad_runtime.cancellation import Cancellation
+from pad_runtime.decode.decoder import Decoder
+from pad_runtime.decode.slot import Slot
+from pad_runtime.decode.trace import SequenceTrace
+from pad_runtime.devices.buffers import Buffer
+from pad_runtime.devices.memory import DeviceMemory
+from pad_runtime.errors import CancelledError, OutOfMemoryError, PromptError
+from pad_runtime.loaded_bundle import Bundle
+from pad_runtime.rows.row import Row
+from pad_runtime.rows.sequence import Controls, Sampling
+from pad_runtime.rows.sequence import Sequence as RowSequence
+from tests.support.choice_oracle import Choice, choose, weigh
+from tests.support.decoder_worlds import World
+from tests.support.torch_oracle import tolerance
+
+Array = npt.NDArray[Any]
+MAX_SLOTS = 5
+CHECKED = 11  # one token in so many is also computed by torch
+COMPARED = 8  # after so many events the caches are compared
+ROUNDED = 0.1  # of the largest value: what rounding of the inputs to 8 bits may change
+SAMPLINGS = (
+    Sampling(top_k=5),
+    Sampling(top_k=40),
+    Sampling(top_k=5, temperature=0.9, seed=7),
+    Sampling(top_k=40, temperature=2.5, top_p=0.9, min_p=0.02, seed=8),
+    Sampling(top_k=12, temperature=1.7, seed=9, offer_end=True),
+    Sampling(top_k=12, offer_end=True),
+)
+CONTROLS = (
+    Controls(),
+    Controls(bias={3: 9.0, 40: -7.5, 41: 6.0}),
+    Controls(repetition_penalty=1.6),
+    Controls(presence_penalty=1.5, frequency_penalty=0.8, bias={7: 5.0}),
+)
+
+
+@dataclass
+class Book:
+    """What a slot must know.
+
+    Attributes:
+        slot: the slot.
+        sequence, room: what it was opened with.
+        prompts: token ids by prompt, chosen ones with them.
+        step: tokens chosen since something was read.
+        allowed: packed bits of the tokens that may be chosen.
+        alone: the same sequence in a decoder of its own, from its last event on.
+    """
+
+    slot: Slot
+    sequence: RowSequence
+    room: int
+    prompts: list[list[int]]
+    step: int = 0
+    allowed: Array | None = None
+    alone: Alone | None = None
+
+    @property
+    def starts(self) -> bool:
+        """Whether it can be stepped."""
+        return all(self.prompts) and max(map(len, self.prompts)) <= self.room
+
+    def happened(self) -> None:
+        """Something else than a step: what goes on beside it begins anew."""
+        self.alone = None
+
+    def take_in(self, token: int) -> None:
+        for prompt in self.prompts:
+            prompt.append(token)
+        self.step += 1
+
+
+class Alone:
+    """A sequence in a decoder of its own that has read all that it knows at once."""
+
+    def __init__(self, bundle: Bundle, book: Book) -> None:
+        self.decoder = bundle.decoder()
+        self.slot = self.decoder.open(book.sequence, book.room)
+        self.decoder.read(self.slot, dict(enumerate(book.prompts)))
+        self.slot.step = book.step
+        self.decoder.allow(self.slot, book.allowed)
+
+    def next(self) -> int:
+        return int(self.decoder.step([self.slot]).ids[0])
+
+    def trace(self) -> SequenceTrace:
+        (trace,) = self.decoder.step([self.slot], trace=True).trace()
+        return trace
+
+
+class LimitedMemory:
+    """A device's memory, of which an allocation may be the last.
+
+    Attributes:
+        left: allocations that succeed; None: all.
+    """
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self.left: int | None = None
+        self.runs_ahead, self.ids, self.copy = memory.runs_ahead, memory.ids, memory.copy
+
+    def zeros(self, *arguments: Any) -> Buffer:
+        self._spend()
+        return self._memory.zeros(*arguments)
+
+    def upload(self, array: Array, *, host: bool = False) -> Buffer:
+        self._spend()
+        return self._memory.upload(array, host=host)
+
+    def _spend(self) -> None:
+        if self.left is not None:
+            if self.left == 0:
+                raise OutOfMemoryError("no memory", hint="this is a test")
+            self.left -= 1
+
+
+@dataclass
+class Tally:
+    """What a test has seen.
+
+    Attributes:
+        cases, tokens, checked, caches, near_ties: machines; tokens compared; of them, with torch's; rows whose caches
+            were compared; and tokens that differ by no more than rounding.
+        events: by name.
+        difference: of caches, at most.
+    """
+
+    cases: int = 0
+    tokens: int = 0
+    checked: int = 0
+    caches: int = 0
+    near_ties: int = 0
+    difference: float = 0.0
+    events: dict[str, int] = field(default_factory=dict)
+
+    def saw(self, event: str) -> None:
+        self.events[event] = self.events.get(event, 0) + 1
+
+
+_which = st.integers(0, MAX_SLOTS - 1)
+_picks = st.lists(_which, min_size=1, max_size=MAX_SLOTS, unique=True)
+_lengths = st.lists(st.one_of(st.integers(0, 9), st.integers(10, 70)), min_size=3, max_size=3)
+_people = st.integers(0, 6)
+_samplings, _controls = st.sampled_from(SAMPLINGS), st.sampled_from(CONTROLS)
+_seeds = st.integers(0, 99)
+
+
+class DecoderMachine(RuleBasedStateMachine):
+    """Slots of one decoder, and what they must know.
+
+    Args:
+        world: bundle and people.
+        tally: counts.
+    """
+
+    def __init__(self, world: World, tally: Tally) -> None:
+        super().__init__()
+        self.world, self.tally = world, tally
+        bundle = world.bundle
+        self.memory = LimitedMemory(bundle.provider.memory)
+        provider: Any = copy.copy(bundle.provider)
+        provider.memory = self.memory
+        self.decoder = Decoder(bundle.graph, bundle.manifest, bundle.files, provider)
+        self.books: list[Book] = []
+        self.closed: list[Slot] = []
+        self.num_events = self.num_tokens = 0
+        self.vocab_size = world.bundle.manifest.vocab_size
+        self.ends = world.bundle.manifest.eos_token_ids
+        tally.cases += 1
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: len(self.books) < MAX_SLOTS)
+    @rule(
+        person=_people,
+        sampling=_samplings,
+        controls=_controls,
+        room=st.one_of(st.integers(4, 40), st.sampled_from([63, 64, 65, 100, 128, 300])),
+        lengths=_lengths,
+        seed=_seeds,
+    )
+    def open(
+        self, person: int, sampling: Sampling, controls: Controls, room: int, lengths: list[int], seed: int
+    ) -> None:
+        """A further slot, with something read in each prompt, or nothing."""
+        sequence = self.plan(person).sequence(sampling, controls)
+        slot = self.decoder.open(sequence, room)
+        self.books.append(Book(slot, sequence, room, [[] for _ in range(sequence.num_prompts)]))
+        self.append(self.books[-1], [max(length, 1) for length in lengths] if seed else [], seed)
+
+    @precondition(lambda self: self.books)
+    @rule(which=_which, lengths=_lengths, seed=_seeds)
+    def read(self, which: int, lengths: list[int], seed: int) -> None:
+        """Some more of some prompts."""
+        self.append(self.book(which), lengths, seed)
+
+    @precondition(lambda self: self.books)
+    @rule(picks=_picks, times=st.integers(1, 10), trace=st.sampled_from([False, False, False, True]))
+    def step(self, picks: list[int], times: int, trace: bool) -> None:
+        """Some of the slots together, a few times."""
+        self.advance([book for book in self.picked(picks) if book.starts], times, trace=trace)
+
+    @precondition(lambda self: self.books)
+    @rule(times=st.integers(1, 10))
+    def step_all(self, times: int) -> None:
+        """All slots that can be stepped; those that lack a prompt are given one."""
+        for number, book in enumerate(self.books):
+            if not all(book.prompts):
+                self.append(book, [0 if prompt else 3 for prompt in book.prompts], number)
+        self.advance([book for book in self.books if book.starts], times)
+
+    @precondition(lambda self: self.books)
+    @rule(which=_which, cuts=st.lists(st.integers(0, 12), min_size=3, max_size=3), everywhere=st.booleans())
+    def rewind(self, which: int, cuts: list[int], everywhere: bool) -> None:
+        """The same number of tokens off all prompts, or others off each."""
+        book = self.book(which)
+        cuts = cuts[:1] * 3 if everywhere else cuts
+        lengths = {
+            number: max(0, len(prompt) - cut)
+            for number, (prompt, cut) in enumerate(zip(book.prompts, cuts, strict=False))
+            if cut or everywhere
+        }
+        self.decoder.rewind(book.slot, lengths)
+        for number, length in lengths.items():
+            if number == 0:
+                book.step = max(0, book.step - (len(book.prompts[0]) - length))
+            del book.prompts[number][length:]
+        book.happened()
+
+    @precondition(lambda self: 0 < len(self.books) < MAX_SLOTS)
+    @rule(
+        which=_which,
+        person=st.one_of(st.none(), _people),
+        sampling=st.one_of(st.none(), _samplings),
+        controls=st.one_of(st.none(), _controls),
+    )
+    def fork(self, which: int, person: int | None, sampling: Sampling | None, controls: Controls | None) -> None:
+        """A slot goes on twice: as it is, or for another person, or with another way to choose."""
+        book = self.book(which)
+        sequence = self.changed(book, person, sampling, controls)
+        slot = self.decoder.fork(book.slot, None if sequence is book.sequence else sequence)
+        other = Book(slot, sequence, book.room, self.carried(book, sequence), book.step, book.allowed)
+        self.books.append(other)
+
+    @precondition(lambda self: self.books)
+    @rule(
+        which=_which,
+        person=st.one_of(st.none(), _people),
+        sampling=st.one_of(st.none(), _samplings),
+        controls=st.one_of(st.none(), _controls),
+    )
+    def adopt(self, which: int, person: int | None, sampling: Sampling | None, controls: Controls | None) -> None:
+        """A slot goes on for another person, or with another way to choose; a reply begins."""
+        book = self.book(which)
+        sequence = self.changed(book, person, sampling, controls)
+        self.decoder.adopt(book.slot, sequence)
+        book.prompts, book.sequence, book.step = self.carried(book, sequence), sequence, 0
+        book.happened()
+
+    @precondition(lambda self: self.books)
+    @rule(which=_which, share=st.sampled_from([None, 0.03, 0.2, 0.7]), seed=_seeds)
+    def allow(self, which: int, share: float | None, seed: int) -> None:
+        """Some of the tokens may be chosen, or all."""
+        book = self.book(which)
+        allowed = None
+        if share is not None:
+            bits = np.random.default_rng(seed).random(self.vocab_size) < share
+            bits[seed] = True
+            allowed = np.packbits(bits, bitorder="little")
+        self.decoder.allow(book.slot, allowed)
+        book.allowed = None if allowed is None else allowed.copy()
+        if allowed is not None:
+            allowed[:] = 0x55  # what was given may be used again
+        book.happened()
+
+    @precondition(lambda self: self.books)
+    @rule(which=_which, twice=st.booleans())
+    def close(self, which: int, twice: bool) -> None:
+        book = self.book(which)
+        self.books.remove(book)
+        self.closed.append(book.slot)
+        for _ in range(1 + twice):
+            self.decoder.close(book.slot)
+
+    # -- what is refused, or fails ------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.books)
+    @rule(picks=_picks, seed=_seeds)
+    def misuse(self, picks: list[int], seed: int) -> None:
+        """Each is refused, and changes nothing."""
+        book, slots = self.book(picks[0]), [book.slot for book in self.picked(picks)]
+        over = {
+            number: [1] * (book.room - len(prompt) + 1) if number == len(book.prompts) - 1 else [1]
+            for number, prompt in enumerate(book.prompts)
+        }
+        self.refused(lambda: self.decoder.read(book.slot, over))
+        beyond = dict.fromkeys(range(len(book.prompts)), 0)
+        beyond[len(beyond) - 1] = len(book.prompts[-1]) + 1
+        self.refused(lambda: self.decoder.rewind(book.slot, beyond))
+        self.refused(lambda: self.decoder.step([*slots, slots[0]]))
+        self.refused(lambda: self.decoder.step([]))
+        self.refused(lambda: self.decoder.open(book.sequence, 0))
+        if self.closed:
+            self.refused(lambda: self.decoder.step([*slots, self.closed[-1]]))
+        stuck = [each.slot for each in self.books if not each.starts]
+        if stuck:
+            self.refused(lambda: self.decoder.step([*(slot for slot in slots if slot not in stuck), stuck[0]]))
+
+    @precondition(lambda self: self.books)
+    @rule(picks=_picks, lengths=_lengths, seed=_seeds)
+    def cancel(self, picks: list[int], lengths: list[int], seed: int) -> None:
+        """A reading that is not wanted any more: either it was not needed, or nothing has changed."""
+        cancellation = Cancellation()
+        cancellation.want()
+        book = self.book(picks[0])
+        try:
+            self.append(book, lengths, seed, cancellation=cancellation)
+        except CancelledError:
+            self.tally.saw("reading cancelled")
+        books = [book for book in self.picked(picks) if book.starts]
+        try:
+            self.advance(books, 1, cancellation=cancellation)
+        except CancelledError:
+            self.tally.saw("step cancelled")
+
+    @precondition(lambda self: self.books)
+    @rule(picks=_picks, lengths=_lengths, seed=_seeds, spared=st.integers(0, 60), person=_people)
+    def starve(self, picks: list[int], lengths: list[int], seed: int, spared: int, person: int) -> None:
+        """Memory ends at some allocation: either it was not needed, or nothing is known that was not before."""
+        book = self.book(picks[0])
+        books = [book for book in self.picked(picks) if book.starts]
+        sequence = self.changed(book, person, None, None)
+        for what in (
+            lambda: self.append(book, lengths, seed),
+            lambda: self.advance(books, 1),
+            lambda: self.decoder.close(self.decoder.fork(book.slot, sequence)),
+        ):
+            self.memory.left = spared
+            try:
+                what()
+            except OutOfMemoryError:
+                self.tally.saw("out of memory")
+            finally:
+                self.memory.left = None
+
+    # -- what must be true --------------------------------------------------------------------------------------------
+
+    @invariant()
+    def knows(self) -> None:
+        """Every slot knows its own tokens."""
+        for book in self.books:
+            assert [list(book.slot.ids(number)) for number in range(len(book.prompts))] == book.prompts
+            assert (book.slot.lengths, book.slot.step) == (tuple(map(len, book.prompts)), book.step)
+            assert book.slot.sequence is book.sequence
+        self.num_events += 1
+        if self.num_events % COMPARED == 0:
+            for book in self.books:
+                self.compare_caches(book)
+
+    def compare_caches(self, book: Book) -> None:
+        """What a slot has cached is what its prompts, read at once, come to."""
+        cached = list(book.slot.lease.cached)
+        if not any(cached):
+            return
+        decoder = self.world.host.decoder()
+        slot = decoder.open(book.sequence, min(book.room + 1, self.world.host.manifest.max_length))
+        decoder.read(slot, {number: book.prompts[number][:length] for number, length in enumerate(cached)})
+        decoder.read(slot, {number: [0] for number, length in enumerate(cached) if length})
+        for number, row in enumerate(book.sequence.rows):
+            if cached[row.prompt]:
+                self.tally.caches += 1
+                for layer in range(self.world.bundle.manifest.trunks[row.trunk].num_layers):
+                    pairs = zip(self.decoder.cache(book.slot, number, layer), decoder.cache(slot, number, layer))
+                    differences = [_difference(*pair) for pair in pairs]
+                    self.tally.difference = max(self.tally.difference, *differences)
+                    assert max(differences) <= (ROUNDED if self.world.rounds else 1e-5)
+
+    def expect(self, book: Book, token: int, trace: SequenceTrace | None) -> None:
+        """A slot chose a token: its sequence alone chooses the same."""
+        self.tally.tokens += 1
+        self.num_tokens += 1
+        book.alone = book.alone or Alone(self.world.host, book)
+        alone = book.alone.next()
+        if token != alone:
+            again = Alone(self.world.host, book).trace()
+            values = choose(again.candidates, again.scores, book.sequence.sampling, book.step).values
+            behind = values[alone] - values.get(token, -np.inf)
+            assert self.world.rounds, f"{token} in the batch and {alone} alone, by {behind}"
+            assert behind <= ROUNDED * max(1.0, float(np.abs(again.scores).max())), f"{token} and {alone}: {behind}"
+            self.tally.near_ties += 1
+            book.happened()
+        if trace is not None and not self.world.rounds:
+            again = Alone(self.world.host, book).trace()
+            assert trace.candidates.tolist() == again.candidates.tolist()
+            assert _difference(trace.row_logits, again.row_logits) <= 1e-5
+            assert _difference(trace.scores, again.scores) <= 1e-5
+        if self.num_tokens % CHECKED == 0 and not self.world.rounds:
+            self.tally.checked += 1
+            choice = self.by_torch(book)
+            assert token == choice.id or choice.margin < 10 * tolerance(), f"{token}, and {choice} by torch"
+
+    def by_torch(self, book: Book) -> Choice:
+        """The next token from torch's logits of the whole prompts."""
+        sequence, models = book.sequence, self.world.models
+        names = [info.name for info in self.world.bundle.manifest.persrms]
+
+        def logits(number: int) -> Array:
+            reading = sequence.readings[number]
+            row: Row = sequence.rows[reading.row]
+            model = models.base if row.persrm is None else models.persrms[names[row.persrm]]
+            found = model.logits(book.prompts[row.prompt]).double().numpy()
+            mixed: Array = np.asarray(reading.weights) @ found if reading.weights else found[0]
+            return mixed
+
+        split = len(book.prompts[0]) - book.step
+        candidates, scores, margin = weigh(
+            sequence,
+            logits,
+            prompt=book.prompts[0][:split],
+            chosen=book.prompts[0][split:],
+            allowed=book.allowed,
+            ends=self.ends,
+        )
+        choice = choose(candidates, scores, sequence.sampling, book.step)
+        return replace(choice, margin=min(choice.margin, margin))
+
+    def teardown(self) -> None:
+        self.books.clear()
+        del self.decoder
+        self.world.let_go()
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def plan(self, person: int) -> Any:
+        return self.world.plans[person % len(self.world.plans)]
+
+    def book(self, which: int) -> Book:
+        return self.books[which % len(self.books)]
+
+    def picked(self, picks: Sequence[int]) -> list[Book]:
+        return [self.books[number] for number in dict.fromkeys(pick % len(self.books) for pick in picks)]
+
+    def changed(
+        self, book: Book, person: int | None, sampling: Sampling | None, controls: Controls | None
+    ) -> RowSequence:
+        """The sequence of a book with something else; itself where nothing is."""
+        if person is not None:
+            plan = self.plan(person)
+            return plan.sequence(sampling or book.sequence.sampling, controls or book.sequence.controls)
+        if sampling is None and controls is None:
+            return book.sequence
+        return replace(
+            book.sequence,
+            sampling=sampling or book.sequence.sampling,
+            controls=controls or book.sequence.controls,
+        )
+
+    def carried(self, book: Book, sequence: RowSequence) -> list[list[int]]:
+        """What another sequence in the same place knows: prompts of the same numbers."""
+        prompts = copy.deepcopy(book.prompts[: sequence.num_prompts])
+        return prompts + [[] for _ in range(sequence.num_prompts - len(prompts))]
+
+    def append(
+        self, book: Book, lengths: Sequence[int], seed: int, *, cancellation: Cancellation | None = None
+    ) -> None:
+        new = {}
+        for number, (prompt, length) in enumerate(zip(book.prompts, lengths, strict=False)):
+            length = min(length, book.room - len(prompt))  # noqa: PLW2901 - what fits
+            if length > 0:
+                generator = np.random.default_rng([seed, number, len(prompt)])
+                new[number] = generator.integers(0, self.vocab_size, length).tolist()
+        if not new:
+            return
+        self.decoder.read(book.slot, new, cancellation)
+        for number, ids in new.items():
+            book.prompts[number] += ids
+        book.step = 0
+        book.happened()
+
+    def advance(
+        self,
+        books: Sequence[Book],
+        times: int,
+        *,
+        trace: bool = False,
+        cancellation: Cancellation | None = None,
+    ) -> None:
+        for _ in range(times):
+            if not books or not all(book.starts for book in books):
+                return
+            chosen = self.decoder.step([book.slot for book in books], trace=trace, cancellation=cancellation)
+            traces = chosen.trace() if trace else [None] * len(books)
+            for book, token, weighed in zip(books, list(chosen.ids), traces, strict=True):
+                self.expect(book, token, weighed)
+                book.take_in(token)
+
+    def refused(self, what: Callable[[], object]) -> None:
+        try:
+            what()
+        except PromptError:
+            return
+        raise AssertionError("it was not refused")
+
+
+def _difference(one: Array, other: Array) -> float:
+    """Relative to the largest number; infinite for other shapes."""
+    if one.shape != other.shape:
+        return float("inf")
+    if not one.size:
+        return 0.0
+    worst = float(np.abs(one - other).max())
+    return worst / max(1.0, float(np.abs(other).max())) if np.isfinite(worst) else float("inf")
