@@ -116,7 +116,7 @@ def test_a_guided_step_is_one_engine(
 @needs_library
 def test_a_cache_that_moves_is_refused(contrast: Path, tmp_path: Path) -> None:
     """The same base graph as it is, and with one cache copied behind its update."""
-    manifest, info, report = build(contrast, contract.BASE_GRAPH, tmp_path, ["sm89"])
+    manifest, info, report = build(contrast, contract.BASE_GRAPH, tmp_path, GPUS)
     check_tensors(manifest, contract.BASE_GRAPH, report)
     assert info.profiles["decode"][contract.PROMPTS] == [1, 1, 3]
     assert not [name for name in report.tensors if name.startswith("lora")]
