@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,17 +16,22 @@ from pad_runtime.cancellation import Cancellation, run_interruptibly
 from pad_runtime.devices.ort.graph import OrtGraph
 from pad_runtime.errors import CancelledError
 from tests.support import tiny_bundles, tiny_models
-from tests.support.guided_steps import make_request, run
+from tests.support.guided_steps import ask, open_slots, run, step_together
 
 LONG = 2000  # tokens: read long enough for a signal to arrive
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cancellation")
     tiny_models.make_base(folder / "base", "llama", seed=61, max_position_embeddings=4096)
     tiny_models.make_adapter(folder / "kind", folder / "base", seed=62)
-    return tiny_bundles.load(tiny_bundles.export(folder / "bundle", folder / "base", [folder / "kind"]))
+    return tiny_bundles.export(folder / "bundle", folder / "base", [folder / "kind"])
+
+
+@pytest.fixture(scope="module")
+def generator(bundle: Path) -> Generator:
+    return tiny_bundles.load(bundle)
 
 
 def _interrupt() -> None:
@@ -130,17 +137,34 @@ def test_ctrl_c_ends_the_reading_of_a_prompt(generator: Generator, prompt_runs: 
         assert prompt_runs["whole"] == [False, True, True]  # it does end where nobody interrupts
 
 
-def test_another_thread_ends_the_reading_of_a_prompt(generator: Generator, prompt_runs: dict[str, Any]) -> None:
-    step, cancellation = generator._bundle.guided_step(), Cancellation()
-    long = make_request(generator, 0, prompts=[([5] * LONG, [6] * LONG)], max_new_tokens=8)
-    expected = run(step, long, 8)
-    prompt_runs["whole"].clear()
-    prompt_runs["at_start"] = cancellation.want
-    with pytest.raises(CancelledError):
-        step.prefill(long, cancellation)
-    assert prompt_runs["whole"] == [False]
-    prompt_runs["at_start"] = lambda: None
-    assert run(step, long, 8) == expected  # its buffers serve on
+@pytest.mark.parametrize("guided", [True, False])
+def test_another_thread_ends_the_reading_of_a_prompt(bundle: Path, prompt_runs: dict[str, Any], guided: bool) -> None:
+    """While a step reads all of it, and while its first part is read; the slot and its neighbour go on afterwards."""
+    opened = tiny_bundles.open_bundle(bundle)
+    decoder, prompts = opened.decoder(), [([5] * LONG, [6] * LONG)]
+    (asked,) = ask(opened.manifest, 0, guided=guided, prompts=prompts, new_tokens=16)
+    (expected,) = run(opened.decoder(), [asked], 8)
+    (neighbour,) = open_slots(decoder, ask(opened.manifest, 1, guided=guided))
+    (beside,) = run(opened.decoder(), ask(opened.manifest, 1, guided=guided), 8)
+    assert step_together(decoder, [neighbour], 2) == [beside[:2]]
+    for in_parts in (False, True):
+        slot = decoder.open(asked.sequence, asked.room)
+        cut = LONG - 1 if in_parts else LONG
+        decoder.read(slot, {prompt: ids[:cut] for prompt, ids in enumerate(asked.prompts)})
+        rest = {prompt: ids[cut:] for prompt, ids in enumerate(asked.prompts)}
+        cancellation = Cancellation()
+        prompt_runs["whole"].clear()
+        prompt_runs["at_start"] = cancellation.want
+        go_on = partial(decoder.read, slot, rest) if in_parts else partial(decoder.step, [slot, neighbour])
+        with pytest.raises(CancelledError):
+            go_on(cancellation=cancellation)
+        assert prompt_runs["whole"] == [False]
+        prompt_runs["at_start"] = lambda: None
+        assert slot.lengths == (cut,) * len(asked.prompts)
+        decoder.read(slot, rest)
+        assert step_together(decoder, [slot], 8) == [expected]
+        decoder.close(slot)
+    assert step_together(decoder, [neighbour], 3) == [beside[2:5]]
 
 
 def test_another_thread_closes_a_stream(generator: Generator, prompt_runs: dict[str, Any]) -> None:
@@ -160,13 +184,15 @@ def test_another_thread_closes_a_stream(generator: Generator, prompt_runs: dict[
         assert stream.result is None
 
 
-def test_a_wish_before_the_first_operator_leaves_the_step_as_it_was(generator: Generator) -> None:
-    step, cancellation = generator._bundle.base_step(), Cancellation()
+def test_a_wish_before_the_first_operator_leaves_the_slot_as_it_was(bundle: Path) -> None:
+    opened, cancellation = tiny_bundles.open_bundle(bundle), Cancellation()
     cancellation.want()
-    request = make_request(generator, 0, preference=None)
+    asked = ask(opened.manifest, 0, guided=False)
+    decoder = opened.decoder()
+    slots = open_slots(decoder, asked)
     with pytest.raises(CancelledError):
-        step.prefill(request, cancellation)
-    assert run(step, request, 4) == run(generator._bundle.base_step(), request, 4)
+        decoder.step(slots, cancellation=cancellation)
+    assert step_together(decoder, slots, 4) == run(opened.decoder(), asked, 4)
 
 
 def test_no_room_for_a_thread_is_no_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ class InputBuilder:
             values |= {at + name: value for name, value in _reading(part).items()}
             if capacity is not None:
                 values[at + contract.TOTAL_SEQUENCE_LENGTH] = np.array(capacity, np.int32)
-            values |= self._factors.gates(trunk, batch.active, [each.row for each in part.rows])
+            if at + contract.ROW_PROMPT in names:  # a graph of rows; the base's own reads no adapter's file
+                values |= self._factors.gates(trunk, batch.active, [each.row for each in part.rows])
             if batch.reads(index) and at + contract.READING_ROW in names:
                 values |= self._readings(batch, index, trunk)
                 coefficients.append(_coefficients(batch, index))

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from pad_runtime.decode.step import GraphStep, StepRequest
 from safetensors.torch import load_file
 
 from pad_export.export import export_bundle
@@ -23,7 +22,8 @@ from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Preference
 from pad_runtime.bundle.manifest import read_manifest
 from pad_runtime.errors import CheckpointError, OptionError, VerificationError
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.row import Row
+from pad_runtime.rows.row import Reading, Row
+from pad_runtime.rows.sequence import Sampling, Sequence
 from tests.support import tiny_bundles, tiny_models, tiny_tokenizers
 from tests.support.error_checks import edit_manifest, refused
 
@@ -52,13 +52,15 @@ def generate(bundle: Path, beta: float = CONFIG.beta) -> GenerationResult:
     )
 
 
-def read_row(step: GraphStep, prompt: tuple[int, ...], persrm: int | None) -> np.ndarray:
+def read_row(bundle: Bundle, prompt: tuple[int, ...], persrm: int | None) -> np.ndarray:
     """Next-token logits [vocab] of one row that is alone in its batch."""
-    row = Row(prompt, 1.0, persrm, (1.0,) if persrm is not None else ())
-    step.prefill(StepRequest([[[row]]], 1, NUM_TOKENS, temperature=0.0, top_p=1.0, seeds=(0,), trace=True))
-    trace = step.trace()
+    decoder = bundle.decoder()
+    sequence = Sequence((Row(0, 0, persrm),), (Reading(0, (), 1.0),), Sampling(top_k=NUM_TOKENS))
+    slot = decoder.open(sequence, len(prompt))
+    decoder.read(slot, {0: prompt})
+    (trace,) = decoder.step([slot], trace=True).trace()
     logits = np.empty(NUM_TOKENS, np.float32)
-    logits[trace.candidates[0]] = trace.row_logits[0, 0]
+    logits[trace.candidates] = trace.base_logits
     return logits
 
 
@@ -138,11 +140,11 @@ def test_guided_tokens_are_those_of_two_passes(models: tuple[Path, Path], precis
     base, adapter = models
     bundle = tiny_bundles.export(tmp_path / "bundle", base, [adapter], precision=precision, max_top_k=1000)
     together = generate(bundle)
-    step = Bundle(bundle, num_threads=1).guided_step()
+    opened = tiny_bundles.open_bundle(bundle)
     ids: list[int] = []
     for _ in range(CONFIG.max_new_tokens):
-        z_base = read_row(step, (*PROMPT.base, *ids), None)
-        z_persrm = read_row(step, (*PROMPT.reward, *ids), 0)
+        z_base = read_row(opened, (*PROMPT.base, *ids), None)
+        z_persrm = read_row(opened, (*PROMPT.reward, *ids), 0)
         candidates = np.argsort(-z_base)[: CONFIG.top_k]
         scores = (1 - CONFIG.beta) * z_base[candidates] + CONFIG.beta * z_persrm[candidates]
         ids.append(int(candidates[scores.argmax()]))
@@ -163,7 +165,7 @@ def test_int8_arithmetic_stays_within_its_tolerance(precision: str, tmp_path: Pa
         bundle = tiny_bundles.export(tmp_path / f"bundle{seed}", base, [adapter], max_top_k=1000, **numbers)
         for persrm in (None, 0):
             packed, floats = (
-                torch.from_numpy(read_row(Bundle(bundle, low_memory=low_memory).guided_step(), PROMPT.base, persrm))
+                torch.from_numpy(read_row(Bundle(bundle, low_memory=low_memory), PROMPT.base, persrm))
                 for low_memory in (False, True)
             )
             found.append(difference(packed, floats))

@@ -10,7 +10,6 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from pad_runtime.adapters.bank import AdapterBank
 from safetensors.torch import load_file
 
 from pad_export.plan import make_plan
@@ -20,6 +19,9 @@ from pad_export.verify.float32_twin import float32_twin
 from pad_export.verify.verify import verify_bundle
 from pad_rt import Generator
 from pad_rt.cli.main import main as pad
+from pad_runtime.adapters.factors import LoraFactors
+from pad_runtime.adapters.heads import FeatureHeads, HeadUse
+from pad_runtime.adapters.persrm_files import PersrmFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import open_bundle, read_manifest
 from pad_runtime.devices.memory import DeviceMemory
@@ -132,7 +134,8 @@ def test_everything_is_in_bfloat16_up_to_the_logits(tiny: tiny_models.TinyModels
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     ours = ("past_key_values.", "present.", "lora")
     assert {kind for name, kind in types.items() if name.startswith(ours)} == {BF16}
-    assert types[contract.ROW_LOGITS] == types[contract.SCORES] == types[contract.COEFFICIENTS] == TensorProto.FLOAT
+    weighed = (contract.BASE_LOGITS, contract.READING_LOGITS, contract.SCORES, contract.COEFFICIENTS)
+    assert {types[name] for name in weighed} == {TensorProto.FLOAT}
     assert {tensor.dtype for tensor in load_file(bundle / "adapters/cheerful.safetensors").values()} == {torch.bfloat16}
 
 
@@ -147,21 +150,18 @@ def test_a_cpu_refuses_it_in_a_line(bundle: Path, capsys: pytest.CaptureFixture[
     assert "bf16 weights, bfloat16 activations" in capsys.readouterr().out
 
 
-class HostMemory:
-    """Stands for a provider that takes bfloat16: its memory is the host's."""
-
-    memory = DeviceMemory(cuda=None)
-
-
 def test_adapters_and_heads_are_handed_over_in_bfloat16(tiny: tiny_models.TinyModels, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     tiny_models.make_adapter(adapter, tiny.base, seed=2)
     tiny_models.make_head(adapter, 84, d=2, seed=6)
     bundle = tiny_bundles.export(tmp_path / "bundle", tiny.base, [adapter], precision="bf16")
-    bank = AdapterBank(open_bundle(bundle)[1], read_manifest(bundle), HostMemory())  # type: ignore[arg-type]
-    sequences = [[[Row((1,), 0.0, None, ()), Row((1,), 1.0, 0, (0.5, 0.25))]]]
-    factors = bank.factors((0,))
-    values = {**bank.heads((0,), sequences), **bank.row_inputs((0,), sequences)}
+    manifest, files = open_bundle(bundle)
+    persrms, (trunk,) = PersrmFiles(files, manifest), manifest.trunks
+    adapters = LoraFactors(persrms, manifest, DeviceMemory(cuda=None))
+    factors = adapters.buffers((0,))
+    uses = [HeadUse(None, ()), HeadUse(0, (0.5, 0.25))]
+    values = FeatureHeads(persrms, manifest).inputs(trunk, (0,), uses)
+    values |= adapters.gates(trunk, (0,), [Row(0, 0), Row(0, 0, 0)])
     assert {array.dtype.name for array in (*factors.values(), *values.values())} == {"bfloat16"}
     stored = load_file(bundle / "adapters/adapter.safetensors")
     for name in (contract.lora_a(1, "qkv"), contract.lora_b(0, "down")):

@@ -14,6 +14,7 @@ import pytest
 from pad_rt import GenerationConfig, Generator, Preference, TextStream
 from pad_rt.cli.main import main
 from pad_runtime.cancellation import Cancellation
+from tests.support import tiny_bundles
 from tests.support.error_checks import edit_manifest, error_line
 from tests.support.pad_command import CUT, PAD, SHORT, pipe_in
 

@@ -182,7 +182,9 @@ def test_controls_of_one_sequence(builder: InputBuilder, manifest: Manifest) -> 
     check(arrays, written=written, bias=bias, allowed=[[0xFF] * len(allowed), allowed])
 
 
-def test_the_base_s_own_graph_has_no_readings(builder: InputBuilder) -> None:
+def test_the_base_s_own_graph_has_no_readings(manifest: Manifest) -> None:
+    """And asks for nothing of a PersRM: a file that cannot be read is no matter of a plain reply."""
+    builder = InputBuilder(manifest, factors=NO_DEVICE, heads=NO_DEVICE)
     trunk = TrunkPart(
         (PromptPart(1, (7, 8), 0), PromptPart(0, (3,), 2)), (RowPart(1, 0, Row(0, 0), 0), RowPart(0, 0, Row(0, 0), 1))
     )
