@@ -10,13 +10,12 @@ import os
 import shutil
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pad_runtime.decode.step import Step, StepRequest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -27,8 +26,9 @@ from pad_export.verify.tolerance import difference
 from pad_export.weights.stored import StoredWeights
 from pad_rt import EncodedPrompt, GenerationConfig, GenerationResult, Generator, Preference
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.row import Reward, pad_rows, plan_rows
+from pad_runtime.rows.plan import Reward, plan_rows
 from tests.support import tiny_bundles, tiny_models
+from tests.support.guided_steps import Asked, open_slots, run, step_together
 from tests.support.torch_oracle import TorchModel
 
 # What computing in a type may change, relative to the largest logit; the weights are rounded alike on both sides, and
@@ -201,14 +201,33 @@ def test_a_replay_is_the_eager_step(case: Case) -> None:
     """The same requests one after the other: another k, a longer prompt, a batch, and the first again."""
     captured, eager = (Bundle(case.bundle, device=case.device, capture=capture) for capture in (True, False))
     for guided in (True, False):
-        requests = [_request(captured, PROMPTS[:1], guided=guided)]
-        requests += [replace(requests[0], top_k=3)]
-        requests += [_request(captured, [_long(PROMPTS[0])], guided=guided)]
-        requests += [_request(captured, PROMPTS, guided=guided), requests[0]]
-        steps = [bundle.guided_step() if guided else bundle.base_step() for bundle in (captured, eager)]
+        first = _ask(captured, PROMPTS[:1], guided=guided)
+        requests = [
+            first,
+            _ask(captured, PROMPTS[:1], guided=guided, top_k=3),
+            _ask(captured, [_long(PROMPTS[0])], guided=guided),
+            _ask(captured, PROMPTS, guided=guided),
+            first,
+        ]
+        decoders = captured.decoder(), eager.decoder()
         for request in requests:
-            replayed, plain = (_decode(step, request) for step in steps)
+            replayed, plain = (run(decoder, request, CONFIG.max_new_tokens) for decoder in decoders)
             assert replayed == plain
+
+
+def test_slots_that_come_and_go_are_slots_alone(case: Case) -> None:
+    """A plain and two guided ones, of which one leaves, one goes back and one is forked, on captured steps."""
+    bundle = Bundle(case.bundle, device=case.device, num_threads=1)
+    decoder, third = bundle.decoder(), CONFIG.max_new_tokens // 3
+    asked = [*_ask(bundle, PROMPTS, guided=True), *_ask(bundle, PROMPTS[:1], guided=False)]
+    alone = [run(bundle.decoder(), [each], CONFIG.max_new_tokens)[0] for each in asked]
+    slots = open_slots(decoder, asked)
+    assert step_together(decoder, slots, third) == [ids[:third] for ids in alone]
+    decoder.close(slots.pop(0))
+    decoder.rewind(slots[0], {prompt: len(ids) + 1 for prompt, ids in enumerate(asked[1].prompts)})
+    slots.append(decoder.fork(slots[1]))
+    expected = [alone[1][1 : 1 + third], alone[2][third : 2 * third], alone[2][third : 2 * third]]
+    assert step_together(decoder, slots, third) == expected
 
 
 def _long(prompt: EncodedPrompt) -> EncodedPrompt:
@@ -217,20 +236,13 @@ def _long(prompt: EncodedPrompt) -> EncodedPrompt:
     return EncodedPrompt(base=tuple(prompt.base) * 40, reward=tuple(prompt.reward) * 20)
 
 
-def _request(bundle: Bundle, prompts: Sequence[EncodedPrompt], *, guided: bool) -> StepRequest:
-    sequences = []
+def _ask(bundle: Bundle, prompts: Sequence[EncodedPrompt], *, guided: bool, top_k: int = CONFIG.top_k) -> list[Asked]:
+    asked = []
     for index, prompt in enumerate(prompts):
         rewards = [Reward(index, (1.0,), 1.0, tuple(prompt.reward or ()))] if guided else []
-        sequences.append(plan_rows(bundle.manifest, tuple(prompt.base), rewards, CONFIG.beta))
-    return StepRequest(
-        pad_rows(sequences), CONFIG.max_new_tokens, CONFIG.top_k, temperature=0.0, top_p=1.0, seeds=(0,) * len(prompts)
-    )
-
-
-def _decode(step: Step, request: StepRequest) -> list[list[int]]:
-    """Chosen ids [step][sequence]."""
-    tokens = [list(step.prefill(request))]
-    return tokens + [list(step.step()) for _ in range(request.max_new_tokens - 1)]
+        plan = plan_rows(bundle.manifest, tuple(prompt.base), rewards, CONFIG.beta)
+        asked.append(Asked.of(plan, new_tokens=CONFIG.max_new_tokens, top_k=top_k))
+    return asked
 
 
 # -- neighbours -----------------------------------------------------------------------------------------------------
@@ -241,22 +253,25 @@ def test_two_generators_do_not_disturb_each_other(case: Case) -> None:
     alone = []
     for prompt, guided in ((PROMPTS[0], True), (PROMPTS[1], True), (PROMPTS[0], False)):
         bundle = Bundle(case.bundle, device=case.device, num_threads=1)
-        step = bundle.guided_step() if guided else bundle.base_step()
-        alone.append(_decode(step, _request(bundle, [prompt], guided=guided)))
+        alone += run(bundle.decoder(), _ask(bundle, [prompt], guided=guided), CONFIG.max_new_tokens)
     assert alone[0] != alone[2], "the PersRM changed nothing: no test"
     first, second = (Bundle(case.bundle, device=case.device, num_threads=1) for _ in range(2))
-    steps = [first.guided_step(), second.guided_step(), second.base_step()]
-    requests = [
-        _request(first, PROMPTS[:1], guided=True),
-        _request(second, PROMPTS[1:], guided=True),
-        _request(second, PROMPTS[:1], guided=False),
+    decoders = [first.decoder(), second.decoder(), second.decoder()]
+    asked = [
+        _ask(first, PROMPTS[:1], guided=True),
+        _ask(second, PROMPTS[1:], guided=True),
+        _ask(second, PROMPTS[:1], guided=False),
     ]
     for _ in range(2):  # the second time on captures that are there
-        together = [[list(step.prefill(request))] for step, request in zip(steps, requests, strict=True)]
-        for _ in range(CONFIG.max_new_tokens - 1):
-            for step, tokens in zip(steps, together, strict=True):
-                tokens.append(list(step.step()))
+        slots = [open_slots(decoder, each) for decoder, each in zip(decoders, asked, strict=True)]
+        together: list[list[int]] = [[] for _ in decoders]
+        for _ in range(CONFIG.max_new_tokens):
+            for decoder, slot, tokens in zip(decoders, slots, together, strict=True):
+                tokens.extend(decoder.step(slot).ids)
         assert together == alone
+        for decoder, opened in zip(decoders, slots, strict=True):
+            for slot in opened:
+                decoder.close(slot)
 
 
 def test_another_persrm_takes_effect_at_once_and_goes_again(case: Case) -> None:
