@@ -54,7 +54,8 @@ class GenerationResult:
         usage: tokens of prompt and reply.
         timing: times of the call, shared by all replies of a batch.
         trace: with `trace=True`, one `SequenceTrace` a chosen token (the end-of-turn token too): candidates [k],
-            row_logits [readings, k] (the base's first), scores [k].
+            base_logits [k], reading_logits [readings - 1, k] and scores [k]; row_logits [readings, k] are the logits
+            of all readings, the base's first.
     """
 
     text: str

@@ -69,9 +69,9 @@ class _Axes:
             contract.WRITTEN_WIDTH: (1, 1, vocab),
         }
         total = (0, 0, 0)
-        for trunk in trunks:
+        for index, trunk in enumerate(trunks):
             at = contract.trunk_prefix(trunk.name)
-            is_read = guided and (len(trunks) == 1 or trunk.name != contract.BASE_TRUNK)
+            is_read = guided and contract.takes_readings(index, len(trunks))
             axes[at + contract.PROMPTS] = (1, 1, batch * (_MAX_ROWS if is_read else 1))
             axes[at + contract.NEW_TOKENS] = (1, min(_TYPICAL_PROMPT, longest), longest) if prefill else (1, 1, 1)
             if guided:

@@ -27,7 +27,7 @@ _FLOAT, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
 
 def is_read(trunk: Trunk, trunks: Sequence[Trunk]) -> bool:
     """Whether rewards run on a trunk: beside trunks of their own, the base's has base rows alone."""
-    return len(trunks) == 1 or trunk.name != contract.BASE_TRUNK
+    return contract.takes_readings(trunks.index(trunk), len(trunks))
 
 
 def mix_readings(g: Graph, reading_logits: Sequence[str], base_logits: str, controlled: str) -> str:

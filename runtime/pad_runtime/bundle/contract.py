@@ -137,6 +137,14 @@ def trunk_prefix(trunk: str) -> str:
     return "" if trunk == BASE_TRUNK else f"{trunk}."
 
 
+def takes_readings(trunk: int, num_trunks: int) -> bool:
+    """Whether rows of a trunk, by its number, are read: beside trunks of their own for the rewards, the base's are not.
+
+    They are its candidates alone then.
+    """
+    return trunk > 0 or num_trunks == 1
+
+
 def past_key(layer: int) -> str:
     """Key cache in: [N or R, kv_heads, capacity, head_dim], R from where the rows part."""
     return f"past_key_values.{layer}.key"

@@ -21,6 +21,7 @@ from pad_runtime.errors import OutOfMemoryError
 from pad_runtime.rows.sequence import Sequence as RowSequence
 
 Array = npt.NDArray[Any]
+_SIDES = (0, 1)  # of a trunk: below its first adapter, and above it
 _ROOMY = 4  # an idle arena that is so many times larger than was needed lately is made anew
 
 
@@ -133,7 +134,7 @@ class KvArena:
         placed = self._place(order)
         kept = [lease for lease in order if not lease.is_free and any(lease.cached)]
         moves = [
-            tuple([move for lease in kept for move in _moves(lease, placed[lease], trunk, side)] for side in (0, 1))
+            tuple([move for lease in kept for move in _moves(lease, placed[lease], trunk, side)] for side in _SIDES)
             for trunk in range(len(self._groups))
         ]
         try:
@@ -156,17 +157,17 @@ class KvArena:
             rows: by trunk, the row of `source` that each row of `target` is a copy of.
         """
         for trunk, (below, above) in enumerate(self._groups):
-            (low, high), (to_low, to_high) = source.first[trunk], target.first[trunk]
+            (from_below, from_above), (to_below, to_above) = source.first[trunk], target.first[trunk]
             below.move(
                 [
-                    Move(low + source.prompts[trunk].index(prompt), to_low + number, target.cached[prompt])
+                    Move(from_below + source.prompts[trunk].index(prompt), to_below + number, target.cached[prompt])
                     for number, prompt in enumerate(target.prompts[trunk])
                     if target.cached[prompt]
                 ]
             )
             above.move(
                 [
-                    Move(high + origin, to_high + number, target.cached[target.rows[trunk][number]])
+                    Move(from_above + origin, to_above + number, target.cached[target.rows[trunk][number]])
                     for number, origin in enumerate(rows[trunk])
                     if origin is not None
                 ]
@@ -177,7 +178,7 @@ class KvArena:
     def window(self, leases: Sequence[Lease], trunk: int) -> tuple[Window, Window] | None:
         """What leases that lie side by side have on a trunk, below and above; None where they have nothing there."""
         widths = [lease.widths[trunk] for lease in leases]
-        below, above = (sum(width[side] for width in widths) for side in (0, 1))
+        below, above = (sum(width[side] for width in widths) for side in _SIDES)
         if not above:
             return None
         first = min(lease.first[trunk] for lease in leases)
@@ -234,7 +235,7 @@ class KvArena:
         placed = {}
         for lease in order:
             placed[lease] = ends
-            ends = [(low + n, high + r) for (low, high), (n, r) in zip(ends, lease.widths, strict=True)]
+            ends = [(below + n, above + r) for (below, above), (n, r) in zip(ends, lease.widths, strict=True)]
         return placed
 
     def _apply(self, order: Sequence[Lease], moves: Sequence[tuple[list[Move], ...]], room: int) -> None:
@@ -248,7 +249,7 @@ class KvArena:
         if not idle or self.capacity < _ROOMY * self._capacity_lately.look(capacity):
             capacity = max(capacity, self.capacity)
         needed = [
-            tuple(sum(lease.widths[trunk][side] for lease in order) for side in (0, 1))
+            tuple(sum(lease.widths[trunk][side] for lease in order) for side in _SIDES)
             for trunk in range(len(self._groups))
         ]
         for trunk, (groups, widths, sides) in enumerate(zip(self._groups, needed, moves, strict=True)):

@@ -46,7 +46,7 @@ def _member(slot: Slot) -> Member:
 def _trunk_part(
     trunk: int, ordered: Sequence[tuple[int, Slot]], lengths: Mapping[int, int] | None, only: int | None
 ) -> TrunkPart:
-    """What slots read on a trunk; where they have no row there, one row reads a token that nobody looks at."""
+    """What slots read on a trunk. Where they have no row there, one row reads one token: an input is never empty."""
     prompts: list[PromptPart] = []
     rows: list[RowPart] = []
     for number, slot in ordered:

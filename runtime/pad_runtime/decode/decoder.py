@@ -97,14 +97,14 @@ class Decoder:
         parts by as many calls, and the step after the last one takes in the last part and chooses at once.
 
         Args:
-            slot: whose prompts.
+            slot: one of this decoder.
             ids: new tokens by prompt.
             cancellation: ends the computation before the graph's next operator.
 
         Raises:
-            PromptError: there is no such prompt, no room, or no such token; the slot knows what it knew before.
+            PromptError: there is no such prompt, no room, or no such token; nothing is appended.
             OutOfMemoryError: the caches or the computation do not fit.
-            CancelledError: it was cancelled; the slot knows what it knew before.
+            CancelledError: it was cancelled; nothing is appended.
         """
         self._check([slot])
         new = {prompt: self._limits.token_ids(part) for prompt, part in ids.items() if len(part)}
@@ -119,7 +119,7 @@ class Decoder:
         """Forget tokens at the end of prompts.
 
         Args:
-            slot: whose prompts.
+            slot: one of this decoder.
             lengths: tokens that stay, by prompt.
 
         Raises:
@@ -134,8 +134,9 @@ class Decoder:
 
         Args:
             slot: where it goes on from.
-            sequence: of the new slot; None is the same. A prompt keeps its cache where the rows that read it are rows
-                of both sequences; elsewhere it will be computed again.
+            sequence: of the new slot; None is the same. A prompt keeps its cache where all rows that read it in the new
+                sequence are rows of the old one; elsewhere every row reads it again, one that both have among them.
+                Tokens of prompts that the new sequence has not are not carried over.
 
         Raises:
             OptionError: the bundle does not choose in such a way.
@@ -180,7 +181,7 @@ class Decoder:
         """Say which tokens a slot may choose next, and from then on until this is called again.
 
         Args:
-            slot: whose.
+            slot: one of this decoder.
             packed: a bit for each token of the vocabulary, [ceil(V / 8)] uint8, least significant first; None: all.
 
         Raises:
@@ -246,7 +247,7 @@ class Decoder:
         fresh = [group for group in groups if group[0].is_fresh]
         if not fresh:
             return self._ready(name, slots, trace).step()
-        # What can be cancelled, or may not fit, goes first: a slot has a further token when all have one.
+        # Readings may be cancelled, or not fit, so they come before the steps: all slots get a token, or none does.
         steps = [(group, self._reader.choose(name, group, trace, cancellation)) for group in fresh]
         ready = [self._ready(name, group, trace) for group in groups if group not in fresh]
         steps += [(each.slots, each.step()) for each in ready]
@@ -266,11 +267,11 @@ class Decoder:
             return ready
         for slot in slots:
             self._touch(slot)
-        leases = self._gather(slots)
+        ordered = self._gather(slots)
         binder, graph = self._binder, self._binder.graph(name)
-        batch = next_batch(slots, leases, len(binder.trunks(name)))
+        batch = next_batch(slots, ordered, len(binder.trunks(name)))
         arrays, adapters = binder.arrays(name, batch, capacity=binder.capacity), binder.adapters(name, batch)
-        windows = binder.windows(name, leases)
+        windows = binder.windows(name, ordered)
         shapes = trace_shapes(batch) if trace else {}
         sizes = [(each, array.shape) for each, array in arrays.items()]
         # A run keeps its adapters, and as long as it is kept, their ids are no others'.
@@ -327,7 +328,7 @@ class Decoder:
         return [by_lease[lease] for lease in leases]
 
     def _touch(self, slot: Slot) -> None:
-        """What is ready for a slot is so no more."""
+        """End the ready step that a slot is in, if it is in one: the slot has changed, or is about to."""
         if slot.ready is not None:
             slot.ready.end()
 

@@ -38,7 +38,7 @@ class Reader:
         traces: list[SequenceTrace] = []
         for group in even(slots):
             batch = next_batch(group, group, len(self._binder.trunks(name)))
-            ids, weighed = self._run(name, batch, self._binder.windows(name, group), trace, cancellation)
+            ids, weighed = self._run(name, batch, self._binder.windows(name, group), cancellation, trace=trace)
             chosen += ids
             traces += split_trace(batch, weighed) if trace else []
         return Chosen(chosen, lambda: traces)
@@ -61,7 +61,7 @@ class Reader:
         )
         for rows in [None] if together else rows_in_turn(slot.sequence, num_trunks, lengths):
             batch = next_batch((slot,), (slot,), num_trunks, lengths=lengths, rows=rows)
-            self._run(name, batch, self._binder.windows(name, (slot,), rows=rows), False, cancellation)
+            self._run(name, batch, self._binder.windows(name, (slot,), rows=rows), cancellation)
         for prompt, length in lengths.items():
             cached[prompt] = length
 
@@ -70,7 +70,7 @@ class Reader:
         self._last = None
 
     def _run(
-        self, name: str, batch: Batch, windows: Windows, trace: bool, cancellation: Cancellation
+        self, name: str, batch: Batch, windows: Windows, cancellation: Cancellation, *, trace: bool = False
     ) -> tuple[list[int], dict[str, Array]]:
         """Run a graph once; the chosen ids, and what was weighed."""
         graph, memory = self._binder.graph(name), self._binder.memory
@@ -84,7 +84,7 @@ class Reader:
         bound = {value.name: outputs[value.name] for value in graph.outputs if value.name in outputs}
         ordered = {value.name: inputs[value.name] for value in graph.inputs}
         run = ids.bind(graph.bind(ordered, bound, repeated=False, cancellation=cancellation))
-        self._last = (ordered, bound, run)  # kept until the next one: to free them is to wait for the device
+        self._last = (ordered, bound, run)  # until the next run, for freeing device memory waits for this one
         try:
             if ids.ahead:  # the run is put on the device's stream and returns at once
                 run()

@@ -64,10 +64,6 @@ class Slot:
         known = self._known[prompt]
         return self._ids[prompt][start : known if stop is None else min(stop, known)]
 
-    def pending(self, prompt: int) -> int:
-        """How many tokens of a prompt are not in the cache."""
-        return self._known[prompt] - self.lease.cached[prompt]
-
     def check_room(self, new: Mapping[int, Sequence[int]]) -> None:
         """Whether prompts can go on with so many tokens.
 
@@ -136,8 +132,9 @@ class Slot:
         self.sequence, self.noise, self.step = sequence, NoiseTape(sequence.sampling), 0
 
     def trade(self, other: Slot) -> None:
-        """Trade everything but the identity with another slot, and begin a reply."""
-        mine, theirs = vars(self), vars(other)
-        for name in ("sequence", "lease", "_ids", "_known"):
-            mine[name], theirs[name] = theirs[name], mine[name]
+        """Trade sequence, rows of the arena and tokens with another slot, and begin a reply."""
+        self.sequence, other.sequence = other.sequence, self.sequence
+        self.lease, other.lease = other.lease, self.lease
+        self._ids, other._ids = other._ids, self._ids
+        self._known, other._known = other._known, self._known
         self.change(self.sequence)

@@ -1,4 +1,4 @@
-"""Memory that graphs read and write: on the host, or on a CUDA device. Whoever runs a graph binds its address."""
+"""Memory that graphs read and write: on the host, or on a CUDA device. A run is bound to its address."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pad_runtime.bundle import contract
 from pad_runtime.rows.noise import NoiseTape
 from pad_runtime.rows.row import Reading, Row
 from pad_runtime.rows.sequence import Sequence as RowSequence
@@ -18,7 +19,7 @@ class PromptPart:
     """New tokens of one prompt.
 
     Attributes:
-        sequence: whose prompt, as an index into the batch.
+        sequence: that it is of, as an index into the batch.
         ids: the new tokens.
         past: how many tokens of it are in the cache.
     """
@@ -33,7 +34,7 @@ class RowPart:
     """One row that runs.
 
     Attributes:
-        sequence: whose row, as an index into the batch.
+        sequence: that it is of, as an index into the batch.
         index: of the row in its sequence.
         row: what it is.
         prompt: which prompt part of the trunk it reads.
@@ -82,8 +83,8 @@ class ReadingPart:
 
     Attributes:
         row: index into the rows of the trunk.
-        sequence: whose scores it adds to.
-        persrm: whose feature heads it mixes, if the reading has weights.
+        sequence: that it adds to the scores of.
+        persrm: that the feature heads are of which it mixes, if the reading has weights.
         reading: weights and coefficient.
     """
 
@@ -119,8 +120,8 @@ class Batch:
         return max(member.sequence.sampling.top_k for member in self.members)
 
     def reads(self, trunk: int) -> bool:
-        """Whether rows of a trunk have readings: with trunks of their own for the rewards, the base's has none."""
-        return trunk > 0 or len(self.trunks) == 1
+        """Whether rows of a trunk have readings."""
+        return contract.takes_readings(trunk, len(self.trunks))
 
     def readings(self, trunk: int) -> tuple[ReadingPart, ...]:
         """Readings of the rows on a trunk, the base's own left out; never empty."""

@@ -125,7 +125,7 @@ class ScoreInputs:
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(of_base, (len(scored),))
         for index, texts in enumerate(trunks):
             arrays |= self._trunk(index, texts, active)
-            if index or len(trunks) == 1:
+            if contract.takes_readings(index, len(trunks)):
                 trunk = self._manifest.trunks[index]
                 num_heads = len(self._heads.features(trunk, active)) if trunk.has_features else 0
                 name = contract.trunk_prefix(trunk.name) + contract.READING_LOG_PROBS
@@ -156,7 +156,7 @@ class ScoreInputs:
         return own, place(info.reference_trunk, None, plain)
 
     def _trunk(self, index: int, texts: _Texts, active: tuple[int, ...]) -> dict[str, Array]:
-        """Inputs of one trunk. With nothing to read, one row reads one token, and nobody looks at it."""
+        """Inputs of one trunk. With nothing to read, one row reads one token: an input is never empty."""
         trunk = self._manifest.trunks[index]
         at = contract.trunk_prefix(trunk.name)
         read, rows = list(texts.texts) or [(0,)], list(texts.rows) or [Row(index, 0)]
