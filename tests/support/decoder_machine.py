@@ -439,7 +439,9 @@ class DecoderMachine(RuleBasedStateMachine):
             values = choose(again.candidates, again.scores, book.sequence.sampling, book.step).values
             behind = values[alone] - values.get(token, -np.inf)
             assert self.world.rounds, f"{token} in the batch and {alone} alone, by {behind}"
-            assert behind <= ROUNDED * max(1.0, float(np.abs(again.scores).max())), f"{token} in the batch and {alone} alone, by {behind}"
+            assert behind <= ROUNDED * max(1.0, float(np.abs(again.scores).max())), (
+                f"{token} in the batch and {alone} alone, by {behind}"
+            )
             self.tally.near_ties += 1
             book.happened()
         if trace is not None and not self.world.rounds:

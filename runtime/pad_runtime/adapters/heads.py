@@ -41,6 +41,14 @@ class FeatureHeads:
         """
         return self._kept.get((trunk.name, columns), lambda: self._upload(trunk, columns))
 
+    def arrays(self, trunk: TrunkInfo, columns: HeadColumns) -> dict[str, Array]:
+        """The same as arrays."""
+        at = contract.trunk_prefix(trunk.name)
+        return {
+            at + name: np.stack([self._head(key, *column) for column in columns])
+            for name, key in ((contract.FEATURE_HEADS, HEADS), (contract.FEATURE_BIASES, BIASES))
+        }
+
     def features(self, trunk: TrunkInfo, owners: Iterable[int]) -> HeadColumns:
         """Every feature of some PersRMs of a trunk."""
         return tuple(
@@ -75,11 +83,7 @@ class FeatureHeads:
         return values
 
     def _upload(self, trunk: TrunkInfo, columns: HeadColumns) -> dict[str, Buffer]:
-        at = contract.trunk_prefix(trunk.name)
-        return {
-            at + name: self._memory.upload(np.stack([self._head(key, *column) for column in columns]))
-            for name, key in ((contract.FEATURE_HEADS, HEADS), (contract.FEATURE_BIASES, BIASES))
-        }
+        return {name: self._memory.upload(array) for name, array in self.arrays(trunk, columns).items()}
 
     def _head(self, key: str, owner: int, which: int | tuple[float, ...]) -> Array:
         values = self._files.head(owner)[key]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy.typing as npt
 
 from pad_runtime.adapters.factors import LoraFactors
-from pad_runtime.adapters.heads import FeatureHeads
+from pad_runtime.adapters.heads import FeatureHeads, HeadColumns
 from pad_runtime.adapters.persrm_files import PersrmFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import BundleFiles
@@ -34,6 +34,8 @@ class Binder:
         manifest, files: the bundle's.
         memory: makes the buffers.
         arena: where the KV caches are.
+        captures: whether steps are captured: feature heads are then copied into buffers of each run, so that another
+            preference needs no other capture. Elsewhere all runs are bound to one set of them.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Binder:
         files: BundleFiles,
         memory: DeviceMemory,
         arena: KvArena,
+        *,
+        captures: bool,
     ) -> None:
-        self.graph, self.memory = graph, memory
+        self.graph, self.memory, self._copies_heads = graph, memory, captures
         self._manifest, self._arena = manifest, arena
         persrms = PersrmFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, memory)
@@ -81,21 +85,31 @@ class Binder:
         return inputs, outputs
 
     def adapters(self, name: str, batch: Batch) -> dict[str, Buffer]:
-        """LoRA factors and feature heads, by input name; the base's own graph takes none.
+        """LoRA factors, and feature heads where they are not copied, by input name; the base's own graph takes none.
 
         They are the same buffers for the same ones, as long as they are kept.
         """
         if name == contract.BASE_GRAPH:
             return {}
-        values = self._factors.buffers(batch.active)
-        for index, trunk in enumerate(self.trunks(name)):
-            if trunk.has_features and batch.reads(index):
-                values |= self._heads.buffers(trunk, self._heads.columns(trunk, batch.readings(index)))
+        values = dict(self._factors.buffers(batch.active))
+        if not self._copies_heads:
+            for trunk, columns in self._columns(name, batch):
+                values |= self._heads.buffers(trunk, columns)
         return values
 
     def arrays(self, name: str, batch: Batch, *, capacity: int | None = None) -> dict[str, Array]:
         """All other inputs, by name; `capacity` as in `InputBuilder.arrays`."""
-        return self._builder.arrays(batch, {value.name for value in self.graph(name).inputs}, capacity=capacity)
+        values = self._builder.arrays(batch, {value.name for value in self.graph(name).inputs}, capacity=capacity)
+        if self._copies_heads and name == contract.STEP_GRAPH:
+            for trunk, columns in self._columns(name, batch):
+                values |= self._heads.arrays(trunk, columns)
+        return values
+
+    def _columns(self, name: str, batch: Batch) -> Iterator[tuple[TrunkInfo, HeadColumns]]:
+        """The heads of each trunk that has any."""
+        for index, trunk in enumerate(self.trunks(name)):
+            if trunk.has_features and batch.reads(index):
+                yield trunk, self._heads.columns(trunk, batch.readings(index))
 
     def state(self, name: str) -> dict[str, str]:
         """The output that becomes an input of the next step, by input name."""

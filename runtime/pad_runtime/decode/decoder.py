@@ -59,7 +59,7 @@ class Decoder:
         self._manifest, self._freezes = manifest, provider.freezes_host_inputs
         self._limits = Limits(manifest)
         self._arena = KvArena(manifest, memory, block=_block(provider, manifest), before_resize=self._let_go)
-        self._binder = Binder(graph, manifest, files, memory, self._arena)
+        self._binder = Binder(graph, manifest, files, memory, self._arena, captures=self._freezes)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
         self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_CAPTURES if self._freezes else _KEPT_RUNS)
         self._slots: set[Slot] = set()
