@@ -15,7 +15,7 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PromptError
 from pad_runtime.rows.plan import Plan
-from pad_runtime.rows.sequence import MAX_STRENGTH, Sampling, Sequence
+from pad_runtime.rows.sequence import MAX_STRENGTH, Sampling, SequenceSpec
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Request:
         reply: what the chosen ids become.
     """
 
-    sequence: Sequence
+    sequence: SequenceSpec
     prompts: tuple[tuple[int, ...], ...]
     room: int
     reply: Reply

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.rows.sequence import Controls, Sampling
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 
 Array = npt.NDArray[Any]
 _BLOCK = 256  # steps of noise that are drawn at once
@@ -32,7 +31,7 @@ class Choice:
 
 
 def weigh(
-    sequence: RowSequence,
+    sequence: SequenceSpec,
     logits: Callable[[int], Array],
     *,
     prompt: Sequence[int],

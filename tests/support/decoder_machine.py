@@ -25,8 +25,7 @@ from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import CancelledError, OutOfMemoryError, PromptError
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Row
-from pad_runtime.rows.sequence import Controls, Sampling
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support.choice_oracle import Choice, choose, weigh
 from tests.support.decoder_worlds import World
 from tests.support.torch_oracle import tolerance
@@ -66,7 +65,7 @@ class Book:
     """
 
     slot: Slot
-    sequence: RowSequence
+    sequence: SequenceSpec
     room: int
     prompts: list[list[int]]
     step: int = 0
@@ -497,7 +496,7 @@ class DecoderMachine(RuleBasedStateMachine):
 
     def changed(
         self, book: Book, person: int | None, sampling: Sampling | None, controls: Controls | None
-    ) -> RowSequence:
+    ) -> SequenceSpec:
         """The sequence of a book with something else; itself where nothing is."""
         if person is not None:
             plan = self.plan(person)
@@ -510,7 +509,7 @@ class DecoderMachine(RuleBasedStateMachine):
             controls=controls or book.sequence.controls,
         )
 
-    def carried(self, book: Book, sequence: RowSequence) -> list[list[int]]:
+    def carried(self, book: Book, sequence: SequenceSpec) -> list[list[int]]:
         """What another sequence in the same place knows: prompts of the same numbers."""
         prompts = copy.deepcopy(book.prompts[: sequence.num_prompts])
         return prompts + [[] for _ in range(sequence.num_prompts - len(prompts))]

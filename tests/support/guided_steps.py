@@ -11,8 +11,7 @@ from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
 from pad_runtime.rows.plan import Plan, Reward, plan_rows
-from pad_runtime.rows.sequence import Controls, Sampling
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support.torch_oracle import TorchModel
 
 # Of the base and of the reward: ragged, and one of a single token.
@@ -39,7 +38,7 @@ class Models:
 class Asked:
     """What a slot is opened with, and reads."""
 
-    sequence: RowSequence
+    sequence: SequenceSpec
     prompts: tuple[tuple[int, ...], ...]
     room: int
 

@@ -18,7 +18,7 @@ from pad_runtime.decode.kv_group import KvGroup, Move, Window
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import OutOfMemoryError
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import SequenceSpec
 
 Array = npt.NDArray[Any]
 _SIDES = (0, 1)  # of a trunk: below its first adapter, and above it
@@ -98,7 +98,7 @@ class KvArena:
 
     # -- leases -------------------------------------------------------------------------------------------------------
 
-    def lend(self, sequence: RowSequence) -> Lease:
+    def lend(self, sequence: SequenceSpec) -> Lease:
         """Rows for a sequence: those of a lease of the same widths that was given back, or new ones at the end."""
         trunks = range(len(self._manifest.trunks))
         lease = Lease(

@@ -8,7 +8,7 @@ from itertools import groupby, zip_longest
 from pad_runtime.decode.slot import Slot
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
 from pad_runtime.rows.row import Row
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import SequenceSpec
 
 _PADDED = 1.5  # times the tokens of prompts that are read together
 
@@ -66,7 +66,7 @@ def _trunk_part(
     return TrunkPart(tuple(prompts), tuple(rows))
 
 
-def rows_in_turn(sequence: RowSequence, num_trunks: int, prompts: Mapping[int, int]) -> list[list[int]]:
+def rows_in_turn(sequence: SequenceSpec, num_trunks: int, prompts: Mapping[int, int]) -> list[list[int]]:
     """Rows whose prompts have new tokens, one of each trunk at a time; -1 where a trunk has no more of them."""
     waiting = [
         [row for row in sequence.rows_on(trunk) if sequence.rows[row].prompt in prompts] for trunk in range(num_trunks)
@@ -74,7 +74,7 @@ def rows_in_turn(sequence: RowSequence, num_trunks: int, prompts: Mapping[int, i
     return [list(turn) for turn in zip_longest(*waiting, fillvalue=-1)]
 
 
-def row_origins(source: RowSequence, target: RowSequence, trunk: int) -> list[int | None]:
+def row_origins(source: SequenceSpec, target: SequenceSpec, trunk: int) -> list[int | None]:
     """By row of the target on a trunk: the same row's place in the source."""
     places = {source.rows[row]: number for number, row in enumerate(source.rows_on(trunk))}
     return [places.get(target.rows[row]) for row in target.rows_on(trunk)]

@@ -31,7 +31,7 @@ from pad_runtime.decode.trace import split_trace, trace_shapes
 from pad_runtime.devices.ids import BYTES_PER_ID
 from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import OutOfMemoryError, PromptError
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import SequenceSpec
 
 _BLOCK, _CAPTURED_BLOCK = 64, 256  # slots; with another capacity a step is captured anew
 _KEPT_RUNS, _KEPT_CAPTURES = 4, 16  # runs that other sequences can go on with, in the same rows of the arena
@@ -72,7 +72,7 @@ class Decoder:
 
     # -- slots --------------------------------------------------------------------------------------------------------
 
-    def open(self, sequence: RowSequence, room: int) -> Slot:
+    def open(self, sequence: SequenceSpec, room: int) -> Slot:
         """Take rows of the arena for a sequence; nothing is computed.
 
         Args:
@@ -129,7 +129,7 @@ class Decoder:
         slot.cut(lengths)
         self._touch(slot)
 
-    def fork(self, slot: Slot, sequence: RowSequence | None = None) -> Slot:
+    def fork(self, slot: Slot, sequence: SequenceSpec | None = None) -> Slot:
         """Open another slot that knows what a slot knows, with a copy of its cache.
 
         Args:
@@ -159,7 +159,7 @@ class Decoder:
         self._arena.fork(slot.lease, other.lease, origins)
         return other
 
-    def adopt(self, slot: Slot, sequence: RowSequence) -> None:
+    def adopt(self, slot: Slot, sequence: SequenceSpec) -> None:
         """Go on with another sequence in a slot, as `fork` would: another preference, or another way to choose.
 
         A reply begins: steps are counted anew.

@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PromptError
-from pad_runtime.rows.sequence import MAX_STRENGTH
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import MAX_STRENGTH, SequenceSpec
 
 
 class Limits:
@@ -23,7 +22,7 @@ class Limits:
         whole, rest = divmod(manifest.vocab_size, 8)
         self._all_allowed = np.array([0xFF] * whole + [(1 << rest) - 1] * bool(rest), np.uint8)
 
-    def check_sequence(self, sequence: RowSequence) -> None:
+    def check_sequence(self, sequence: SequenceSpec) -> None:
         """Whether the bundle decodes a sequence.
 
         Raises:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pad_runtime.decode.arena import Lease
 from pad_runtime.errors import PromptError
 from pad_runtime.rows.noise import NoiseTape
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import SequenceSpec
 
 if TYPE_CHECKING:
     from pad_runtime.decode.ready import ReadyStep
@@ -31,7 +31,7 @@ class Slot:
         ready: the step that is ready to go on with it, if there is one.
     """
 
-    def __init__(self, sequence: RowSequence, lease: Lease, room: int) -> None:
+    def __init__(self, sequence: SequenceSpec, lease: Lease, room: int) -> None:
         self.sequence, self.lease, self.room = sequence, lease, room
         self.step = 0
         self.noise = NoiseTape(sequence.sampling)
@@ -127,7 +127,7 @@ class Slot:
             if prompt not in range(len(self._known)):
                 raise PromptError(f"prompt {prompt}", expected=f"0 to {len(self._known) - 1}, those of its sequence")
 
-    def change(self, sequence: RowSequence) -> None:
+    def change(self, sequence: SequenceSpec) -> None:
         """Another sequence of the same rows."""
         self.sequence, self.noise, self.step = sequence, NoiseTape(sequence.sampling), 0
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pad_runtime.bundle import contract
 from pad_runtime.rows.noise import NoiseTape
 from pad_runtime.rows.row import Reading, Row
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import SequenceSpec
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Member:
         allowed: packed bits of the tokens that may be chosen, [ceil(V / 8)] uint8, least significant first; None: all.
     """
 
-    sequence: RowSequence
+    sequence: SequenceSpec
     step: int
     prompt_ids: Sequence[int]
     chosen_ids: Sequence[int]

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
 from pad_runtime.rows.row import Reading, Row
-from pad_runtime.rows.sequence import Controls, Sampling
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 
 _BASE = Row(0, 0)
 _Weights = tuple[float, ...]
@@ -44,7 +43,7 @@ class Plan:
     """Rows and readings of one sequence.
 
     Attributes:
-        rows, readings: as of a `Sequence`.
+        rows, readings: as of a `SequenceSpec`.
         prompts: token ids by prompt; the first is the base's.
     """
 
@@ -52,9 +51,9 @@ class Plan:
     readings: tuple[Reading, ...]
     prompts: tuple[tuple[int, ...], ...]
 
-    def sequence(self, sampling: Sampling, controls: Controls | None = None) -> RowSequence:
+    def sequence(self, sampling: Sampling, controls: Controls | None = None) -> SequenceSpec:
         """The sequence, to be opened in a decoder."""
-        return RowSequence(self.rows, self.readings, sampling, controls or Controls())
+        return SequenceSpec(self.rows, self.readings, sampling, controls or Controls())
 
     def cached_positions(self, index: int, trunk: TrunkInfo, lengths: Sequence[float]) -> float:
         """Positions in the caches of all layers of a trunk, where each prompt has come to a length of `lengths`."""

@@ -56,7 +56,7 @@ class Controls:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class SequenceSpec:
     """What one text is decoded by.
 
     Attributes:

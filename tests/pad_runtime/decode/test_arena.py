@@ -21,8 +21,7 @@ from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import OutOfMemoryError
 from pad_runtime.rows.row import Row
-from pad_runtime.rows.sequence import Sampling
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import Sampling, SequenceSpec
 
 Array = npt.NDArray[Any]
 # On two trunks of three layers, whose first one keeps a row for each prompt.
@@ -35,8 +34,8 @@ SEQUENCES = {
 }
 
 
-def sequence(name: str) -> RowSequence:
-    return RowSequence(SEQUENCES[name], (), Sampling(top_k=1))
+def sequence(name: str) -> SequenceSpec:
+    return SequenceSpec(SEQUENCES[name], (), Sampling(top_k=1))
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
 from pad_runtime.rows.noise import NoiseTape
 from pad_runtime.rows.row import Reading, Row
-from pad_runtime.rows.sequence import Controls, Sampling
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support import tiny_bundles, tiny_models
 
 PLAIN, MANY = 0, 1  # PersRMs: an adapter of rank 4 alone; one of rank 5 with three features
@@ -72,13 +71,13 @@ def heads(bundle: Path) -> Heads:
 
 
 def member(
-    sequence: RowSequence, *, step: int = 0, prompt: tuple[int, ...] = (), chosen: tuple[int, ...] = ()
+    sequence: SequenceSpec, *, step: int = 0, prompt: tuple[int, ...] = (), chosen: tuple[int, ...] = ()
 ) -> Member:
     return Member(sequence, step, prompt, chosen, NoiseTape(sequence.sampling))
 
 
-ALONE = RowSequence((Row(0, 0),), (Reading(0, (), 1.0),), Sampling(top_k=5))
-GUIDED = RowSequence(
+ALONE = SequenceSpec((Row(0, 0),), (Reading(0, (), 1.0),), Sampling(top_k=5))
+GUIDED = SequenceSpec(
     (Row(0, 0), Row(0, 1, MANY)),
     (Reading(0, (), -1.5), Reading(1, (0.5, -1.0, 2.0), 2.5)),
     Sampling(top_k=40, temperature=0.7, top_p=0.9, min_p=0.05, seed=9, offer_end=True),

@@ -13,8 +13,7 @@ from pad_runtime.decode.decoder import Decoder
 from pad_runtime.errors import OptionError, PromptError
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Reading
-from pad_runtime.rows.sequence import MAX_STRENGTH, Controls
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import MAX_STRENGTH, Controls, SequenceSpec
 from tests.support.guided_steps import ask, open_slots, run, step_together
 
 
@@ -38,11 +37,11 @@ def test_ids_may_come_in_any_sequence(bundle: Bundle, decoder: Decoder) -> None:
         assert step_together(decoder, [slot], 4) == expected
 
 
-def sampled(**changes: Any) -> Callable[[RowSequence], RowSequence]:
+def sampled(**changes: Any) -> Callable[[SequenceSpec], SequenceSpec]:
     return lambda sequence: replace(sequence, sampling=replace(sequence.sampling, **changes))
 
 
-def biased(bias: dict[int, float]) -> Callable[[RowSequence], RowSequence]:
+def biased(bias: dict[int, float]) -> Callable[[SequenceSpec], SequenceSpec]:
     return lambda sequence: replace(sequence, controls=Controls(bias=bias))
 
 
@@ -62,7 +61,7 @@ def biased(bias: dict[int, float]) -> Callable[[RowSequence], RowSequence]:
     ],
 )
 def test_a_sequence_that_the_bundle_does_not_decode(
-    bundle: Bundle, decoder: Decoder, change: Callable[[RowSequence], RowSequence], given: str
+    bundle: Bundle, decoder: Decoder, change: Callable[[SequenceSpec], SequenceSpec], given: str
 ) -> None:
     """However it comes: nothing is lent, and what was there goes on."""
     (asked,) = ask(bundle.manifest, 0, temperature=1.0)
