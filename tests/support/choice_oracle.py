@@ -1,4 +1,4 @@
-"""What a step chooses, in NumPy and float64: penalties, bias, mask, candidates, readings, and the choice among them."""
+"""What a slot's step chooses, in NumPy and float64, and how far that is from another choice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
+from pad_runtime.rows.sequence import Sampling, SequenceSpec
+from tests.support.hand_fed import Asked
+from tests.support.step_formula import control
 
 Array = npt.NDArray[Any]
 _BLOCK = 256  # steps of noise that are drawn at once
@@ -49,10 +51,19 @@ def weigh(
         ends: tokens that are candidates at every step where they are offered.
     """
     z = logits(0).astype(np.float64)
-    controlled = _control(z, sequence.controls, prompt, chosen)
-    if allowed is not None:
-        bits = np.unpackbits(allowed, bitorder="little")[: len(z)]
-        controlled = np.where(bits == 1, controlled, -np.inf)
+    controls = sequence.controls
+    asked = Asked(
+        rows=(),
+        bias=controls.bias,
+        allowed=None
+        if allowed is None
+        else np.flatnonzero(np.unpackbits(allowed, bitorder="little")[: len(z)]).tolist(),
+        repetition_penalty=controls.repetition_penalty,
+        presence_penalty=controls.presence_penalty,
+        frequency_penalty=controls.frequency_penalty,
+        history=(prompt, ()),
+    )
+    controlled = control(z, asked, chosen)
     order = controlled.copy()
     if sequence.sampling.offer_end:
         order[list(ends)] += 1e9
@@ -94,20 +105,6 @@ def gumbel(sampling: Sampling, step: int) -> Array:
     blocks = [generator.gumbel(size=(_BLOCK, sampling.top_k)) for _ in range(step // _BLOCK + 1)]
     noise: Array = blocks[-1][step % _BLOCK].astype(np.float32)
     return noise
-
-
-def _control(z: Array, controls: Controls, prompt: Sequence[int], chosen: Sequence[int]) -> Array:
-    result = z.copy()
-    written = sorted({*prompt, *chosen})
-    repeated = z[written]
-    result[written] = np.where(
-        repeated > 0, repeated / controls.repetition_penalty, repeated * controls.repetition_penalty
-    )
-    counts = np.bincount(np.array(chosen, np.int64), minlength=len(z))
-    result -= controls.presence_penalty * (counts > 0) + controls.frequency_penalty * counts
-    for token, bias in controls.bias.items():
-        result[token] += bias
-    return result
 
 
 def _best(ids: Array, values: Array, margin: float) -> Choice:

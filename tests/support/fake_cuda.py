@@ -7,7 +7,6 @@ overwritten and never used again, and what a capture recorded runs only when it 
 from __future__ import annotations
 
 import ctypes
-import gc
 import re
 import sys
 import types
@@ -71,7 +70,6 @@ class FakeRuntime(types.ModuleType):
 
     def let_go(self) -> None:
         """Memory that was given back may be used again from now on."""
-        gc.collect()
         self._gone.clear()
 
     def enqueue(self, work: Callable[[], None]) -> None:

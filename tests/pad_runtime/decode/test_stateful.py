@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import hypothesis
 import numpy as np
@@ -18,7 +19,7 @@ from pad_runtime.decode.arena import KvArena, Lease
 from pad_runtime.decode.kv_group import Move, Window
 from pad_runtime.decode.run import Run
 from pad_runtime.decode.slot import Slot
-from pad_runtime.devices.ort import provider as ort_provider
+from pad_runtime.devices.ort.execution_provider import EXECUTION_PROVIDERS
 from tests.support import fake_cuda, fake_onnxruntime, fake_tensorrt
 from tests.support.decoder_machine import NUM_EVENTS, DecoderMachine, Tally
 from tests.support.decoder_worlds import KINDS, Models, World
@@ -41,8 +42,8 @@ def load(models: Models, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Wor
             return World.load(models, name)
         runtime = fake_cuda.install(monkeypatch)
         if device == "cuda":
-            entry = replace(ort_provider._ENTRIES["cuda"], float_types=("float32",))
-            monkeypatch.setitem(ort_provider._ENTRIES, "cuda", entry)
+            on_cuda = replace(EXECUTION_PROVIDERS["cuda"], float_types=("float32",))
+            monkeypatch.setitem(EXECUTION_PROVIDERS, "cuda", on_cuda)
             fake_onnxruntime.install(monkeypatch.setattr, runtime)
         else:
             monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_module(runtime))
@@ -153,11 +154,16 @@ def shift_the_window(patch: pytest.MonkeyPatch) -> None:
 
 
 def keep_an_input(name: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """A run in the same place has what the one before was given."""
+    """A run in the same place has what it was made with, whoever is there now."""
 
     def keep(patch: pytest.MonkeyPatch) -> None:
         real = Run.load
-        patch.setattr(Run, "load", lambda self, arrays: real(self, {**arrays, name: self._loaded[name]}))
+        made_with: WeakKeyDictionary[Run, Any] = WeakKeyDictionary()
+
+        def load(self: Run, arrays: Mapping[str, Any]) -> None:
+            real(self, {**arrays, name: made_with.setdefault(self, arrays[name].copy())})
+
+        patch.setattr(Run, "load", load)
 
     return keep
 
