@@ -96,8 +96,8 @@ def _num_rows(manifest: Manifest, request: ScoreRequest) -> int:
 
 
 def _floats_per_token(manifest: Manifest, request: ScoreRequest, top_k: int) -> int:
-    """Numbers that scoring one token takes behind the layers."""
+    """Numbers that scoring one token takes behind the layers; logits over the vocabulary stand beside their softmax."""
     hidden = max(trunk.hidden_size for trunk in manifest.trunks)
     columns = 1 + sum(len(persrm.features) for persrm in manifest.persrms)
     readings = _num_rows(manifest, request) - 1
-    return manifest.vocab_size + readings * (min(top_k, manifest.vocab_size) + columns) * hidden
+    return 2 * manifest.vocab_size + readings * (min(top_k, manifest.vocab_size) + columns) * hidden
