@@ -1,7 +1,7 @@
 """phi of the score graph against training's own, on held-out replies of the shipped PersRM's training data.
 
 100 replies of the pairs that training measured itself on, and never trained on; T is training's 64 candidates. The
-other side is the torch model in fp32 (RewardModel.refer and forward) with the shipped adapter and head. The fp32 bundle
+other side is the torch model in fp32 (RewardModel.run_base and forward) with the shipped adapter and head. The fp32 bundle
 must agree to 1e-4 wherever T is determined: where the base's 64th and 65th likeliest tokens are as good as tied, rounding
 decides which of them is in T, and phi is another number. Of the int4 bundle the largest difference is told, and Spearman's rank correlation, of tokens and of
 whole replies. What must not agree stands beside it: another normaliser, the adapter off, and replies shifted by one
@@ -99,7 +99,7 @@ def trained(model: RewardModel, examples: Sequence[Example], top_k: int) -> tupl
     for start in range(0, len(examples), _BATCH):
         some = examples[start : start + _BATCH]
         plain = make_batch(some, plain=True)
-        phi.append(model(model.hidden(make_batch(some)), model.refer(plain, top_k))[..., 0].T)
+        phi.append(model(model.hidden(make_batch(some)), model.run_base(plain, top_k))[..., 0].T)
         with model.trunk.disable_adapter():
             logits = model.backbone.logits(model.hidden(plain))
         own = plain.targets[:, None]
@@ -118,7 +118,7 @@ def over_vocabulary(model: RewardModel, examples: Sequence[Example], log_probs: 
     for example in examples:
         batch = make_batch([example])
         hidden = model.hidden(batch)
-        changed = hidden + hidden @ model.head.transpose(1, 2) + model.bias[:, None]  # [d, n, hidden]
+        changed = hidden + hidden @ model.head_change.transpose(1, 2) + model.bias[:, None]  # [d, n, hidden]
         targets = batch.targets.expand(len(changed), -1)[..., None]
         found.append(model.backbone.logits(changed).log_softmax(-1).gather(-1, targets)[..., 0].T)
     return np.asarray(torch.cat(found)) - log_probs[:, None]

@@ -9,7 +9,7 @@ from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.text.prompt import EncodedPrompt, Prompt, PromptEncoder
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import PreferenceError
-from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
 from pad_runtime.rows.sequence import MAX_STRENGTH
 
 _MAX_WEIGHT = {
@@ -33,7 +33,7 @@ class RowPlanner:
         beta: float,
         base_sees_preference: bool,
         template_args: Mapping[str, Any],
-    ) -> Plan:
+    ) -> RowPlan:
         """Rows and readings, the base's first; without a preference that is all.
 
         Raises:
@@ -88,7 +88,7 @@ class RowPlanner:
     ) -> tuple[int, ...]:
         """What a reward row reads, in its PersRM's own form."""
         info = self._manifest.persrms[persrm]
-        contrast = info.trunk == self._manifest.trunks[0].name and info.adapter is None and info.head is None
+        contrast = info.trunk == self._manifest.trunks[0].name and info.adapter is None and info.feature_head is None
         if contrast and not preference.text and not isinstance(prompt, EncodedPrompt):
             raise PreferenceError(
                 "a preference without text for a bundle without a PersRM",
@@ -103,7 +103,7 @@ class RowPlanner:
         return tuple(self._encoder.encode_reward(prompt, preference.text, info.prompt_template, template_args))
 
 
-def _check_strengths(plan: Plan, max_weight: float) -> None:
+def _check_strengths(plan: RowPlan, max_weight: float) -> None:
     """What lies beyond would make scores infinite."""
     for values, limit, hint in (
         (

@@ -14,7 +14,7 @@ from pad_rt.text.stopping import StopStrings
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PromptError
-from pad_runtime.rows.plan import Plan
+from pad_runtime.rows.plan import RowPlan
 from pad_runtime.rows.sequence import MAX_STRENGTH, Sampling, SequenceSpec
 
 
@@ -85,7 +85,7 @@ class RequestMaker:
         )
         return Request(plan.sequence(sampling), plan.prompts, plan.longest + limit, reply)
 
-    def plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> Plan:
+    def plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> RowPlan:
         """Rows and readings alone."""
         return self._planner.plan(
             prompt,

@@ -32,7 +32,7 @@ _MORE = 4  # times as many cases of what can be counted: every place in a docume
 
 
 @dataclass
-class Row:
+class TargetCounts:
     """The counts of one target."""
 
     target: str
@@ -107,17 +107,17 @@ class Worker:
         return child.end() if child else 0
 
 
-def fuzz(root: Path, *, num_cases: int, seed: int, jobs: int, only: Sequence[str] = ()) -> list[Row]:
+def fuzz(root: Path, *, num_cases: int, seed: int, jobs: int, only: Sequence[str] = ()) -> list[TargetCounts]:
     """Make the inputs below `root` and try `num_cases` of each target; of those that can be counted, more or all."""
     command = [sys.executable, "-m", f"{__package__}.inputs", str(root)]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=ROOT, env={**os.environ, **_ENVIRONMENT})
-    rows: list[Row] = []
+    rows: list[TargetCounts] = []
     for kind in ("files", "disk"):
         workers = [Worker(root, kind) for _ in range(jobs)]
-        tasks: SimpleQueue[tuple[Row, int]] = SimpleQueue()
+        tasks: SimpleQueue[tuple[TargetCounts, int]] = SimpleQueue()
         for name, strict, counted in workers[0].targets:
             if not only or any(part in name for part in only):
-                row = Row(name, strict)
+                row = TargetCounts(name, strict)
                 rows.append(row)
                 for index in range(-1, min(_MORE * num_cases, counted) if counted else num_cases):
                     tasks.put((row, index))
@@ -135,7 +135,7 @@ def fuzz(root: Path, *, num_cases: int, seed: int, jobs: int, only: Sequence[str
 
 
 def _work(
-    worker: Worker, tasks: SimpleQueue[tuple[Row, int]], seed: int, lock: threading.Lock, progress: Progress
+    worker: Worker, tasks: SimpleQueue[tuple[TargetCounts, int]], seed: int, lock: threading.Lock, progress: Progress
 ) -> None:
     for row, index in _drained(tasks):
         answer = worker.ask(row.target, seed, index)
@@ -145,7 +145,7 @@ def _work(
     worker.stop()
 
 
-def _drained(tasks: SimpleQueue[tuple[Row, int]]) -> Iterator[tuple[Row, int]]:
+def _drained(tasks: SimpleQueue[tuple[TargetCounts, int]]) -> Iterator[tuple[TargetCounts, int]]:
     while True:
         try:
             yield tasks.get_nowait()
@@ -153,10 +153,10 @@ def _drained(tasks: SimpleQueue[tuple[Row, int]]) -> Iterator[tuple[Row, int]]:
             return
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[TargetCounts]) -> str:
     """The counts, a row a target, and their sum; other tokens that a row does not exclude stand in brackets."""
     head = ["target", "control", "tried", *OUTCOMES, ""]
-    total = Row("all", True, sum(row.tried for row in rows))
+    total = TargetCounts("all", True, sum(row.tried for row in rows))
     for row in rows:
         for name, count in row.counts.items():
             total.counts[name] += count if row.strict or name != "other" else 0

@@ -142,7 +142,7 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  
 _STRING, _ARRAY = 8, 9
 
 
-class GgufHeader:
+class GgufLayout:
     """Where every number and text of a GGUF header stands, by its published layout."""
 
     def __init__(self, data: bytes) -> None:
@@ -187,7 +187,7 @@ class GgufHeader:
 
 def other_field(data: bytes, rng: random.Random) -> bytes:
     """Another number, or bytes that are no text, in a GGUF header."""
-    fields = GgufHeader(data).fields
+    fields = GgufLayout(data).fields
     kind = rng.choice(sorted({field.what for field in fields}))
     field = rng.choice([field for field in fields if field.what == kind])
     if field.size in (1, 2, 4, 8) and kind not in ("key", "text", "tensor name"):

@@ -160,7 +160,7 @@ def _gguf_input(inputs: Inputs) -> Iterator[Target]:
 
 
 def _in_header(data: bytes, rng: random.Random) -> bytes:
-    size = changes.GgufHeader(data).size
+    size = changes.GgufLayout(data).size
     return changes.one_byte(data[:size], rng) + data[size:]
 
 

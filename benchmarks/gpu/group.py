@@ -14,7 +14,7 @@ from benchmarks.common.random_adapter import ask_by_weights, write_adapter
 from benchmarks.gpu.copy_bandwidth import copy_gb_s
 from benchmarks.gpu.devices import export_options
 from benchmarks.gpu.random_weights import RandomFile, RandomWeights, parameter_shapes
-from benchmarks.gpu.rows import Row
+from benchmarks.gpu.rows import Job
 from benchmarks.gpu.step_bytes import element_size, step_bytes
 from benchmarks.gpu.step_kernels import count_kernels
 from benchmarks.gpu.task import GpuTask, measured, serve_rows
@@ -64,7 +64,7 @@ def _export(task: GpuTask) -> Path:
     return bundle
 
 
-def _measure(row: Row, task: GpuTask, bundle: Bundle, generator: Generator, bandwidth: float) -> dict[str, Any]:
+def _measure(row: Job, task: GpuTask, bundle: Bundle, generator: Generator, bandwidth: float) -> dict[str, Any]:
     group, settings = task.group, task.settings
     workload = Workload(prompt_tokens=row.prompt, new_tokens=settings.new_tokens, rounds=settings.rounds)
     decoded = {

@@ -18,7 +18,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from pad_export.weights.blocks import BLOCK, Blocks
+from pad_export.weights.blocks import BLOCK_SIZE, Blocks
 from pad_export.weights.file import WeightsFile
 
 _POOL = 2**24 + 43  # numbers
@@ -47,7 +47,7 @@ class RandomWeights:
     def read_blocks(self, name: str, bits: int) -> Blocks:
         """Blocks of a matrix [out, in] that spread as its numbers would; all are symmetric, as every dialect takes."""
         rows, columns = self.shapes[name]
-        scales = torch.full((rows, columns // BLOCK), _SCALE * 6 / 2**bits)
+        scales = torch.full((rows, columns // BLOCK_SIZE), _SCALE * 6 / 2**bits)
         codes = torch.empty(rows, columns, dtype=torch.uint8, device="meta")
         return Blocks(bits, codes, scales, torch.full_like(scales, 2 ** (bits - 1), dtype=torch.uint8))
 

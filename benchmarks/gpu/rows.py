@@ -20,7 +20,7 @@ TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True)
-class Row:
+class Job:
     """One measurement: the base alone, and guided, step by step in turn."""
 
     name: str
@@ -55,10 +55,10 @@ class Group:
         return f"{at}{self.device}-{self.shape}-{self.precision}-{self.topology}"
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Job]:
         """Short prompts and single sequences first."""
         return [
-            Row(f"{self.name}-b{batch}-p{prompt}", batch, prompt)
+            Job(f"{self.name}-b{batch}-p{prompt}", batch, prompt)
             for prompt, batch in itertools.product(self.prompts, self.batches)
         ]
 

@@ -18,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
 from benchmarks.common.llama_shapes import LLAMA_SHAPES
 from benchmarks.common.records import versions
-from benchmarks.gpu.rows import Row
+from benchmarks.gpu.rows import Job
 from benchmarks.gpu.task import GpuTask, measured, serve_rows
-from pad_export.read.kv_cache import cache_argument
+from pad_export.read.cache_argument import cache_argument
 from pad_rt.bench.rounds import Spread, compare, turn
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -37,7 +37,7 @@ def _compiles(task: GpuTask) -> bool:
 class _Model:
     """One model with its cache: ids [batch, s] in, logits [batch, vocab] of the last position out."""
 
-    def __init__(self, task: GpuTask, row: Row) -> None:
+    def __init__(self, task: GpuTask, row: Job) -> None:
         group = task.group
         config = LlamaConfig(**LLAMA_SHAPES[group.shape])
         before = torch.get_default_dtype()
@@ -72,7 +72,7 @@ class _Model:
 class _Decoder:
     """Greedy decoding with the base alone, or PAD with both models."""
 
-    def __init__(self, task: GpuTask, row: Row) -> None:
+    def __init__(self, task: GpuTask, row: Job) -> None:
         self._models = [_Model(task, row) for _ in range(2)]
         self._compiled = _compiles(task)
         generator = torch.Generator().manual_seed(0)
@@ -117,7 +117,7 @@ def measure_peer(task: GpuTask) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _measure(task: GpuTask, row: Row) -> dict[str, Any]:
+def _measure(task: GpuTask, row: Job) -> dict[str, Any]:
     decoder = _Decoder(task, row)
     sides = {"base": False, task.group.topology: True}
     for guided in sides.values():

@@ -10,11 +10,11 @@ import numpy as np
 from pad_rt.bench.graph_weights import GraphWeights
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.rows.plan import Plan
+from pad_runtime.rows.plan import RowPlan
 
 
 def step_bytes(
-    folder: Path, manifest: Manifest, plans: Sequence[Plan], *, new_tokens: int, graph: str, element_size: int
+    folder: Path, manifest: Manifest, plans: Sequence[RowPlan], *, new_tokens: int, graph: str, element_size: int
 ) -> int:
     """Bytes that the middle one of a batch's steps must read at least once.
 

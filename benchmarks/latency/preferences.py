@@ -22,12 +22,12 @@ from pad_export.options import ExportOptions
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_steps, open_bundle
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
 
 COUNTS = (1, 2, 4, 8)
 
 
-def plan_preferences(manifest: Manifest, workload: Workload, count: int) -> Plan:
+def plan_preferences(manifest: Manifest, workload: Workload, count: int) -> RowPlan:
     """One sequence with that many random preferences of equal weight on the same prompt."""
     prompt = workload.prompt(manifest)
     draw = np.random.default_rng(count).uniform(-1, 1, size=(count, len(manifest.persrms[0].features)))

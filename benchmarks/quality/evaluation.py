@@ -26,7 +26,7 @@ from benchmarks.quality.methods import (
     trait_cell,
     users,
 )
-from benchmarks.quality.replies import Reply, ReplyStore
+from benchmarks.quality.replies import JudgedReply, ReplyStore
 from benchmarks.quality.traits import Trait
 from pad_train.pairs.pair_choice import repeats_itself
 
@@ -54,7 +54,7 @@ class Evaluation:
         self._store, self._prompts, self._traits = store, prompts, traits
         self._judges = {name: [judge for judge in judges if judge.feature == name] for name in traits}
         self._num_prompts, self._num_sweep, self._num_perplexities = num_prompts, num_sweep, num_perplexities
-        self._replies: dict[Cell, tuple[Reply, ...]] = {}
+        self._replies: dict[Cell, tuple[JudgedReply, ...]] = {}
         self._scores: dict[tuple[Cell, str, int], Array] = {}
 
     # -- the parts ----------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class Evaluation:
         """The win rate after both replies to a prompt are cut to the shorter one's number of words."""
         if not judge.equal_words:
             return None
-        cut: list[list[Reply]] = [[], []]
+        cut: list[list[JudgedReply]] = [[], []]
         for pair in zip(self._get(cell, number), self._get(other, number), strict=True):
             shorter = min(len(reply.plain.split()) for reply in pair)
             for side, reply in zip(cut, pair, strict=True):
@@ -258,7 +258,7 @@ class Evaluation:
 
     # -- replies and scores -------------------------------------------------------------------------------------------
 
-    def _get(self, cell: Cell, number: int) -> tuple[Reply, ...]:
+    def _get(self, cell: Cell, number: int) -> tuple[JudgedReply, ...]:
         if cell not in self._replies:
             self._replies[cell] = self._store.load(cell, self._prompts).replies
         replies = self._replies[cell][:number]

@@ -17,7 +17,7 @@ from benchmarks.quality.bundles import MAX_BATCH
 from benchmarks.quality.methods import Cell, Method
 from benchmarks.quality.perplexity import BasePerplexity
 from benchmarks.quality.random_reward import random_weights
-from benchmarks.quality.replies import Reply, ReplyFile, ReplyStore, complete
+from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore, complete
 from demo.smollm2 import find_smollm2
 from pad_rt import GenerationConfig, Generator
 from pad_rt.preference import Preference, PreferenceLike
@@ -81,7 +81,7 @@ class CellGenerator:
 
     def __call__(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
         """Batches of prompts of like length; the replies come in the order of the prompts."""
-        replies: dict[int, Reply] = {}
+        replies: dict[int, JudgedReply] = {}
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         started = time.perf_counter()
         for start in range(0, len(order), MAX_BATCH):
@@ -94,7 +94,7 @@ class CellGenerator:
             )
             for index, result in zip(chosen, results, strict=True):
                 cut = result.finish_reason == "length"
-                replies[index] = Reply(prompts[index], result.text, result.token_ids, cut)
+                replies[index] = JudgedReply(prompts[index], result.text, result.token_ids, cut)
         seconds = time.perf_counter() - started
         ordered = tuple(replies[index] for index in range(len(prompts)))
         return ReplyFile(ordered, seconds, sum(reply.num_tokens for reply in ordered) / seconds)

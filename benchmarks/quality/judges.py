@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.quality.replies import Reply
+from benchmarks.quality.replies import JudgedReply
 
 DATA = Path(__file__).resolve().parent / "data"
 LEVELS = DATA.parents[2] / "demo" / "training" / "data" / "onestop-english" / "pairs.jsonl"
@@ -41,11 +41,11 @@ class Judge:
     name: str
     feature: str
     primary: bool
-    score: Callable[[Sequence[Reply]], list[float]]
+    score: Callable[[Sequence[JudgedReply]], list[float]]
     check: str
     equal_words: bool = True
 
-    def __call__(self, replies: Sequence[Reply]) -> npt.NDArray[np.float64]:
+    def __call__(self, replies: Sequence[JudgedReply]) -> npt.NDArray[np.float64]:
         scores = self.score(replies)
         return np.array(
             [value if re.search(r"\w", reply.text) else math.nan for value, reply in zip(scores, replies, strict=True)]
@@ -85,7 +85,7 @@ def load_judges(*, data: Path = DATA, levels: Path = LEVELS) -> list[Judge]:
     ]
 
 
-def of_text(scorer: Scorer, *, sentences: bool = False) -> Callable[[Sequence[Reply]], list[float]]:
+def of_text(scorer: Scorer, *, sentences: bool = False) -> Callable[[Sequence[JudgedReply]], list[float]]:
     """A judge of replies from a scorer of texts; `sentences` leaves out what the cap broke off in mid-sentence."""
     return lambda replies: scorer([reply.sentences if sentences else reply.plain for reply in replies])
 
@@ -134,7 +134,7 @@ def minus_dale_chall(texts: Sequence[str]) -> list[float]:
     return [-float(_textstat().dale_chall_readability_score(text)) for text in texts]
 
 
-def minus_tokens(replies: Sequence[Reply]) -> list[float]:
+def minus_tokens(replies: Sequence[JudgedReply]) -> list[float]:
     """Minus the tokens; all replies that reach the cap are equally long, and tie."""
     return [-float(reply.num_tokens) for reply in replies]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
-from benchmarks.quality.replies import Reply
+from benchmarks.quality.replies import JudgedReply
 from pad_export.read.checkpoint import open_checkpoint
-from pad_export.read.kv_cache import cache_argument
+from pad_export.read.cache_argument import cache_argument
 from pad_export.verify.torch_model import load_model
 from pad_rt.text.chat_template import ChatTemplate
 from pad_rt.text.prompt import PromptEncoder
@@ -37,7 +37,7 @@ class BasePerplexity:
         self._read: dict[str, tuple[DynamicCache, torch.Tensor]] = {}  # prompts, as KV cache and last logits
 
     @torch.inference_mode()
-    def __call__(self, reply: Reply) -> float | None:
+    def __call__(self, reply: JudgedReply) -> float | None:
         """None for an empty reply."""
         if not reply.token_ids:
             return None

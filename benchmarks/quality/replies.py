@@ -18,7 +18,7 @@ _SENTENCE = re.compile(r".*[.!?][\"')\]]*(?=\s|$)", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Reply:
+class JudgedReply:
     """One reply.
 
     Attributes:
@@ -53,7 +53,7 @@ class Reply:
         whole = _SENTENCE.match(self.plain) if self.cut else None
         return whole[0] if whole else self.plain
 
-    def first_words(self, num_words: int) -> Reply:
+    def first_words(self, num_words: int) -> JudgedReply:
         """The reply cut to so many words."""
         words = self.plain.split()
         return replace(self, text=" ".join(words[:num_words]), cut=self.cut or len(words) > num_words)
@@ -69,7 +69,7 @@ class ReplyFile:
         tokens_per_s: of the last run that added to them.
     """
 
-    replies: tuple[Reply, ...] = ()
+    replies: tuple[JudgedReply, ...] = ()
     seconds: float = 0.0
     tokens_per_s: float = 0.0
 
@@ -94,11 +94,11 @@ class ReplyStore:
             return ReplyFile()
         if record.get("settings") != self._settings(cell):
             return ReplyFile()
-        kept: list[Reply] = []
+        kept: list[JudgedReply] = []
         for index, fields in enumerate(record["replies"]):
             if index < len(prompts) and fields["prompt"] != prompts[index]:
                 break
-            kept.append(Reply(**{**fields, "token_ids": tuple(fields["token_ids"])}))
+            kept.append(JudgedReply(**{**fields, "token_ids": tuple(fields["token_ids"])}))
         return ReplyFile(tuple(kept), record["seconds"], record["tokens_per_s"])
 
     def save(self, cell: Cell, file: ReplyFile) -> None:
@@ -121,7 +121,7 @@ def complete(
     *,
     num_perplexities: int,
     generate: Callable[[Cell, Sequence[str]], ReplyFile],
-    perplexity: Callable[[Reply], float | None],
+    perplexity: Callable[[JudgedReply], float | None],
 ) -> ReplyFile | None:
     """Generate what is missing of a cell, and save it; None where nothing was.
 
@@ -152,6 +152,6 @@ def is_complete(store: ReplyStore, cell: Cell, prompts: Sequence[str], *, num_pe
     return len(replies) >= len(prompts) and not any(map(lacks_perplexity, replies[:num_perplexities]))
 
 
-def lacks_perplexity(reply: Reply) -> bool:
+def lacks_perplexity(reply: JudgedReply) -> bool:
     """An empty reply has none."""
     return reply.perplexity is None and bool(reply.token_ids)

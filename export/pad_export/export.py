@@ -14,7 +14,7 @@ from pad_export.engines.build import EngineBuilder
 from pad_export.graph.matrix import Storage, choose_storage
 from pad_export.graph.score import build_score_graph
 from pad_export.graph.step import build_base_graph, build_step_graph
-from pad_export.graph.writer import Graph
+from pad_export.graph.writer import GraphWriter
 from pad_export.limits import check_storage, choose_limits
 from pad_export.options import DEFAULT_OPTIONS, ExportOptions
 from pad_export.output.stages import Stages
@@ -25,7 +25,7 @@ from pad_export.read.safetensors_file import open_safetensors
 from pad_export.read.tokenizer.check import check_tokenizer
 from pad_export.trunk import Trunk
 from pad_export.verify.verify import verify_bundle
-from pad_export.weights.adapter_file import write_adapter, write_head
+from pad_export.weights.adapter_file import write_adapter, write_feature_head
 from pad_export.weights.blocks import Blocks
 from pad_export.weights.calibrate import calibrate_trunk
 from pad_export.weights.file import WeightsFile
@@ -100,8 +100,8 @@ def export_bundle(
         for info, source in zip(plan.persrms, plan.sources, strict=False):
             if info.adapter and source.adapter:
                 write_adapter(folder / info.adapter, source.adapter, plan.trunk(info.trunk), storage.float_type)
-            if info.head and source.head:
-                write_head(folder / info.head, source.head, storage.float_type)
+            if info.feature_head and source.feature_head:
+                write_feature_head(folder / info.feature_head, source.feature_head, storage.float_type)
         checkpoint.save_tokenizer(folder)
         manifest = describe_bundle(folder, plan, storage, limits, graphs)
         write_manifest(folder, manifest)
@@ -146,7 +146,7 @@ def _write_weights(
             write_weights(trunk, file, storage=storage, max_length=max_length, progress=progress, calibrated=blocks)
 
 
-def _save_graph(folder: Path, graph: Graph, dialect: DialectName) -> GraphInfo:
+def _save_graph(folder: Path, graph: GraphWriter, dialect: DialectName) -> GraphInfo:
     file = f"{graph.name}.onnx"
     onnx.save_model(graph.model(version("pad-rt")), folder / file)
     if dialect == "standard":  # the checker knows no operator of ONNX Runtime's own; those are checked by opening it

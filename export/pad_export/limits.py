@@ -8,7 +8,7 @@ from pad_export.graph.matrix import Storage
 from pad_export.options import ExportOptions
 from pad_export.plan import Plan
 from pad_export.read.spec import SITE_MODULES
-from pad_export.weights.blocks import BLOCK
+from pad_export.weights.blocks import BLOCK_SIZE
 from pad_runtime.errors import CheckpointError, OptionError
 
 DEFAULT_MAX_LENGTH = 4096  # or the model's own limit, where that is less: the rotary tables grow with it
@@ -63,9 +63,9 @@ def check_storage(plan: Plan, storage: Storage) -> None:
     for trunk in plan.trunks:
         widths = {trunk.spec.hidden_size, *(trunk.site_sizes(site)[0] for site in SITE_MODULES)}
         for width in sorted(widths):
-            if storage.in_blocks and width % BLOCK:
+            if storage.in_blocks and width % BLOCK_SIZE:
                 raise CheckpointError(
                     f"{trunk.checkpoint.path} has matrices {width} wide",
-                    expected=f"a multiple of {BLOCK} at {storage.precision}",
+                    expected=f"a multiple of {BLOCK_SIZE} at {storage.precision}",
                     hint="pass --precision fp32, fp16 or bf16",
                 )

@@ -11,7 +11,7 @@ from pad_export.backbone import find_backbone, trust_notes
 from pad_export.options import TopologyChoice
 from pad_export.read.adapter import LoraAdapter, check_fits
 from pad_export.read.checkpoint import Checkpoint, OpenWeights, open_checkpoint
-from pad_export.read.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
+from pad_export.read.persrm import PROMPT_TEMPLATE, PersRM, check_feature_head_fits, read_persrm
 from pad_export.read.safetensors_file import open_safetensors
 from pad_export.read.spec import SITE_MODULES, DecoderSpec, read_spec
 from pad_export.shared_vocabulary import check_vocabulary
@@ -76,7 +76,7 @@ def make_plan(
     """
     opened = partial(open_checkpoint, open_weights=open_weights)
     base_checkpoint = opened(base)
-    base_trunk = Trunk(contract.BASE_TRUNK, base_checkpoint, _spec(base_checkpoint))
+    base_trunk = _plain(contract.BASE_TRUNK, base_checkpoint)
     sources = tuple(read_persrm(path, open_weights) for path in persrms)
     _check_names(sources)
     if not sources:
@@ -123,8 +123,8 @@ def _adapter_pair(base: Trunk, sources: tuple[PersRM, ...], reference: Reference
         reward = _with_adapters(REWARD_TRUNK, backbone, spec, sources)
     else:
         _check_source(sources[0], backbone)
-        has_features = sources[0].head is not None
-        reward = Trunk(REWARD_TRUNK, backbone, spec, merged=sources[0].adapter, has_features=has_features)
+        has_features = sources[0].feature_head is not None
+        reward = _plain(REWARD_TRUNK, backbone, merged=sources[0].adapter, has_features=has_features)
     reference_trunk = REWARD_TRUNK if reference == "backbone" else None
     infos = tuple(_describe(source, REWARD_TRUNK, reference_trunk, adapter=as_rows) for source in sources)
     return Plan("pair", reference, (base, reward), infos, sources)
@@ -152,7 +152,7 @@ def _merged_pair(
             hint="pass --topology pair or auto",
         )
     check_vocabulary(base, source.checkpoint)
-    reward = Trunk(REWARD_TRUNK, source.checkpoint, _spec(source.checkpoint), has_features=source.head is not None)
+    reward = _plain(REWARD_TRUNK, source.checkpoint, has_features=source.feature_head is not None)
     trunks = [base, reward]
     if reference == "backbone":
         if backbone is None:
@@ -163,7 +163,7 @@ def _merged_pair(
             )
         checkpoint = opened(backbone)
         check_vocabulary(base, checkpoint)
-        trunks.append(Trunk(REFERENCE_TRUNK, checkpoint, _spec(checkpoint)))
+        trunks.append(_plain(REFERENCE_TRUNK, checkpoint))
     elif backbone is not None:
         raise OptionError("--backbone with a merged checkpoint", expected="--reference backbone beside it")
     info = _describe(source, REWARD_TRUNK, REFERENCE_TRUNK if reference == "backbone" else None, adapter=False)
@@ -176,6 +176,14 @@ def _merged_pair(
 
 def _spec(checkpoint: Checkpoint) -> DecoderSpec:
     return read_spec(checkpoint.config, tied=checkpoint.tied)
+
+
+def _plain(
+    name: str, checkpoint: Checkpoint, *, merged: LoraAdapter | None = None, has_features: bool = False
+) -> Trunk:
+    """A trunk without adapters, all of whose layers run by prompt."""
+    spec = _spec(checkpoint)
+    return Trunk(name, checkpoint, spec, spec.num_layers, merged=merged, has_features=has_features)
 
 
 def _with_adapters(name: str, checkpoint: Checkpoint, spec: DecoderSpec, sources: tuple[PersRM, ...]) -> Trunk:
@@ -191,9 +199,9 @@ def _with_adapters(name: str, checkpoint: Checkpoint, spec: DecoderSpec, sources
         name,
         checkpoint,
         spec,
+        prompt_layers=min(layers),
         lora_sites=tuple(site for site in contract.LORA_SITES if site in touched),
-        first_adapted=min(layers),
-        has_features=any(source.head for source in sources),
+        has_features=any(source.feature_head for source in sources),
     )
 
 
@@ -204,7 +212,7 @@ def _adapter(source: PersRM) -> LoraAdapter:
 
 def _check_source(source: PersRM, checkpoint: Checkpoint) -> None:
     check_fits(_adapter(source), checkpoint)
-    check_head_fits(source.head, checkpoint, path=_adapter(source).path)
+    check_feature_head_fits(source.feature_head, checkpoint, path=_adapter(source).path)
 
 
 def _describe(source: PersRM, trunk: str, reference_trunk: str | None, *, adapter: bool) -> PersRMInfo:
@@ -212,7 +220,7 @@ def _describe(source: PersRM, trunk: str, reference_trunk: str | None, *, adapte
         name=source.name,
         trunk=trunk,
         adapter=f"adapters/{source.name}.safetensors" if adapter else None,
-        head=f"heads/{source.name}.safetensors" if source.head else None,
+        feature_head=f"heads/{source.name}.safetensors" if source.feature_head else None,
         features=list(source.features),
         default_weights=list(source.default_weights),
         reference_trunk=reference_trunk,

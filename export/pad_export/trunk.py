@@ -14,22 +14,18 @@ from pad_runtime.bundle import contract
 class Trunk:
     """One set of weights and how its rows may differ from them.
 
-    `merged` is added into the weights at export; `lora_sites` take their adapter as graph inputs, per row, from layer
-    `first_adapted` on; `has_features` says that reward rows pass through the PersRMs' feature heads.
+    The first `prompt_layers` run once for each prompt, whatever rows read it: all of them if there is no adapter.
+    `merged` is added into the weights at export; `lora_sites` of the other layers take adapters as graph inputs, by
+    row; `has_features` says that reward rows pass through the PersRMs' feature heads.
     """
 
     name: str
     checkpoint: Checkpoint
     spec: DecoderSpec
+    prompt_layers: int
     merged: LoraAdapter | None = None
     lora_sites: tuple[str, ...] = ()
-    first_adapted: int = 0
     has_features: bool = False
-
-    @property
-    def prompt_layers(self) -> int:
-        """How many layers run once for each prompt, whatever rows read it: all of them where no adapter is."""
-        return self.first_adapted if self.lora_sites else self.spec.num_layers
 
     @property
     def prefix(self) -> str:

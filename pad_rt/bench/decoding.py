@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
-from pad_runtime.rows.plan import Plan
+from pad_runtime.rows.plan import RowPlan
 from pad_runtime.rows.sequence import Sampling
 
 
@@ -31,7 +31,7 @@ class Decoding:
         top_k: candidates; greedy.
     """
 
-    def __init__(self, decoder: Decoder, plans: Iterable[Plan], *, new_tokens: int, top_k: int) -> None:
+    def __init__(self, decoder: Decoder, plans: Iterable[RowPlan], *, new_tokens: int, top_k: int) -> None:
         self._decoder, self._plans = decoder, tuple(plans)
         self._new_tokens, self._sampling = new_tokens, Sampling(top_k=top_k)
         self._slots: tuple[Slot, ...] = ()

@@ -19,7 +19,7 @@ from pad_rt.generator import Generator
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.plan import Plan
+from pad_runtime.rows.plan import RowPlan
 
 _MIB = 2**20
 _LABEL_WIDTH = 14
@@ -263,11 +263,11 @@ def _weight_bytes(bundle: Bundle) -> int:
     """The guided graph's weights, and the adapter and head of the PersRM that the workload calls on."""
     manifest = bundle.manifest
     graph = GraphWeights.of(bundle.folder / manifest.graphs[contract.STEP_GRAPH].file)
-    inputs = [name for name in (manifest.persrms[0].adapter, manifest.persrms[0].head) if name]
+    inputs = [name for name in (manifest.persrms[0].adapter, manifest.persrms[0].feature_head) if name]
     return graph.stored + sum(manifest.files[name].size for name in inputs)
 
 
-def _kv_bytes(manifest: Manifest, plan: Plan, new_tokens: int) -> int:
+def _kv_bytes(manifest: Manifest, plan: RowPlan, new_tokens: int) -> int:
     """Keys and values of prompt and reply: of each prompt on layers that run by prompt, of each row on the others."""
     lengths = [plan.longest + new_tokens] * len(plan.prompts)
     numbers = sum(

@@ -22,7 +22,7 @@ from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
 
 WORDS_TOKENS = 32  # that a PersRM's template and a preference in words add to a prompt
 _WARMUP = 4  # steps
@@ -83,7 +83,7 @@ class Workload:
         reward = draw(manifest.vocab_size, size=self.prompt_tokens + extra).tolist() if extra else base
         return EncodedPrompt(base=base, reward=reward)
 
-    def plan(self, manifest: Manifest, *, guided: bool) -> Plan:
+    def plan(self, manifest: Manifest, *, guided: bool) -> RowPlan:
         """The prompt as rows of a sequence: all of them, or the base row alone."""
         prompt = self.prompt(manifest)
         weights = tuple(manifest.persrms[0].default_weights)
@@ -94,7 +94,7 @@ class Workload:
         """The prompt in a decoder of its own, once or in a batch."""
         return self.decode(bundle, [self.plan(bundle.manifest, guided=guided)] * batch)
 
-    def decode(self, bundle: Bundle, plans: Sequence[Plan]) -> Decoding:
+    def decode(self, bundle: Bundle, plans: Sequence[RowPlan]) -> Decoding:
         """Any rows in a decoder of their own."""
         return Decoding(bundle.decoder(), plans, new_tokens=self.new_tokens + 1, top_k=self.top_k)
 

@@ -15,7 +15,7 @@ from pad_rt.text.chat_template import Message
 from pad_runtime.command import read_line, show_error
 from pad_runtime.errors import OptionError, PadError, PreferenceError, PromptError
 
-Weights: TypeAlias = dict[str, float]
+FeatureWeights: TypeAlias = dict[str, float]
 
 _HELP = """\
 /preference TEXT  guide the next replies by TEXT; without TEXT, by no words
@@ -64,7 +64,7 @@ class Chat:
             )
         self._generator, self._config = generator, config
         self._text = preference.text if preference else None
-        self._weights: Weights = dict(preference.weights) if preference else {}
+        self._weights: FeatureWeights = dict(preference.weights) if preference else {}
         self._history = History(system)
         if self._room(self._history.prompt("?")) < 1:
             raise PromptError(

@@ -158,7 +158,7 @@ def _describe_persrm(persrm: PersRMInfo) -> list[str]:
         kind = "no PersRM: the base with the preference in its prompt, against the base without"
     else:
         kind = "merged model"
-    if persrm.head:
+    if persrm.feature_head:
         kind += " with a feature head"
     weights = zip(persrm.features, persrm.default_weights, strict=True)
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import golden, tiny_bundles
-from tests.support.torch_oracle import Reward, TorchModel, decode
+from tests.support.torch_oracle import OracleReward, TorchModel, decode
 
 GREEDY_CASES = [case for case in golden.read() if "temperature" not in case.config]
 
@@ -53,7 +53,7 @@ def test_the_stored_tokens_are_torch_s(bundle: Path, folder: Path, case: golden.
     if case.preference is not None:
         weights = tuple(case.preference["weights"].get(feature, 0.0) for feature in ("kind", "brief"))
         prompt = tiny_bundles.encode_turn(bundle, f"[be kind] {case.prompt}")
-        rewards.append(Reward(TorchModel(base, adapter=persrm, head=persrm), prompt, weights))
+        rewards.append(OracleReward(TorchModel(base, adapter=persrm, head=persrm), prompt, weights))
     prompt = tiny_bundles.encode_turn(bundle, case.prompt)
     options = {"beta": case.config["beta"], "top_k": case.config["top_k"] if rewards else 1}
     decoded = decode(TorchModel(base), prompt, rewards, num_tokens=len(case.token_ids), **options)

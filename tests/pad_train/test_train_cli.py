@@ -18,7 +18,7 @@ from pad_export import cli as export_cli
 from pad_export.output import stages
 from pad_export.read.persrm import read_persrm
 from pad_train.cli import main
-from pad_train.pairs.own_layout import pair_to_row
+from pad_train.pairs.own_layout import pair_to_record
 from pad_train.pairs.pair import Pair
 from pad_train.pairs.pair_file import PairSource, read_pairs
 from pad_train.train.stage_trainer import StageTrainer
@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> Path:
-    path.write_text("".join(json.dumps(pair_to_row(pair)) + "\n" for pair in pairs))
+    path.write_text("".join(json.dumps(pair_to_record(pair)) + "\n" for pair in pairs))
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
 from tests.support import fake_tensorrt, tiny_bundles, tiny_models
 from tests.support.torch_oracle import TorchModel
 
@@ -157,7 +157,7 @@ class World:
     name: str
     bundle: Bundle
     host: Bundle
-    plans: tuple[Plan, ...]
+    plans: tuple[RowPlan, ...]
     models: Models
     let_go: Callable[[], object] = lambda: None
 
@@ -175,7 +175,7 @@ class World:
         return KINDS[self.name].options.get("precision") == "int4"
 
 
-def plan_person(bundle: Bundle, person: Person, *, beta: float = BETA) -> Plan:
+def plan_person(bundle: Bundle, person: Person, *, beta: float = BETA) -> RowPlan:
     """Rows and readings of a person, over numbered prompts."""
     names = [info.name for info in bundle.manifest.persrms]
     rewards = [Reward(names.index(persrm), weights, scale, (prompt,)) for persrm, prompt, weights, scale in person]

@@ -10,7 +10,7 @@ from typing import Any
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
-from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
 from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support.torch_oracle import TorchModel
 
@@ -44,7 +44,7 @@ class Asked:
 
     @classmethod
     def of(
-        cls, plan: Plan, *, new_tokens: int = NUM_STEPS + 1, controls: Controls | None = None, **sampling: Any
+        cls, plan: RowPlan, *, new_tokens: int = NUM_STEPS + 1, controls: Controls | None = None, **sampling: Any
     ) -> Asked:
         """A plan, and room for as many tokens behind it."""
         chosen = Sampling(**{"top_k": 10, **sampling})

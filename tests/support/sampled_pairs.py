@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_export.output.stages import Stages
-from pad_train.pairs.feature import Feature, Sampling
+from pad_train.pairs.feature import Feature, PairSampling
 from pad_train.pairs.make_pairs import make_pairs, plan_tasks
 from pad_train.pairs.pair import Pair
 from pad_train.pairs.pair_file import PairSource, read_pairs
@@ -16,7 +16,7 @@ from pad_train.pairs.scorer import Scorer
 from pad_train.train.backbone import Backbone
 
 PROMPTS = [f"the egg {number}" for number in range(6)]
-SAMPLING = Sampling("test:none", samples=3, block=4, max_new_tokens=12, min_words=0)
+SAMPLING = PairSampling("test:none", samples=3, block=4, max_new_tokens=12, min_words=0)
 SETTINGS = {"batch": 2}
 
 

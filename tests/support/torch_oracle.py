@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from pad_export.read.kv_cache import cache_argument
+from pad_export.read.cache_argument import cache_argument
 from pad_export.verify.tolerance import TOLERANCE, difference
 
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
@@ -84,7 +84,7 @@ class TorchModel:
 
 
 @dataclass(frozen=True)
-class Reward:
+class OracleReward:
     """s * sum_i w_i * (log pi_model,i - log pi_reference); reference None is the base on its own prompt."""
 
     model: TorchModel
@@ -118,7 +118,7 @@ class Decoded:
 def decode(
     base: TorchModel,
     prompt: Sequence[int],
-    rewards: Sequence[Reward],
+    rewards: Sequence[OracleReward],
     *,
     beta: float,
     top_k: int,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnxruntime_genai as og
 
-from benchmarks.latency.peers.loop import Task, decode_pair, serve
+from benchmarks.latency.peers.loop import PeerTask, decode_pair, serve
 
 
 class Model:
@@ -44,7 +44,7 @@ class Model:
 class GenAI:
     """Files: base, persrm (merged), both from the GenAI builder."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: PeerTask) -> None:
         self._task = task
         max_length = max(len(task.base_ids), len(task.reward_ids)) + task.max_new_tokens + 1
         self._base, self._persrm = (Model(task.files[name], max_length) for name in ("base", "persrm"))

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import llama_cpp
 import numpy as np
 
-from benchmarks.latency.peers.loop import Task, decode_pair, serve
+from benchmarks.latency.peers.loop import PeerTask, decode_pair, serve
 
 
 class Model:
     """One GGUF file."""
 
-    def __init__(self, path: str, task: Task) -> None:
+    def __init__(self, path: str, task: PeerTask) -> None:
         self._llama = llama_cpp.Llama(
             model_path=path,
             n_ctx=max(len(task.base_ids), len(task.reward_ids)) + task.max_new_tokens + 1,
@@ -38,7 +38,7 @@ class Model:
 class LlamaCpp:
     """Files: base, persrm (merged), both GGUF."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: PeerTask) -> None:
         self._task = task
         self._base, self._persrm = (Model(task.files[name], task) for name in ("base", "persrm"))
 

@@ -23,7 +23,7 @@ from benchmarks.common.records import versions
 
 
 @dataclass(frozen=True)
-class Task:
+class PeerTask:
     """What a peer decodes, and with what.
 
     Attributes:
@@ -46,7 +46,7 @@ class Task:
     files: dict[str, str]
 
 
-class Decoder(Protocol):
+class PeerDecoder(Protocol):
     """What a peer brings."""
 
     def decode(self, guided: bool) -> Iterator[int]:
@@ -63,7 +63,7 @@ class LogitsModel(Protocol):
         """Read one more token, return the logits after it."""
 
 
-def decode_pair(base: LogitsModel, reward: LogitsModel, task: Task, guided: bool) -> Iterator[int]:
+def decode_pair(base: LogitsModel, reward: LogitsModel, task: PeerTask, guided: bool) -> Iterator[int]:
     """PAD with two models, each with its own cache: what an app writes on top of an engine that gives logits."""
     logits = base.prefill(task.base_ids)
     rewards = reward.prefill(task.reward_ids) if guided else logits
@@ -84,7 +84,7 @@ def choose(logits: np.ndarray, rewards: np.ndarray, top_k: int, beta: float) -> 
     return int(candidates[(base + beta * (rewards[candidates] - base)).argmax()])
 
 
-def serve(make: Callable[[Task], Decoder], *packages: str) -> None:
+def serve(make: Callable[[PeerTask], PeerDecoder], *packages: str) -> None:
     """Answer rounds until stdin ends.
 
     Args:
@@ -92,7 +92,7 @@ def serve(make: Callable[[Task], Decoder], *packages: str) -> None:
         packages: that do the work; the driver is told their versions.
     """
     answer = answers()
-    task = Task(**json.loads(sys.argv[1]))
+    task = PeerTask(**json.loads(sys.argv[1]))
     if task.core is not None:
         os.sched_setaffinity(0, {task.core})
     decoder = make(task)

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import torch
 from optimum.onnxruntime import ORTModelForCausalLM
 
-from benchmarks.latency.peers.loop import Task, decode_pair, serve
+from benchmarks.latency.peers.loop import PeerTask, decode_pair, serve
 
 
 class Model:
@@ -46,7 +46,7 @@ class Model:
 class Optimum:
     """Files: base, persrm (merged), both from optimum-cli."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: PeerTask) -> None:
         torch.set_num_threads(task.threads)
         self._task = task
         self._base, self._persrm = (Model(task.files[name], task.threads) for name in ("base", "persrm"))

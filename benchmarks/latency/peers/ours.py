@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.latency.peers.loop import Task, serve
+from benchmarks.latency.peers.loop import PeerTask, serve
 from pad_rt.bench.decoding import Decoding
 from pad_rt.bench.steps import open_bundle
 from pad_runtime.rows.plan import Reward, plan_rows
@@ -14,7 +14,7 @@ from pad_runtime.rows.plan import Reward, plan_rows
 class Ours:
     """Files: bundle."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: PeerTask) -> None:
         bundle = open_bundle(Path(task.files["bundle"]), num_threads=task.threads)
         weights = tuple(bundle.manifest.persrms[0].default_weights)
         rewards = [Reward(0, weights, 1.0, tuple(task.reward_ids))]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.process import Child, RowError, last_line
-from benchmarks.latency.peers.loop import Task
+from benchmarks.latency.peers.loop import PeerTask
 
 _PATIENCE = 20.0  # seconds for its end
 
@@ -16,7 +16,7 @@ _PATIENCE = 20.0  # seconds for its end
 class PeerProcess:
     """A running peer. Its stderr goes to a log."""
 
-    def __init__(self, python: Path, module: str, task: Task, log: Path) -> None:
+    def __init__(self, python: Path, module: str, task: PeerTask, log: Path) -> None:
         self._log, self._name = log, module.rpartition(".")[2]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(task.threads))
         offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")

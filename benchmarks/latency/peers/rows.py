@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.common.process import RowError
 from benchmarks.common.settings import Settings
-from benchmarks.latency.peers.loop import Task
+from benchmarks.latency.peers.loop import PeerTask
 from benchmarks.latency.peers.models import huggingface
 from benchmarks.latency.peers.process import PeerProcess
 from benchmarks.latency.peers.sides import ROWS, SIDES
@@ -79,7 +79,7 @@ def _start(model: str, side: str, settings: Settings) -> PeerProcess:
     """Make what a side needs and start it; raises `RowError`."""
     ids = prompt_ids()
     files = {name: str(path) for name, path in SIDES[side].files(model, settings.threads).items()}
-    task = Task(
+    task = PeerTask(
         base_ids=ids,
         reward_ids=ids,
         top_k=TOP_K,

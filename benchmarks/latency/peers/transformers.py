@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from benchmarks.latency.peers.loop import Task, serve
-from pad_export.read.kv_cache import cache_argument
+from benchmarks.latency.peers.loop import PeerTask, serve
+from pad_export.read.cache_argument import cache_argument
 
 
 class PadProcessor:
@@ -33,7 +33,7 @@ class PadProcessor:
 class Transformers:
     """Files: base, persrm (merged), both Hugging Face folders."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: PeerTask) -> None:
         torch.set_num_threads(task.threads)
         self._task = task
         self._base, self._persrm = (

@@ -111,7 +111,7 @@ class _Axes:
 
     def _features(self, trunk: TrunkInfo) -> Range:
         """Feature heads on a trunk: one, where those of a request are mixed beforehand."""
-        counts = [len(p.features) for p in self._manifest.persrms if p.trunk == trunk.name and p.head]
+        counts = [len(p.features) for p in self._manifest.persrms if p.trunk == trunk.name and p.feature_head]
         return (1, 1 if trunk.mixes_heads else max(counts), sum(counts))
 
 

@@ -34,7 +34,7 @@ _DEDICATED = {"prefill": 3, "decode": 1}
 
 
 @dataclass(frozen=True)
-class EngineTensor:
+class ListedTensor:
     """An input or output of an engine.
 
     Attributes:
@@ -74,7 +74,7 @@ class EngineReport:
     attention: dict[str, tuple[int, ...]]
     outside: dict[str, int]
     read: frozenset[str]
-    tensors: dict[str, EngineTensor]
+    tensors: dict[str, ListedTensor]
     size: int
     seconds: float
 
@@ -96,7 +96,7 @@ class EngineReport:
                     alone[layer[1], region[1]] += 1
                 read |= set(re.findall(r"\{ Name: (\S+?)(?: \[profile \d+\])?,", kernel["inputs"]))
             elif tensor := _TENSOR.match(line):
-                tensors[tensor["name"]] = EngineTensor(
+                tensors[tensor["name"]] = ListedTensor(
                     is_input=tensor["mode"] == "Input",
                     type=tensor["type"],
                     shape=_sizes(tensor["sizes"]),

@@ -9,14 +9,14 @@ import numpy as np
 from onnx import TensorProto
 
 from pad_export.graph.controls import BANNED
-from pad_export.graph.writer import Graph
+from pad_export.graph.writer import GraphWriter
 from pad_runtime.bundle import contract
 
 _FLOAT, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
 _LEAST_TEMPERATURE = 1e-6
 
 
-def choose_token(g: Graph, scores: str, candidates: str, max_top_k: str) -> str:
+def choose_token(g: GraphWriter, scores: str, candidates: str, max_top_k: str) -> str:
     """Next ids [S, 1] from scores and ids of the candidates [S, k]. Temperature 0 leaves the arg max, exactly.
 
     A sequence's own k first: among its candidates alone the noise falls as it would in a batch of one.
@@ -54,7 +54,7 @@ def choose_token(g: Graph, scores: str, candidates: str, max_top_k: str) -> str:
     return g.op("GatherElements", candidates, place, name="choose/id", axis=1)
 
 
-def _noise(g: Graph) -> str:
+def _noise(g: GraphWriter) -> str:
     """Each sequence's noise at its own step, [S, k]; and the step after it."""
     noise = g.input(contract.NOISE, _FLOAT, [contract.SEQUENCES, contract.NOISE_STEPS, contract.K])
     step = g.input(contract.STEP, _INT64, [contract.SEQUENCES, 1])

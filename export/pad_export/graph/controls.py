@@ -13,21 +13,21 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from pad_export.graph.writer import Graph
+from pad_export.graph.writer import GraphWriter
 from pad_runtime.bundle import contract
 
 BANNED = -1e30  # beyond any logit and any bonus, and yet finite
 _FLOAT, _UINT8 = int(TensorProto.FLOAT), int(TensorProto.UINT8)
 
 
-def control_logits(g: Graph, logits: str, vocab_size: int) -> str:
+def control_logits(g: GraphWriter, logits: str, vocab_size: int) -> str:
     """z' from the base's logits z, [S, V] both."""
     bias = g.input(contract.BIAS, _FLOAT, [contract.BIAS_SEQUENCES, contract.BIAS_WIDTH])
     added = g.op("Sum", bias, _mask(g, vocab_size), _penalties(g, logits), name="controls/added")  # [S, 1 or V]
     return g.op("Add", logits, added, name="controls/logits")
 
 
-def count_written(g: Graph, chosen: str) -> None:
+def count_written(g: GraphWriter, chosen: str) -> None:
     """Emit `next_written`: each sequence's counts with the token that it has chosen now, [S, 1]."""
     width = g.op("Squeeze", "controls/width", name="advance/width")
     ids = g.op("Range", g.constant(0, np.int64), width, g.constant(1, np.int64), name="advance/vocabulary")
@@ -36,7 +36,7 @@ def count_written(g: Graph, chosen: str) -> None:
     g.output(contract.NEXT_WRITTEN, _FLOAT, [contract.SEQUENCES, contract.WRITTEN_WIDTH])
 
 
-def _mask(g: Graph, vocab_size: int) -> str:
+def _mask(g: GraphWriter, vocab_size: int) -> str:
     """0 where a token is allowed and BANNED where not, [1 or S, 1 or V]: a byte looks its eight up in a table."""
     packed = g.input(contract.ALLOWED, _UINT8, [contract.ALLOWED_SEQUENCES, contract.ALLOWED_WIDTH])
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -54,7 +54,7 @@ def _mask(g: Graph, vocab_size: int) -> str:
     return _first(g, mask, width, "controls/mask_cut")
 
 
-def _penalties(g: Graph, logits: str) -> str:
+def _penalties(g: GraphWriter, logits: str) -> str:
     """What the penalties add, [S, 1 or V]: as wide as the counts are."""
     own: tuple[str, str] = (contract.SEQUENCES, contract.WRITTEN_WIDTH)
     written = g.input(contract.WRITTEN, _FLOAT, own)
@@ -80,6 +80,6 @@ def _penalties(g: Graph, logits: str) -> str:
     return g.op("Sub", g.op("Sub", penalised, counted, name="controls/change"), charge, name="controls/penalties")
 
 
-def _first(g: Graph, values: str, width: str, name: str) -> str:
+def _first(g: GraphWriter, values: str, width: str, name: str) -> str:
     """The first `width` columns."""
     return g.op("Slice", values, g.constant([0], np.int64), width, g.constant([1], np.int64), name=name)

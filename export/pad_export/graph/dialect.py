@@ -1,7 +1,7 @@
 """Two ways to say the same decoder in ONNX.
 
 `OrtDialect` uses ONNX Runtime's fused operators: GroupQueryAttention writes the KV cache in place and reads only the
-slots that are filled. `StandardDialect` uses opset 24 alone (RMSNormalization, RotaryEmbedding, TensorScatter,
+positions that are filled. `StandardDialect` uses opset 24 alone (RMSNormalization, RotaryEmbedding, TensorScatter,
 Attention): what TensorRT parses, and the portable fallback.
 
 Without a KV cache each call's tokens are all that there is, and attention is over their own keys.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from onnx import TensorProto
 
-from pad_export.graph.writer import MICROSOFT, Graph, torch_type
+from pad_export.graph.writer import MICROSOFT, GraphWriter, torch_type
 from pad_export.read.spec import DecoderSpec
 from pad_runtime.bundle import contract
 
@@ -67,7 +67,7 @@ class Dialect(ABC):
 
     name: str
 
-    def __init__(self, graph: Graph, spec: DecoderSpec, float_type: str) -> None:
+    def __init__(self, graph: GraphWriter, spec: DecoderSpec, float_type: str) -> None:
         self.graph = graph
         self.spec = spec
         self.float_type = float_type
@@ -292,7 +292,7 @@ class StandardDialect(Dialect):
         cache: LayerCache | None,
         name: str,
     ) -> str:
-        """RotaryEmbedding on q and k, TensorScatter into the cache, Attention over all slots under the mask."""
+        """RotaryEmbedding on q and k, TensorScatter into the cache, Attention over all positions under the mask."""
         g, spec = self.graph, self.spec
         q, k, v = (
             g.op("Transpose", self.heads(part, norm, f"{name}/{p}"), name=f"{name}/{p}_rows", perm=[0, 2, 1, 3])

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pad_export.graph.writer import MICROSOFT, Graph, torch_type
-from pad_export.weights.blocks import BLOCK, Blocks
+from pad_export.graph.writer import MICROSOFT, GraphWriter, torch_type
+from pad_export.weights.blocks import BLOCK_SIZE, Blocks
 from pad_export.weights.file import WeightsFile
 from pad_runtime.bundle.manifest import Activations, DialectName, FloatType, Precision
 from pad_runtime.errors import OptionError
@@ -52,7 +52,7 @@ class Storage:
         return 4 if self.all_4_bits else 8
 
     @property
-    def head_bits(self) -> int:
+    def lm_head_bits(self) -> int:
         """Bits of the base's lm_head, which every step streams: a fifth of all that a small model reads at int4."""
         return 4 if self.embedding_bits and self.precision == "int4" else self.embedding_bits
 
@@ -120,7 +120,7 @@ def is_quantised(file: WeightsFile, name: str) -> bool:
     return f"{name}.codes" in file
 
 
-def multiply(graph: Graph, file: WeightsFile, weight: str, x: str, *, name: str, bias: str = "") -> str:
+def multiply(graph: GraphWriter, file: WeightsFile, weight: str, x: str, *, name: str, bias: str = "") -> str:
     """x [.., in] times a layer's linear (+ bias): [.., out]."""
     if is_quantised(file, weight):
         return _multiply_blocks(graph, file, weight, x, name, bias)
@@ -128,22 +128,22 @@ def multiply(graph: Graph, file: WeightsFile, weight: str, x: str, *, name: str,
     return graph.op("Add", y, graph.weight(file[bias]), name=f"{name}/bias") if bias else y
 
 
-def _matrix(graph: Graph, file: WeightsFile, weight: str, name: str) -> str:
+def _matrix(graph: GraphWriter, file: WeightsFile, weight: str, name: str) -> str:
     """A linear [in, out] as a value of the graph."""
     if f"{weight}.int4" not in file:
         return graph.weight(file[weight])
     parts = [graph.weight(file[f"{weight}.{part}"]) for part in ("int4", "scales")]
-    return graph.op("DequantizeLinear", *parts, name=f"{name}/weight", axis=0, block_size=BLOCK)
+    return graph.op("DequantizeLinear", *parts, name=f"{name}/weight", axis=0, block_size=BLOCK_SIZE)
 
 
-def multiply_transposed(graph: Graph, file: WeightsFile, weight: str, x: str, *, name: str) -> str:
+def multiply_transposed(graph: GraphWriter, file: WeightsFile, weight: str, x: str, *, name: str) -> str:
     """x [n, in] times a matrix whose rows are looked up too, stored [out, in]: [n, out]."""
     if is_quantised(file, weight):
         return _multiply_blocks(graph, file, weight, x, name, "")
     return graph.op("Gemm", x, graph.weight(file[weight]), name=name, transB=1)
 
 
-def gather_rows(graph: Graph, file: WeightsFile, weight: str, ids: str, *, name: str) -> str:
+def gather_rows(graph: GraphWriter, file: WeightsFile, weight: str, ids: str, *, name: str) -> str:
     """Rows of a matrix [out, in] that is stored as its rows: [.., in]."""
     if not is_quantised(file, weight):
         return graph.op("Gather", graph.weight(file[weight]), ids, name=name)
@@ -156,13 +156,13 @@ def gather_rows(graph: Graph, file: WeightsFile, weight: str, ids: str, *, name:
         name=name,
         domain=MICROSOFT,
         bits=_bits(file, weight),
-        block_size=BLOCK,
+        block_size=BLOCK_SIZE,
         gather_axis=0,
         quantize_axis=1,
     )
 
 
-def _multiply_blocks(graph: Graph, file: WeightsFile, weight: str, x: str, name: str, bias: str) -> str:
+def _multiply_blocks(graph: GraphWriter, file: WeightsFile, weight: str, x: str, name: str, bias: str) -> str:
     codes = file[f"{weight}.codes"]
     rows, num_blocks, _ = codes.dims
     inputs = [x, graph.weight(codes)]
@@ -174,13 +174,13 @@ def _multiply_blocks(graph: Graph, file: WeightsFile, weight: str, x: str, name:
         *inputs,
         name=name,
         domain=MICROSOFT,
-        K=num_blocks * BLOCK,
+        K=num_blocks * BLOCK_SIZE,
         N=rows,
         bits=_bits(file, weight),
-        block_size=BLOCK,
+        block_size=BLOCK_SIZE,
         accuracy_level=_INT8_ARITHMETIC,
     )
 
 
 def _bits(file: WeightsFile, weight: str) -> int:
-    return int(file[f"{weight}.codes"].dims[2]) * 8 // BLOCK
+    return int(file[f"{weight}.codes"].dims[2]) * 8 // BLOCK_SIZE

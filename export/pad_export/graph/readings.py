@@ -16,10 +16,10 @@ import numpy as np
 from onnx import TensorProto
 
 from pad_export.graph.matrix import gather_rows, multiply_transposed
-from pad_export.graph.writer import Graph, element_type
+from pad_export.graph.writer import GraphWriter, element_type
 from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
-from pad_export.weights.stream import head_weight
+from pad_export.weights.stream import lm_head_weight
 from pad_runtime.bundle import contract
 
 _FLOAT, _INT64 = int(TensorProto.FLOAT), int(TensorProto.INT64)
@@ -30,7 +30,7 @@ def is_read(trunk: Trunk, trunks: Sequence[Trunk]) -> bool:
     return contract.takes_readings(trunks.index(trunk), len(trunks))
 
 
-def mix_readings(g: Graph, reading_logits: Sequence[str], base_logits: str, controlled: str) -> str:
+def mix_readings(g: GraphWriter, reading_logits: Sequence[str], base_logits: str, controlled: str) -> str:
     """scores [S, k]: the base's and every reading's logits by their coefficients, and what the controls have changed.
 
     Args:
@@ -50,7 +50,7 @@ def mix_readings(g: Graph, reading_logits: Sequence[str], base_logits: str, cont
     return scores
 
 
-def read_rows(g: Graph, trunk: Trunk, hidden: str, candidates: str, weights: WeightsFile, float_type: str) -> str:
+def read_rows(g: GraphWriter, trunk: Trunk, hidden: str, candidates: str, weights: WeightsFile, float_type: str) -> str:
     """Logits of the candidates by each reading of a trunk, [L, k] in `float_type`.
 
     Args:
@@ -76,7 +76,7 @@ def read_rows(g: Graph, trunk: Trunk, hidden: str, candidates: str, weights: Wei
     return to_float(g, logits, float_type, f"{at}reading")
 
 
-def feature_columns(g: Graph, trunk: Trunk, hidden: str, float_type: str) -> str:
+def feature_columns(g: GraphWriter, trunk: Trunk, hidden: str, float_type: str) -> str:
     """The hidden state h of each reading and every W_i h + b_i, as columns: [L, hidden] -> [L, hidden, 1 + P].
 
     P is 0 where the trunk has no features.
@@ -93,7 +93,7 @@ def feature_columns(g: Graph, trunk: Trunk, hidden: str, float_type: str) -> str
     return g.op("Transpose", phi, name=f"{at}features/columns", perm=[1, 2, 0])
 
 
-def _mixture(g: Graph, trunk: Trunk, float_type: str) -> str:
+def _mixture(g: GraphWriter, trunk: Trunk, float_type: str) -> str:
     """The weights of each reading over h and the features, as a column: [L, 1 + P, 1]."""
     at = trunk.prefix
     shape = [at + contract.READINGS, at + contract.WEIGHT_COLUMNS]
@@ -102,24 +102,24 @@ def _mixture(g: Graph, trunk: Trunk, float_type: str) -> str:
 
 
 def candidate_logits(
-    g: Graph, trunk: Trunk, columns: str, candidates: str, weights: WeightsFile, float_type: str
+    g: GraphWriter, trunk: Trunk, columns: str, candidates: str, weights: WeightsFile, float_type: str
 ) -> str:
     """Logits [L, k, c] of candidates [L, k], by columns [L, hidden, c]: k rows of the lm_head, never the vocabulary."""
     at = trunk.prefix
     rows = gather_rows(
-        g, weights, head_weight(trunk, weights), candidates, name=f"{at}reading/head_rows"
+        g, weights, lm_head_weight(trunk, weights), candidates, name=f"{at}reading/head_rows"
     )  # [L, k, hidden]
     logits = g.op("MatMul", rows, columns, name=f"{at}reading/dots")
     return softcap(g, logits, trunk, float_type, f"{at}reading")
 
 
-def vocabulary_logits(g: Graph, trunk: Trunk, hidden: str, weights: WeightsFile, float_type: str) -> str:
+def vocabulary_logits(g: GraphWriter, trunk: Trunk, hidden: str, weights: WeightsFile, float_type: str) -> str:
     """Logits over the vocabulary [n, V] float32 of hidden states [n, hidden]."""
-    logits = multiply_transposed(g, weights, head_weight(trunk, weights), hidden, name="lm_head")
+    logits = multiply_transposed(g, weights, lm_head_weight(trunk, weights), hidden, name="lm_head")
     return to_float(g, softcap(g, logits, trunk, float_type, "lm_head"), float_type, "lm_head")
 
 
-def softcap(g: Graph, logits: str, trunk: Trunk, float_type: str, name: str) -> str:
+def softcap(g: GraphWriter, logits: str, trunk: Trunk, float_type: str, name: str) -> str:
     """cap * tanh(logits / cap), where the family caps its logits."""
     cap = trunk.spec.logit_softcap
     if not cap:
@@ -129,6 +129,6 @@ def softcap(g: Graph, logits: str, trunk: Trunk, float_type: str, name: str) -> 
     return g.op("Mul", g.op("Tanh", scaled, name=f"{name}/softcap/tanh"), value, name=f"{name}/softcap")
 
 
-def to_float(g: Graph, logits: str, float_type: str, name: str) -> str:
+def to_float(g: GraphWriter, logits: str, float_type: str, name: str) -> str:
     """Logits in float32: scores are mixed, and candidates picked, in that."""
     return logits if float_type == "float32" else g.op("Cast", logits, name=f"{name}/float", to=_FLOAT)

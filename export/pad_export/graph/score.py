@@ -18,7 +18,7 @@ from pad_export.graph.dialect import DIALECTS
 from pad_export.graph.matrix import Storage
 from pad_export.graph.readings import candidate_logits, feature_columns, is_read, to_float, vocabulary_logits
 from pad_export.graph.trunk import emit_trunk_without_cache
-from pad_export.graph.writer import Graph
+from pad_export.graph.writer import GraphWriter
 from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
 from pad_runtime.bundle import contract
@@ -27,9 +27,9 @@ _FLOAT, _INT64, _BOOL = int(TensorProto.FLOAT), int(TensorProto.INT64), int(Tens
 _PLACE = 2  # a row and a position
 
 
-def build_score_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage) -> Graph:
+def build_score_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage) -> GraphWriter:
     """The graph over all trunks, of which `trunks[0]` is the base: any rows, and any positions of them."""
-    g, dialect, float_type = Graph(contract.SCORE_GRAPH), DIALECTS[storage.dialect], storage.float_type
+    g, dialect, float_type = GraphWriter(contract.SCORE_GRAPH), DIALECTS[storage.dialect], storage.float_type
     states = [
         emit_trunk_without_cache(g, trunk, weights, dialect(g, trunk.spec, float_type)) for trunk in trunks
     ]  # each [R, s, hidden]
@@ -54,7 +54,7 @@ def build_score_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: St
     return g
 
 
-def _candidates(g: Graph, logits: str, own: str) -> str:
+def _candidates(g: GraphWriter, logits: str, own: str) -> str:
     """The token itself, then the k - 1 others that are likeliest: [T, k].
 
     Of the top k, those behind the token's own place move up by one; where it has none, the last one is left out.
@@ -72,7 +72,7 @@ def _candidates(g: Graph, logits: str, own: str) -> str:
     return g.op("Concat", own, others, name="candidates", axis=1)
 
 
-def _read(g: Graph, trunk: Trunk, states: str, candidates: str, weights: WeightsFile, float_type: str) -> None:
+def _read(g: GraphWriter, trunk: Trunk, states: str, candidates: str, weights: WeightsFile, float_type: str) -> None:
     """The log-probabilities of the scored tokens by each reading of a trunk and each of its columns."""
     at, readings = trunk.prefix, trunk.prefix + contract.READINGS
     place = g.input(at + contract.READING_PLACE, _INT64, [readings, _PLACE])
@@ -86,7 +86,7 @@ def _read(g: Graph, trunk: Trunk, states: str, candidates: str, weights: Weights
     g.output(at + contract.READING_LOG_PROBS, _FLOAT, [readings, at + contract.WEIGHT_COLUMNS])
 
 
-def _first_log_probs(g: Graph, logits: str, *, name: str, output: str) -> None:
+def _first_log_probs(g: GraphWriter, logits: str, *, name: str, output: str) -> None:
     """Log-probabilities of the first of k candidates: [n, k, ..] -> [n, ..]."""
     log_probs = g.op("LogSoftmax", logits, name=f"{name}/log_probs", axis=1)
     g.op("Gather", log_probs, g.constant(0, np.int64), name=f"{name}/first", output=output, axis=1)

@@ -17,7 +17,7 @@ from pad_export.graph.dialect import DIALECTS
 from pad_export.graph.matrix import Storage
 from pad_export.graph.readings import is_read, mix_readings, read_rows, vocabulary_logits
 from pad_export.graph.trunk import emit_trunk
-from pad_export.graph.writer import Graph
+from pad_export.graph.writer import GraphWriter
 from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
 from pad_runtime.bundle import contract
@@ -25,18 +25,18 @@ from pad_runtime.bundle import contract
 _FLOAT, _INT64, _INT32 = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.INT32)
 
 
-def build_step_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage) -> Graph:
+def build_step_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage) -> GraphWriter:
     """The guided graph over all trunks, of which `trunks[0]` is the base: any rows, and any readings of them."""
-    return _build(Graph(contract.STEP_GRAPH), trunks, weights, storage, guided=True)
+    return _build(GraphWriter(contract.STEP_GRAPH), trunks, weights, storage, guided=True)
 
 
-def build_base_graph(base: Trunk, weights: WeightsFile, storage: Storage) -> Graph:
+def build_base_graph(base: Trunk, weights: WeightsFile, storage: Storage) -> GraphWriter:
     """The base alone over the same weights: no rows but prompts, no readings; the same controls and choice."""
-    plain = Trunk(base.name, base.checkpoint, base.spec)
-    return _build(Graph(contract.BASE_GRAPH), [plain], weights, storage, guided=False)
+    plain = Trunk(base.name, base.checkpoint, base.spec, base.spec.num_layers)
+    return _build(GraphWriter(contract.BASE_GRAPH), [plain], weights, storage, guided=False)
 
 
-def _build(g: Graph, trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage, *, guided: bool) -> Graph:
+def _build(g: GraphWriter, trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage, *, guided: bool) -> GraphWriter:
     dialect, float_type = DIALECTS[storage.dialect], storage.float_type
     hidden = [
         emit_trunk(g, trunk, weights, dialect(g, trunk.spec, float_type), by_row=guided) for trunk in trunks
@@ -63,14 +63,14 @@ def _build(g: Graph, trunks: Sequence[Trunk], weights: WeightsFile, storage: Sto
     return g
 
 
-def _base_logits(g: Graph, base: Trunk, hidden: str, weights: WeightsFile, float_type: str) -> str:
+def _base_logits(g: GraphWriter, base: Trunk, hidden: str, weights: WeightsFile, float_type: str) -> str:
     """z of each sequence: the base's logits over the vocabulary [S, V] float32."""
     row = g.input(contract.BASE_ROW, _INT64, [contract.SEQUENCES])
     own = g.op("Gather", hidden, row, name="base_hidden", axis=0)  # [S, hidden]
     return vocabulary_logits(g, base, own, weights, float_type)
 
 
-def _offer_ends(g: Graph, logits: str, ends: Sequence[int]) -> str:
+def _offer_ends(g: GraphWriter, logits: str, ends: Sequence[int]) -> str:
     """The order in which candidates are picked: logits [S, V], the ends of the turn raised by each sequence's bonus."""
     if not ends:
         return logits
@@ -83,7 +83,7 @@ def _offer_ends(g: Graph, logits: str, ends: Sequence[int]) -> str:
     return g.op("ScatterElements", logits, places, raised, name="ends/order", axis=1)
 
 
-def _advance(g: Graph, trunks: Sequence[Trunk], chosen: str) -> None:
+def _advance(g: GraphWriter, trunks: Sequence[Trunk], chosen: str) -> None:
     """What the next step takes in, written beside what this one read, so that running a step twice is harmless."""
     next_ids = g.op("Squeeze", chosen, g.constant([1], np.int64), name="advance/chosen_ids", output=contract.NEXT_IDS)
     g.output(next_ids, _INT64, [contract.SEQUENCES])

@@ -9,14 +9,14 @@ from onnx import TensorProto
 
 from pad_export.graph.dialect import Dialect, LayerCache, Positions, TrunkInputs
 from pad_export.graph.matrix import gather_rows, multiply
-from pad_export.graph.writer import Graph, element_type
+from pad_export.graph.writer import GraphWriter, element_type
 from pad_export.trunk import Trunk
 from pad_export.weights.file import WeightsFile
 from pad_export.weights.stream import site_has_bias
 from pad_runtime.bundle import contract
 
 
-def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect, *, by_row: bool) -> str:
+def emit_trunk(graph: GraphWriter, trunk: Trunk, weights: WeightsFile, dialect: Dialect, *, by_row: bool) -> str:
     """Emit inputs, layers and KV outputs of one trunk.
 
     Args:
@@ -32,7 +32,7 @@ def emit_trunk(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialec
     return emitter.of_rows(hidden)
 
 
-def emit_trunk_without_cache(graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> str:
+def emit_trunk_without_cache(graph: GraphWriter, trunk: Trunk, weights: WeightsFile, dialect: Dialect) -> str:
     """Emit inputs and layers of one trunk that reads whole texts, and neither takes nor keeps a KV cache.
 
     Returns:
@@ -45,7 +45,7 @@ def emit_trunk_without_cache(graph: Graph, trunk: Trunk, weights: WeightsFile, d
 
 class _Emitter:
     def __init__(
-        self, graph: Graph, trunk: Trunk, weights: WeightsFile, dialect: Dialect, *, by_row: bool, cached: bool
+        self, graph: GraphWriter, trunk: Trunk, weights: WeightsFile, dialect: Dialect, *, by_row: bool, cached: bool
     ) -> None:
         self.graph, self.trunk, self.weights, self.dialect, self.cached = graph, trunk, weights, dialect, cached
         self.spec = trunk.spec

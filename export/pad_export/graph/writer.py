@@ -18,7 +18,7 @@ MICROSOFT = "com.microsoft"
 Shape = Sequence[int | str]
 
 
-class Graph:
+class GraphWriter:
     """Collects nodes, inputs, outputs and initialisers of one model. Values are plain strings: their names."""
 
     def __init__(self, name: str) -> None:

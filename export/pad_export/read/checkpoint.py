@@ -19,7 +19,7 @@ from pad_export.read.spec import MAX_LAYERS
 from pad_export.read.tensor_names import EMBEDDINGS, LM_HEAD, find_text_model
 from pad_export.read.tokenizer.checkpoint_tokenizer import (
     CheckpointTokenizer,
-    TokenizerInfo,
+    TokenizerSettings,
     has_tokenizer,
     load_folder_tokenizer,
     load_gguf_tokenizer,
@@ -159,7 +159,7 @@ class Checkpoint:
         """Return the id of every token, added tokens included."""
         return self.tokenizer.vocabulary()
 
-    def save_tokenizer(self, folder: Path) -> TokenizerInfo:
+    def save_tokenizer(self, folder: Path) -> TokenizerSettings:
         """Write tokenizer.json, and chat_template.jinja if there is a template, into an existing folder."""
         return self.tokenizer.save(folder)
 

@@ -23,10 +23,10 @@ PROMPT_TEMPLATE = (
 )
 PLAIN_TEMPLATE = "{x}"  # of a PersRM that was trained on weights alone
 SETTINGS_NAME = "pad_persrm.json"
-HEAD_NAME = "value_head.safetensors"
+FEATURE_HEAD_NAME = "value_head.safetensors"
 
 _SETTINGS = ("name", "features", "default_weights", "prompt_template")
-_HEAD_PREFIXES = ("v_head.summary.", "summary.", "", "feature_head.")
+_FEATURE_HEAD_PREFIXES = ("v_head.summary.", "summary.", "", "feature_head.")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PersRM:
         name: name of the PersRM in a bundle.
         adapter: a LoRA adapter of a base that is stored elsewhere.
         checkpoint: a merged model.
-        head: the feature heads, None for the identity.
+        feature_head: the feature head, None for the identity.
         features: names of the d features.
         default_weights: weight of each feature for a preference without weights.
         prompt_template: the user turn in the PersRM's prompt; {x} is the prompt and {p} the preference.
@@ -59,7 +59,7 @@ class PersRM:
     name: str
     adapter: LoraAdapter | None
     checkpoint: Checkpoint | None
-    head: FeatureHead | None
+    feature_head: FeatureHead | None
     features: tuple[str, ...]
     default_weights: tuple[float, ...]
     prompt_template: str
@@ -80,26 +80,26 @@ def read_persrm(folder: Path, open_weights: OpenWeights = open_safetensors) -> P
     settings = _read_settings(beside)
     name = settings.get("name", folder.stem if folder.is_file() else folder.resolve().name)
     _check_name(folder, "name", name)
-    head = _read_head(beside)
+    head = _read_feature_head(beside)
     features = _read_features(folder, settings, name, 1 if head is None else len(head.weight))
     adapter, checkpoint = None, None
     if (folder / CONFIG_NAME).is_file():
         adapter = read_adapter(folder)
     else:
         checkpoint = open_checkpoint(folder, open_weights)
-        check_head_fits(head, checkpoint, path=folder)
+        check_feature_head_fits(head, checkpoint, path=folder)
     return PersRM(
         name=name,
         adapter=adapter,
         checkpoint=checkpoint,
-        head=head,
+        feature_head=head,
         features=features,
         default_weights=_read_weights(folder, settings, features),
         prompt_template=_read_template(folder, settings),
     )
 
 
-def check_head_fits(head: FeatureHead | None, checkpoint: Checkpoint, *, path: Path) -> None:
+def check_feature_head_fits(head: FeatureHead | None, checkpoint: Checkpoint, *, path: Path) -> None:
     """Check that feature heads fit the checkpoint's hidden states.
 
     Args:
@@ -185,13 +185,13 @@ def _read_template(folder: Path, settings: dict[str, Any]) -> str:
     return template
 
 
-def _read_head(folder: Path) -> FeatureHead | None:
-    path = folder / HEAD_NAME
+def _read_feature_head(folder: Path) -> FeatureHead | None:
+    path = folder / FEATURE_HEAD_NAME
     if not path.is_file():
         if (folder / "value_head.bin").is_file():
             raise AdapterError(
                 f"{folder / 'value_head.bin'} is a pickle, which can run code when it is read",
-                expected=HEAD_NAME,
+                expected=FEATURE_HEAD_NAME,
                 hint="convert a head you trust: safetensors.torch.save_file("
                 "torch.load('value_head.bin', weights_only=True), 'value_head.safetensors')",
             )
@@ -202,7 +202,7 @@ def _read_head(folder: Path) -> FeatureHead | None:
         raise AdapterError(
             f"{path} is truncated or not a safetensors file ({error})", hint="download or save it again"
         ) from error
-    prefix = next((prefix for prefix in _HEAD_PREFIXES if f"{prefix}weight" in tensors), None)
+    prefix = next((prefix for prefix in _FEATURE_HEAD_PREFIXES if f"{prefix}weight" in tensors), None)
     unknown = sorted(tensors.keys() - {f"{prefix}weight", f"{prefix}bias"})
     if prefix is None or unknown:
         raise AdapterError(
@@ -210,10 +210,10 @@ def _read_head(folder: Path) -> FeatureHead | None:
             expected="v_head.summary.weight or feature_head.weight, and its bias",
             hint="save the head alone",
         )
-    return _build_head(path, prefix, tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias"))
+    return _build_feature_head(path, prefix, tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias"))
 
 
-def _build_head(path: Path, prefix: str, weight: torch.Tensor, bias: torch.Tensor | None) -> FeatureHead:
+def _build_feature_head(path: Path, prefix: str, weight: torch.Tensor, bias: torch.Tensor | None) -> FeatureHead:
     num_axes = 3 if prefix == "feature_head." else 2
     if num_axes == 2 and weight.dim() == 2 and weight.shape[0] == 1:
         raise AdapterError(

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import DynamicCache
 
 from pad_export.plan import Plan
-from pad_export.read.kv_cache import cache_argument
+from pad_export.read.cache_argument import cache_argument
 from pad_export.read.persrm import FeatureHead
 from pad_export.trunk import Trunk
 from pad_export.verify.torch_model import load_model
@@ -123,7 +123,7 @@ class TrunkModel:
     def row_model(self, persrm: int | None) -> Iterator[RowModel]:
         """The model of rows with a PersRM (index, or None): the trunk with that PersRM's adapter and feature heads."""
         source = self._plan.sources[persrm] if persrm is not None and self._plan.sources else None
-        head = self._rounding.head(source.head) if source and source.head else None
+        head = self._rounding.head(source.feature_head) if source and source.feature_head else None
         if source is None or source.adapter is None or self._is_merged:
             yield RowModel(self._model, head)
             return

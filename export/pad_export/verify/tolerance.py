@@ -21,11 +21,11 @@ def allowance(tolerance: float, own_error: float) -> float:
     return max(tolerance, min(LARGEST, tolerance + OWN_ERRORS * own_error))
 
 
-def difference(value: torch.Tensor, reference: torch.Tensor, scale: torch.Tensor | None = None) -> float:
-    """Largest |value - reference|, divided by the largest magnitude of `scale` (or else of the reference) if above 1.
+def difference(value: torch.Tensor, expected: torch.Tensor, scale: torch.Tensor | None = None) -> float:
+    """Largest |value - expected|, divided by the largest magnitude of `scale` (or else of the expected) if above 1.
 
     Infinite if a value is NaN.
     """
-    worst = float((value - reference).abs().max())
-    largest = float((reference if scale is None else scale).abs().max())
+    worst = float((value - expected).abs().max())
+    largest = float((expected if scale is None else scale).abs().max())
     return worst / max(1.0, largest) if worst == worst else float("inf")  # noqa: PLR0124

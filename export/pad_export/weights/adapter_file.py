@@ -24,7 +24,7 @@ def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, float_type: st
     """
     tensors: dict[str, torch.Tensor] = {}
     for site in trunk.lora_sites:
-        layers = range(trunk.first_adapted, trunk.spec.num_layers)
+        layers = range(trunk.prompt_layers, trunk.spec.num_layers)
         packed = [_pack(adapter, trunk, layer, site) for layer in layers]
         rank = max(1, *(a.shape[1] for a, _ in packed))
         for layer, (a, b) in zip(layers, packed, strict=True):
@@ -37,7 +37,7 @@ def write_adapter(path: Path, adapter: LoraAdapter, trunk: Trunk, float_type: st
     save_file(tensors, path)
 
 
-def write_head(path: Path, head: FeatureHead, float_type: str) -> None:
+def write_feature_head(path: Path, head: FeatureHead, float_type: str) -> None:
     """Feature heads for `h @ head + bias`: heads [d, hidden, hidden] transposed, biases [d, 1, hidden]."""
     dtype = torch_type(float_type)
     path.parent.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 
 from pad_runtime.bundle import contract
 
-BLOCK = contract.BLOCK  # weights; also GGUF's
+BLOCK_SIZE = contract.BLOCK_SIZE  # weights; also GGUF's
 _SHRINK = (1.06, 1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)  # of the whole range, as `_fit` tries them
 _FINE = 8  # bits, with which the whole range is good enough
 _ROWS = 4096  # fitted at once: fitting takes several times their memory, and an embedding has many
@@ -42,12 +42,12 @@ class Blocks:
     def dequantise(self) -> torch.Tensor:
         """The matrix that these blocks stand for: [out, in] float32."""
         rows, columns = self.codes.shape
-        offsets = self.codes.view(rows, -1, BLOCK).float() - self.zero_points[..., None].float()
+        offsets = self.codes.view(rows, -1, BLOCK_SIZE).float() - self.zero_points[..., None].float()
         return (offsets * self.scales[..., None]).view(rows, columns)
 
     def packed_codes(self) -> torch.Tensor:
         """Packed codes: [out, in / 32, 32 * bits / 8] uint8; of two codes in a byte the first is in the low half."""
-        return _pack(self.codes, self.bits).view(len(self.codes), -1, BLOCK * self.bits // 8)
+        return _pack(self.codes, self.bits).view(len(self.codes), -1, BLOCK_SIZE * self.bits // 8)
 
     def packed_signed(self) -> torch.Tensor:
         """Symmetric 4-bit codes of the transposed matrix as signed numbers, packed alike: [in, out / 2] uint8."""
@@ -71,8 +71,8 @@ def quantise(weight: torch.Tensor, bits: int, *, symmetric: bool = False) -> Blo
 
 def _quantise(weight: torch.Tensor, bits: int, symmetric: bool) -> Blocks:
     rows, columns = weight.shape
-    values = weight.float().view(-1, BLOCK).T.contiguous()  # [32, blocks]
-    scale, zero = fit_blocks(values, bits, torch.ones(BLOCK), symmetric)
+    values = weight.float().view(-1, BLOCK_SIZE).T.contiguous()  # [32, blocks]
+    scale, zero = fit_blocks(values, bits, torch.ones(BLOCK_SIZE), symmetric)
     codes = values.div_(scale).round_().add_(zero).clamp_(0, 2**bits - 1)
     return Blocks(
         bits,

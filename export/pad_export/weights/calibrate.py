@@ -19,15 +19,15 @@ import torch
 from pad_export.graph.matrix import Storage
 from pad_export.output.stages import Progress
 from pad_export.read.checkpoint import Checkpoint
-from pad_export.read.gptq import quantise_for, second_moments
+from pad_export.weights.gptq import quantise_for, second_moments
 from pad_export.read.spec import SITE_MODULES
 from pad_export.trunk import Trunk
 from pad_export.verify.torch_model import load_model
 from pad_export.weights.blocks import Blocks
 from pad_export.weights.stream import (
     LM_HEAD,
-    head_bits,
-    head_parameter,
+    lm_head_bits,
+    lm_head_parameter,
     linear_weight,
     merged_weight,
     stored_blocks,
@@ -46,13 +46,13 @@ def calibrate_trunk(trunk: Trunk, storage: Storage, progress: Progress) -> dict[
             if storage.bits(site, layer, trunk.spec.num_layers) == 4:
                 sites.append([module for module in modules if not stored_blocks(trunk, module, 4, storage)])
     sites = [modules for modules in sites if modules]
-    own_head = head_bits(trunk, storage) == 4 and not trunk.checkpoint.blocks(head_parameter(trunk), 4)
-    progress.begin(sum(len(modules) for modules in sites) + own_head)
-    return _calibrate(trunk, sites, own_head, storage.symmetric, progress) if sites or own_head else {}
+    own_lm_head = lm_head_bits(trunk, storage) == 4 and not trunk.checkpoint.blocks(lm_head_parameter(trunk), 4)
+    progress.begin(sum(len(modules) for modules in sites) + own_lm_head)
+    return _calibrate(trunk, sites, own_lm_head, storage.symmetric, progress) if sites or own_lm_head else {}
 
 
 def _calibrate(
-    trunk: Trunk, sites: Sequence[Sequence[str]], own_head: bool, symmetric: bool, progress: Progress
+    trunk: Trunk, sites: Sequence[Sequence[str]], own_lm_head: bool, symmetric: bool, progress: Progress
 ) -> dict[str, Blocks]:
     """Fit the modules of each site, which have the same inputs, just before the first of them runs."""
     found: dict[str, Blocks] = {}
@@ -71,8 +71,8 @@ def _calibrate(
         model.get_submodule(modules[0]).register_forward_pre_hook(hook(modules))
     with torch.no_grad():
         hidden = model.model(input_ids=_sample_ids(trunk.checkpoint, "calibration")).last_hidden_state
-    if own_head:
-        weights = trunk.checkpoint.tensor(head_parameter(trunk))
+    if own_lm_head:
+        weights = trunk.checkpoint.tensor(lm_head_parameter(trunk))
         found[LM_HEAD] = quantise_for(weights, 4, second_moments(hidden), symmetric=symmetric)
         progress()
     return found

@@ -11,8 +11,8 @@ from onnx import external_data_helper, numpy_helper
 
 from pad_export.read.spec import SITE_MODULES
 from pad_export.trunk import Trunk
-from pad_export.weights.blocks import BLOCK
-from pad_export.weights.stream import head_weight
+from pad_export.weights.blocks import BLOCK_SIZE
+from pad_export.weights.stream import lm_head_weight
 from pad_runtime.bundle import contract
 
 
@@ -32,7 +32,7 @@ class StoredWeights:
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._places: dict[str, tuple[str, int, int | None]] = {
             "model.embed_tokens.weight": (trunk.weight(contract.EMBEDDING), 0, None),
-            "lm_head.weight": (head_weight(trunk, self._tensors), 0, None),
+            "lm_head.weight": (lm_head_weight(trunk, self._tensors), 0, None),
         }  # parameter -> the bundle's tensor, and its first and last rows there
         for layer in range(trunk.spec.num_layers):
             for site, modules in SITE_MODULES.items():
@@ -58,15 +58,15 @@ class StoredWeights:
         rows, num_blocks = scales.shape
         codes = "codes" if f"{name}.codes" in self._tensors else "rows"
         packed = self._read(f"{name}.{codes}")[first:end].reshape(rows, -1)
-        columns = num_blocks * BLOCK
-        offsets = _unpack(packed, columns).reshape(rows, num_blocks, BLOCK).astype(np.float32)
+        columns = num_blocks * BLOCK_SIZE
+        offsets = _unpack(packed, columns).reshape(rows, num_blocks, BLOCK_SIZE).astype(np.float32)
         offsets -= _unpack(self._read(f"{name}.zero_points")[first:end], num_blocks)[..., None]
         return torch.from_numpy((offsets * scales[..., None]).reshape(rows, columns))
 
     def _read_signed(self, name: str) -> torch.Tensor:
         """A matrix [out, in] that is stored transposed, in symmetric blocks."""
         scales = self._read(f"{name}.scales").astype(np.float32)  # [in / 32, out]
-        values = self._read(f"{name}.int4").astype(np.float32) * scales.repeat(BLOCK, axis=0)
+        values = self._read(f"{name}.int4").astype(np.float32) * scales.repeat(BLOCK_SIZE, axis=0)
         return torch.from_numpy(values.T.copy())
 
     def _read(self, name: str) -> np.ndarray:

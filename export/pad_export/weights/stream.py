@@ -77,10 +77,10 @@ def _layer(trunk: Trunk, layer: int, storage: Storage, calibrated: Mapping[str, 
 
 def _after_layers(trunk: Trunk, storage: Storage, calibrated: Mapping[str, Blocks]) -> Iterator[_Named]:
     """The final norm, and the lm_head unless it is the embedding as that is stored."""
-    source, spec, bits = trunk.checkpoint, trunk.spec, head_bits(trunk, storage)
+    source, spec, bits = trunk.checkpoint, trunk.spec, lm_head_bits(trunk, storage)
     yield trunk.weight("norm"), source.tensor("model.norm.weight").float() + spec.norm_offset
     if not spec.tied or bits != storage.embedding_bits:
-        yield trunk.weight(LM_HEAD), calibrated.get(LM_HEAD) or _rows(source, head_parameter(trunk), bits)
+        yield trunk.weight(LM_HEAD), calibrated.get(LM_HEAD) or _rows(source, lm_head_parameter(trunk), bits)
 
 
 # -- linears of the checkpoint ----------------------------------------------------------------------------------------
@@ -126,17 +126,17 @@ def _bias(source: Checkpoint, module: str) -> torch.Tensor:
 # -- embedding and lm_head --------------------------------------------------------------------------------------------
 
 
-def head_bits(trunk: Trunk, storage: Storage) -> int:
+def lm_head_bits(trunk: Trunk, storage: Storage) -> int:
     """Bits of a trunk's lm_head: the base's is multiplied by, of any other a step looks up a few rows."""
-    return storage.head_bits if trunk.name == contract.BASE_TRUNK else storage.embedding_bits
+    return storage.lm_head_bits if trunk.name == contract.BASE_TRUNK else storage.embedding_bits
 
 
-def head_parameter(trunk: Trunk) -> str:
+def lm_head_parameter(trunk: Trunk) -> str:
     """The checkpoint's name of the lm_head's weight: the embedding's, where they are tied."""
     return "model.embed_tokens.weight" if trunk.spec.tied else "lm_head.weight"
 
 
-def head_weight(trunk: Trunk, stored: Iterable[str]) -> str:
+def lm_head_weight(trunk: Trunk, stored: Iterable[str]) -> str:
     """Name of the lm_head's weight [vocab, hidden] among those that are stored: the embedding's, without its own."""
     own = trunk.weight(LM_HEAD)
     return own if any(name.startswith(own) for name in stored) else trunk.weight(contract.EMBEDDING)

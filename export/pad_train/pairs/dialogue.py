@@ -6,39 +6,39 @@ import re
 from collections.abc import Sequence
 
 from pad_train.pairs.pair import Message
-from pad_train.pairs.row import ROLES, Row, RowProblem, read_messages, read_reply
+from pad_train.pairs.record import ROLES, Record, RecordProblem, read_messages, read_reply
 
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 _HH_MARK = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_MARK = re.compile(r"(?:(?<!\n)\n+)?<extra_id_\d+>(System|User|Assistant)[ \t]*\n?")
 
 
-def split_dialogue(row: Row, key: str) -> tuple[tuple[Message, ...], str]:
+def split_dialogue(row: Record, key: str) -> tuple[tuple[Message, ...], str]:
     """The turns of a dialogue before its last, and the text of that.
 
     Raises:
-        RowProblem: text without the marks of hh-rlhf, or as `split_turns`.
+        RecordProblem: text without the marks of hh-rlhf, or as `split_turns`.
     """
     if not isinstance(row.get(key), str):
         return split_turns(row, key)
     turns = _split_hh(row[key])
     if turns is None:
-        raise RowProblem(f"{key} that is no dialogue of Human and Assistant")
+        raise RecordProblem(f"{key} that is no dialogue of Human and Assistant")
     return split_turns({key: turns}, key)
 
 
-def split_turns(row: Row, key: str) -> tuple[tuple[Message, ...], str]:
+def split_turns(row: Record, key: str) -> tuple[tuple[Message, ...], str]:
     """The turns of a list before its last, and the text of that; of plain text, no turns and itself.
 
     Raises:
-        RowProblem: neither messages nor text, a last turn that is not the assistant's, or a blank one.
+        RecordProblem: neither messages nor text, a last turn that is not the assistant's, or a blank one.
     """
     value = row.get(key)
     if not isinstance(value, list):
         return (), read_reply(row, key)
     messages = read_messages(value)
     if not messages or messages[-1]["role"] != "assistant":
-        raise RowProblem("a last turn that is not the assistant's")
+        raise RecordProblem("a last turn that is not the assistant's")
     return messages[:-1], read_reply(messages[-1], "content")
 
 
@@ -72,18 +72,18 @@ def check_same(before: Sequence[Message], before_rejected: Sequence[Message]) ->
     """Hold the conversation before the chosen reply against that before the rejected one.
 
     Raises:
-        RowProblem: they differ.
+        RecordProblem: they differ.
     """
     if before != before_rejected:
-        raise RowProblem("dialogues that differ before the last turn")
+        raise RecordProblem("dialogues that differ before the last turn")
 
 
 def check_alternation(messages: Sequence[Message]) -> None:
     """Where a mark within a turn's text passes for a turn of its own, what follows is no longer who said what.
 
     Raises:
-        RowProblem: turns of user and assistant that do not alternate.
+        RecordProblem: turns of user and assistant that do not alternate.
     """
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if any(role != ROLES[1 + index % 2] for index, role in enumerate(roles)):
-        raise RowProblem("turns that do not alternate")
+        raise RecordProblem("turns that do not alternate")

@@ -20,7 +20,7 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class PairSampling:
     """How `pad-train pairs` samples replies with more and with less of a feature.
 
     Attributes:
@@ -58,7 +58,7 @@ class Feature:
     name: str
     more: tuple[str, ...] = ()
     less: tuple[str, ...] = ()
-    sampling: Sampling | None = None
+    sampling: PairSampling | None = None
 
 
 def read_features(path: Path) -> dict[str, Feature]:
@@ -88,8 +88,8 @@ def read_features(path: Path) -> dict[str, Feature]:
     return features
 
 
-def _read_sampling(path: Path, where: str, entry: Any) -> Sampling:
-    values = _only(where, entry, *Sampling.__dataclass_fields__)
+def _read_sampling(path: Path, where: str, entry: Any) -> PairSampling:
+    values = _only(where, entry, *PairSampling.__dataclass_fields__)
     scorer = values.get("scorer")
     if not isinstance(scorer, str) or ":" not in scorer:
         raise OptionError(f"{where}: scorer is {scorer!r}", expected="MODULE:NAME, FILE.py:NAME or hf:DIR")
@@ -107,11 +107,11 @@ def _read_sampling(path: Path, where: str, entry: Any) -> Sampling:
     ends_early = values.get("ends_early", False)
     if not isinstance(ends_early, bool):
         raise OptionError(f"{where}: ends_early is {ends_early!r}", expected="true or false")
-    return Sampling(
+    return PairSampling(
         scorer,
         styles=tuple(_read_styles(where, style) for style in styles),
-        contrast=_number(where, "contrast", values.get("contrast", Sampling.contrast), lowest=0.0),
-        min_gap=_number(where, "min_gap", values.get("min_gap", Sampling.min_gap), lowest=0.0),
+        contrast=_number(where, "contrast", values.get("contrast", PairSampling.contrast), lowest=0.0),
+        min_gap=_number(where, "min_gap", values.get("min_gap", PairSampling.min_gap), lowest=0.0),
         ends_early=ends_early,
         **counts,
     )

@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 from pad_train.pairs.dialogue import check_alternation, check_same, split_dialogue, split_turns
 from pad_train.pairs.pair import Pair
-from pad_train.pairs.row import Row, RowProblem, Rows, Skip, checked, read_prompt, read_reply
+from pad_train.pairs.record import Record, RecordProblem, Records, Skip, checked, read_prompt, read_reply
 from pad_train.pairs.scored_replies import is_scored, scored_replies
 
-Read: TypeAlias = Callable[[Rows, str | None, Skip], Iterator[Pair]]
+Read: TypeAlias = Callable[[Records, str | None, Skip], Iterator[Pair]]
 
 NEWS_PROMPT = "Write one sentence for a newspaper."
 FILM_PROMPT = "Write a sentence about a film."
@@ -40,15 +40,15 @@ class Layout:
     has_features: bool = False
 
 
-def row_by_row(read_row: Callable[[Row, str | None], Pair]) -> Read:
-    """Make the reader of a layout with a pair in every row from a reader of one row, which may raise RowProblem."""
+def record_by_record(read_record: Callable[[Record, str | None], Pair]) -> Read:
+    """Make the reader of a layout with a pair in every row from a reader of one row, which may raise RecordProblem."""
 
-    @functools.wraps(read_row)
-    def read(rows: Rows, feature: str | None, skip: Skip) -> Iterator[Pair]:
+    @functools.wraps(read_record)
+    def read(rows: Records, feature: str | None, skip: Skip) -> Iterator[Pair]:
         for line, row in rows:
             try:
-                pair = read_row(row, feature)
-            except RowProblem as problem:
+                pair = read_record(row, feature)
+            except RecordProblem as problem:
                 skip(line, str(problem))
                 continue
             yield pair
@@ -56,8 +56,8 @@ def row_by_row(read_row: Callable[[Row, str | None], Pair]) -> Read:
     return read
 
 
-@row_by_row
-def hh_rlhf(row: Row, feature: str | None) -> Pair:
+@record_by_record
+def hh_rlhf(row: Record, feature: str | None) -> Pair:
     r"""Anthropic's hh-rlhf: {chosen, rejected}, whole dialogues "\n\nHuman: ...\n\nAssistant: ...".
 
     The last Assistant turn is the reply, and the turns before it, which must be the same in both, are the conversation.
@@ -70,8 +70,8 @@ def hh_rlhf(row: Row, feature: str | None) -> Pair:
     return pair
 
 
-@row_by_row
-def ultrafeedback(row: Row, feature: str | None) -> Pair:
+@record_by_record
+def ultrafeedback(row: Record, feature: str | None) -> Pair:
     """UltraFeedback, binarized: {prompt, chosen, rejected} and other columns (source, ratings, models).
 
     A reply is text, or a list of messages that ends with the reply; the messages before it, if any, replace `prompt`.
@@ -83,23 +83,23 @@ def ultrafeedback(row: Row, feature: str | None) -> Pair:
     return checked(Pair(messages, chosen, rejected, weights=_weights(feature)))
 
 
-@row_by_row
-def pku_safe_rlhf(row: Row, _: str | None) -> Pair:
+@record_by_record
+def pku_safe_rlhf(row: Record, _: str | None) -> Pair:
     """PKU-SafeRLHF: {prompt, response_0, response_1, better_response_id, safer_response_id}.
 
     The better (more helpful) reply is chosen: its margin of `helpful` is 1, that of `harmless` 1 or -1.
     """
     better, safer = row.get("better_response_id"), row.get("safer_response_id")
     if not all(isinstance(value, int) and value in (0, 1) for value in (better, safer)):
-        raise RowProblem("a better or safer reply that is neither 0 nor 1")
+        raise RecordProblem("a better or safer reply that is neither 0 nor 1")
     chosen = read_reply(row, "response_1" if better else "response_0")
     rejected = read_reply(row, "response_0" if better else "response_1")
     margins = {"helpful": 1.0, "harmless": 1.0 if safer == better else -1.0}
     return checked(Pair(read_prompt(row.get("prompt")), chosen, rejected, margins=margins))
 
 
-@row_by_row
-def onestop_english(row: Row, feature: str | None) -> Pair:
+@record_by_record
+def onestop_english(row: Record, feature: str | None) -> Pair:
     """OneStopEnglish: {advanced, elementary}, one sentence of the news for two kinds of reader.
 
     The elementary sentence is chosen, with more of the feature `simple` if no other is named. All prompts are the same.
@@ -108,8 +108,8 @@ def onestop_english(row: Row, feature: str | None) -> Pair:
     return checked(Pair(read_prompt(NEWS_PROMPT), chosen, rejected, weights=_weights(feature or "simple")))
 
 
-@row_by_row
-def sentence_polarity(row: Row, feature: str | None) -> Pair:
+@record_by_record
+def sentence_polarity(row: Record, feature: str | None) -> Pair:
     """Pang and Lee's sentence polarity: line i of pos.txt and of neg.txt, here as {positive, negative}.
 
     The positive sentence is chosen, with more of the feature `cheerful` if no other is named. All prompts are the same.
@@ -119,7 +119,7 @@ def sentence_polarity(row: Row, feature: str | None) -> Pair:
     return checked(Pair(read_prompt(FILM_PROMPT), chosen, rejected, weights=_weights(feature or "cheerful")))
 
 
-def find_layout(row: Row) -> Layout | None:
+def find_layout(row: Record) -> Layout | None:
     """The layout of another project that a row's keys are of; None if they are of none."""
     if row.keys() >= _PKU_KEYS:
         return Layout("PKU-SafeRLHF", pku_safe_rlhf, has_features=True)

@@ -22,8 +22,8 @@ from pad_export.output.lock import claimed
 from pad_export.output.stages import Stages
 from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.errors import OptionError
-from pad_train.pairs.feature import Feature, Sampling, Style
-from pad_train.pairs.own_layout import pair_to_row
+from pad_train.pairs.feature import Feature, PairSampling, Style
+from pad_train.pairs.own_layout import pair_to_record
 from pad_train.pairs.pair_choice import Answers, MadeReply, as_pair, choose_pairs, why_no_pair
 from pad_train.pairs.sampler import Draw, sample_replies
 from pad_train.pairs.scorer import Scorer
@@ -108,7 +108,7 @@ def rank_replies(
             counts[choice] += 1
         else:
             counts.update(choice.weights.keys())
-            rows.append(pair_to_row(choice))
+            rows.append(pair_to_record(choice))
     lock = output.with_name(output.name + ".partial")
     with claimed(lock, output), disk_errors(output, hint="free some and repeat the command"):
         try:
@@ -152,10 +152,10 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
     for index, (prompt, more, less) in enumerate(couples):
         reason = why_no_pair(more.text, less.text, marks[index] - marks[len(couples) + index], sampling)
         asked = ({"role": "user", "content": prompt},)
-        yield {"dropped": reason} if reason else pair_to_row(as_pair(asked, more, less, {task.feature.name: 1.0}))
+        yield {"dropped": reason} if reason else pair_to_record(as_pair(asked, more, less, {task.feature.name: 1.0}))
 
 
-def _draw(backbone: Backbone, sampling: Sampling, prompt: str, sign: float) -> Draw:
+def _draw(backbone: Backbone, sampling: PairSampling, prompt: str, sign: float) -> Draw:
     plain = tuple(_encode(backbone, prompt, Style()))
     if not sampling.styles:
         return Draw((plain,), (1.0,))

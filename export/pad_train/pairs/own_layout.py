@@ -7,11 +7,11 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from pad_train.pairs.layouts import Layout, row_by_row
+from pad_train.pairs.layouts import Layout, record_by_record
 from pad_train.pairs.pair import Pair
-from pad_train.pairs.row import (
-    Row,
-    RowProblem,
+from pad_train.pairs.record import (
+    Record,
+    RecordProblem,
     check_feature,
     checked,
     read_flag,
@@ -25,17 +25,17 @@ _NEEDED = {"prompt", "chosen", "rejected"}
 _OURS = {"preference", "weights", "scores", "chosen_finished", "rejected_finished"}
 
 
-def is_ours(row: Row) -> bool:
+def is_ours(row: Record) -> bool:
     """Whether a row has the three keys of a pair, which others have too, and one that only ours have."""
     return may_be_ours(row) and bool(_OURS & row.keys())
 
 
-def may_be_ours(row: Row) -> bool:
+def may_be_ours(row: Record) -> bool:
     """Whether a row has the three keys of a pair."""
     return row.keys() >= _NEEDED
 
 
-def pair_to_row(pair: Pair) -> dict[str, Any]:
+def pair_to_record(pair: Pair) -> dict[str, Any]:
     """The row of our layout that is read back as this pair; a margin m becomes the scores [m, 0.0]."""
     messages = [dict(message) for message in pair.messages]
     plain = len(messages) == 1 and messages[0]["role"] == "user"
@@ -57,22 +57,22 @@ def pair_to_row(pair: Pair) -> dict[str, Any]:
     return row
 
 
-@row_by_row
-def _read_our_row(row: Row, feature: str | None) -> Pair:
+@record_by_record
+def _read_our_record(row: Record, feature: str | None) -> Pair:
     """Our layout: {prompt, chosen, rejected} and optional keys; a null counts as a missing key.
 
     `feature` (of NAME=PATH) is the feature that chosen has more of, if the row names no person.
     """
     unknown = [key for key in row if key not in _NEEDED | _OURS]
     if unknown:
-        raise RowProblem(f"the unknown key {reprlib.repr(unknown[0])}")
+        raise RecordProblem(f"the unknown key {reprlib.repr(unknown[0])}")
     weights, margins = read_weights(row.get("weights")), _read_scores(row.get("scores"))
     preference = row.get("preference")
     if preference is not None and not (isinstance(preference, str) and preference.strip()):
-        raise RowProblem("a preference that is empty or not text")
+        raise RecordProblem("a preference that is empty or not text")
     if preference is None and not weights:
         if margins and not any(margins.values()):
-            raise RowProblem("scores that are all equal")
+            raise RecordProblem("scores that are all equal")
         if feature is not None and not margins:
             weights = {feature: 1.0}
     return checked(
@@ -93,7 +93,7 @@ def _read_scores(value: Any) -> dict[str, float]:
     """Margins: the score of chosen minus that of rejected."""
     if value is None:
         return {}
-    problem = RowProblem("scores that are not two finite numbers by feature")
+    problem = RecordProblem("scores that are not two finite numbers by feature")
     if not isinstance(value, Mapping):
         raise problem
     margins = {}
@@ -106,4 +106,4 @@ def _read_scores(value: Any) -> dict[str, float]:
     return margins
 
 
-OWN_LAYOUT = Layout("PAD-RT", _read_our_row)
+OWN_LAYOUT = Layout("PAD-RT", _read_our_record)

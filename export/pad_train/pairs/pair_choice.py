@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pad_train.pairs.feature import Feature, Sampling
+from pad_train.pairs.feature import Feature, PairSampling
 from pad_train.pairs.pair import Message, Pair
 from pad_train.pairs.scorer import Scorer
 
@@ -57,7 +57,7 @@ def repeats_itself(reply: str) -> bool:
     return False
 
 
-def why_no_pair(chosen: str, rejected: str, gap: float, sampling: Sampling) -> str:
+def why_no_pair(chosen: str, rejected: str, gap: float, sampling: PairSampling) -> str:
     """Why two replies whose scores differ by `gap` make no pair; "" if they make one."""
     for reply in (chosen, rejected):
         if reason := _unsound(reply, sampling):
@@ -87,7 +87,7 @@ def choose_pairs(
                 yield from _choose(answer, feature.name, feature.sampling, scorers[feature.name])
 
 
-def _choose(answer: Answers, name: str, sampling: Sampling, scorer: Scorer) -> Iterator[Pair | str]:
+def _choose(answer: Answers, name: str, sampling: PairSampling, scorer: Scorer) -> Iterator[Pair | str]:
     made = [reply for reply in answer.replies if not reply.weights or list(reply.weights) == [name]]
     if not made:
         return
@@ -125,7 +125,7 @@ def _choose(answer: Answers, name: str, sampling: Sampling, scorer: Scorer) -> I
         yield from (as_pair(answer.messages, best[sign], looped[0], {name: sign}) for sign in best)
 
 
-def _unsound(reply: str, sampling: Sampling) -> str:
+def _unsound(reply: str, sampling: PairSampling) -> str:
     if len(reply.split()) < sampling.min_words:
         return "too short"
     return _REPEATS if repeats_itself(reply) else ""

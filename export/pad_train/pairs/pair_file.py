@@ -16,9 +16,9 @@ from pad_train.pairs.layouts import Layout, find_layout, sentence_polarity
 from pad_train.pairs.own_layout import OWN_LAYOUT, is_ours, may_be_ours
 from pad_train.pairs.pair import Pair
 from pad_train.pairs.pair_report import PairReport
-from pad_train.pairs.row import Row
+from pad_train.pairs.record import Record
 
-MAX_HEAD = 100  # first rows of a file among which one must have a known layout
+MAX_PROBED = 100  # first rows of a file among which one must have a known layout
 _MAX_LISTED = 8  # keys or names in a message
 _ROWS = (
     "prompt, chosen and rejected, or the rows of HelpSteer2, RiC or other scored replies (prompt, response, numbers), "
@@ -103,11 +103,11 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
             raise DataError(
                 f"the folder {folder} holds {_listed(names)}", expected="pos.txt and neg.txt, or give a file"
             )
-        return list(sentence_polarity(_polarity_rows(folder, report), source.feature, report.skip))
-    rows = json_rows(path, report)
-    head: list[tuple[int, Row]] = []
+        return list(sentence_polarity(_polarity_records(folder, report), source.feature, report.skip))
+    rows = json_records(path, report)
+    head: list[tuple[int, Record]] = []
     layout = None
-    for line, row in itertools.islice(rows, MAX_HEAD):
+    for line, row in itertools.islice(rows, MAX_PROBED):
         head.append((line, row))
         layout = _find_layout(row)
         if layout is not None:
@@ -122,14 +122,14 @@ def _read_source(source: PairSource, report: PairReport) -> list[Pair]:
     return list(layout.read(itertools.chain(head, rows), source.feature, report.skip))
 
 
-def json_rows(path: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
+def json_records(path: Path, report: PairReport) -> Iterator[tuple[int, Record]]:
     """The JSON objects of a file with their line numbers; other lines are counted in the report."""
     with path.open("rb") as file:
         for line, data in enumerate(file, start=1):
             data = data.removeprefix(codecs.BOM_UTF8) if line == 1 else data  # noqa: PLW2901
             if not data.strip():
                 continue
-            report.num_rows += 1
+            report.num_records += 1
             try:
                 row = json.loads(data.decode("utf-8"))
             except UnicodeDecodeError:
@@ -143,12 +143,12 @@ def json_rows(path: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
                     report.skip(line, "JSON that is not an object")
 
 
-def _polarity_rows(folder: Path, report: PairReport) -> Iterator[tuple[int, Row]]:
+def _polarity_records(folder: Path, report: PairReport) -> Iterator[tuple[int, Record]]:
     with (folder / "pos.txt").open("rb") as positive, (folder / "neg.txt").open("rb") as negative:
         for line, sides in enumerate(itertools.zip_longest(positive, negative, fillvalue=b""), start=1):
             if not any(side.strip() for side in sides):
                 continue
-            report.num_rows += 1
+            report.num_records += 1
             try:
                 chosen, rejected = (side.decode("utf-8").strip() for side in sides)
             except UnicodeDecodeError:
@@ -157,18 +157,18 @@ def _polarity_rows(folder: Path, report: PairReport) -> Iterator[tuple[int, Row]
             yield line, {"positive": chosen, "negative": rejected}
 
 
-def _find_layout(row: Row) -> Layout | None:
+def _find_layout(row: Record) -> Layout | None:
     """Our layout if a row has a key of it alone, or the three needed keys and no key of another project's layout."""
     if is_ours(row):
         return OWN_LAYOUT
     return find_layout(row) or (OWN_LAYOUT if may_be_ours(row) else None)
 
 
-def _unknown_layout(path: Path, head: Sequence[tuple[int, Row]], report: PairReport) -> DataError:
+def _unknown_layout(path: Path, head: Sequence[tuple[int, Record]], report: PairReport) -> DataError:
     if head:
         line, row = head[0]
         return DataError(f"{path}, line {line}, has the keys {_listed(list(row))}", expected=_ROWS)
-    if not report.num_rows:
+    if not report.num_records:
         return DataError(f"{path} is empty", expected=f"one JSON object a line with {_ROWS}")
     return DataError(*report.lines(), expected=f"one JSON object a line (JSON Lines) with {_ROWS}")
 

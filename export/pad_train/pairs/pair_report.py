@@ -14,13 +14,13 @@ class PairReport:
 
     Attributes:
         path: the source.
-        num_rows: rows read, blank lines aside.
+        num_records: rows read, blank lines aside.
         num_pairs: pairs that the rows gave.
         skipped: by reason, the number of rows and the line number of the first, from 1.
     """
 
     path: Path
-    num_rows: int = 0
+    num_records: int = 0
     num_pairs: int = 0
     skipped: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -31,7 +31,7 @@ class PairReport:
 
     def lines(self) -> list[str]:
         """The report as a line of text."""
-        return [f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_rows, 'row')}{self.told_skips()}"]
+        return [f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_records, 'row')}{self.told_skips()}"]
 
     def told_skips(self) -> str:
         """The skipped rows and reasons, as the end of a line; "" if none was skipped."""

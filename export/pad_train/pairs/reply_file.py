@@ -10,9 +10,9 @@ from pathlib import Path
 from pad_runtime.errors import DataError
 from pad_train.pairs.pair import Message, Pair
 from pad_train.pairs.pair_choice import Answers, MadeReply
-from pad_train.pairs.pair_file import MAX_HEAD, json_rows, parse_source, read_pairs, unreadable
+from pad_train.pairs.pair_file import MAX_PROBED, json_records, parse_source, read_pairs, unreadable
 from pad_train.pairs.pair_report import PairReport, counted
-from pad_train.pairs.row import Row, RowProblem, checked, read_flag, read_prompt, read_reply, read_weights
+from pad_train.pairs.record import Record, RecordProblem, checked, read_flag, read_prompt, read_reply, read_weights
 
 _KEYS = {"prompt", "reply", "finished", "weights"}
 
@@ -44,7 +44,7 @@ def _holds_replies(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        head = [row for _, row in itertools.islice(json_rows(path, PairReport(path)), MAX_HEAD)]
+        head = [row for _, row in itertools.islice(json_records(path, PairReport(path)), MAX_PROBED)]
     except OSError as error:
         raise unreadable(path, error) from error
     return any("reply" in row and (row.keys() <= _KEYS or "weights" in row or "finished" in row) for row in head)
@@ -58,10 +58,10 @@ def _both(pair: Pair) -> Answers:
 def _read_replies(path: Path, by_prompt: dict[str, tuple[tuple[Message, ...], list[MadeReply]]]) -> str:
     """Add a file's replies to those of their prompts, and return a line with their number."""
     report, prompts, count = PairReport(path), set(), 0
-    for line, row in json_rows(path, report):
+    for line, row in json_records(path, report):
         try:
-            asked, reply = _read_row(row)
-        except RowProblem as problem:
+            asked, reply = _read_record(row)
+        except RecordProblem as problem:
             report.skip(line, str(problem))
             continue
         by_prompt.setdefault(asked.conversation, (asked.messages, []))[1].append(reply)
@@ -75,9 +75,9 @@ def _read_replies(path: Path, by_prompt: dict[str, tuple[tuple[Message, ...], li
     return told + report.told_skips()
 
 
-def _read_row(row: Row) -> tuple[Pair, MadeReply]:
+def _read_record(row: Record) -> tuple[Pair, MadeReply]:
     if unknown := [key for key in row if key not in _KEYS]:
-        raise RowProblem(f"the unknown key {reprlib.repr(unknown[0])}")
+        raise RecordProblem(f"the unknown key {reprlib.repr(unknown[0])}")
     text = read_reply(row, "reply")
     asked = checked(Pair(read_prompt(row.get("prompt")), text, rejected=""))  # checks prompt and text as for a pair
     weights = {name: weight for name, weight in read_weights(row.get("weights")).items() if weight}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from pad_export.read.kv_cache import cache_argument
+from pad_export.read.cache_argument import cache_argument
 from pad_train.pairs.pair_choice import MadeReply
 from pad_train.train.backbone import Backbone
 

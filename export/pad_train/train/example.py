@@ -42,7 +42,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Examples side by side. Both replies follow one copy of their prompt, and do not attend to each other.
 
     Attributes:
@@ -200,7 +200,7 @@ def _margin_scale(pairs: Sequence[Pair]) -> dict[str, float]:
     return {name: (sum(values) / len(values)) ** 0.5 or 1.0 for name, values in squares.items()}
 
 
-def make_batch(examples: Sequence[Example], *, plain: bool = False) -> Batch:
+def make_batch(examples: Sequence[Example], *, plain: bool = False) -> TrainingBatch:
     """Make a batch, with the base's prompts if `plain`, else with the PersRM's."""
     parts = [(e.plain if plain else e.prompt, e.chosen, e.rejected) for e in examples]
     width = max(sum(map(len, part)) for part in parts)
@@ -223,7 +223,7 @@ def make_batch(examples: Sequence[Example], *, plain: bool = False) -> Batch:
         signs += [1.0] * len(chosen) + [-1.0] * len(rejected)
         imitated += [examples[row].imitated[0]] * len(chosen) + [examples[row].imitated[1]] * len(rejected)
     targets = torch.tensor([token for _, chosen, rejected in parts for token in (*chosen, *rejected)])
-    return Batch(
+    return TrainingBatch(
         ids,
         positions,
         sees,

@@ -28,7 +28,7 @@ def bradley_terry(margins: torch.Tensor, beta: float) -> torch.Tensor:
     return -F.logsigmoid(beta * margins).mean()
 
 
-def spread(rewards: torch.Tensor, reference_log_probs: torch.Tensor) -> torch.Tensor:
+def spread(rewards: torch.Tensor, base_log_probs: torch.Tensor) -> torch.Tensor:
     """Half the variance of R(a) over a ~ base, mean over the positions; in nats.
 
     To second order this is KL(base || base tilted by R), for R and for -R alike. It keeps rewards small where a token
@@ -36,15 +36,15 @@ def spread(rewards: torch.Tensor, reference_log_probs: torch.Tensor) -> torch.Te
 
     Args:
         rewards: R of each candidate, [n, k].
-        reference_log_probs: the base's log-probabilities of the same candidates, [n, k].
+        base_log_probs: the base's log-probabilities of the same candidates, [n, k].
     """
-    probs = reference_log_probs.exp()
+    probs = base_log_probs.exp()
     mean = (probs * rewards).sum(-1, keepdim=True)
     return 0.5 * (probs * (rewards - mean).square()).sum(-1).mean()
 
 
 def imitation(
-    rewards: torch.Tensor, reference_log_probs: torch.Tensor, signs: torch.Tensor, imitated: torch.Tensor
+    rewards: torch.Tensor, base_log_probs: torch.Tensor, signs: torch.Tensor, imitated: torch.Tensor
 ) -> torch.Tensor:
     """Mean -log p(a) of the reply tokens, p being the base tilted by R (chosen) or by -R (rejected); in nats.
 
@@ -54,9 +54,9 @@ def imitation(
 
     Args:
         rewards: R of each candidate, [n, k], the reply's own token first.
-        reference_log_probs: the base's log-probabilities of the same candidates, [n, k].
+        base_log_probs: the base's log-probabilities of the same candidates, [n, k].
         signs: +1 for a token of a chosen reply, -1 for one of a rejected reply, [n].
         imitated: whether a token counts, [n]; the term is 0 if none does.
     """
-    tilted = (reference_log_probs + signs[:, None] * rewards).log_softmax(-1)
+    tilted = (base_log_probs + signs[:, None] * rewards).log_softmax(-1)
     return -(tilted[:, 0] * imitated).sum() / imitated.sum().clamp(min=1)

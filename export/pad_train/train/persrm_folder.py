@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pad_export.output.disk import follow_umask
 from pad_export.read.adapter import CONFIG_NAME, WEIGHTS_NAME
-from pad_export.read.persrm import HEAD_NAME, PLAIN_TEMPLATE, PROMPT_TEMPLATE, SETTINGS_NAME, read_persrm
+from pad_export.read.persrm import FEATURE_HEAD_NAME, PLAIN_TEMPLATE, PROMPT_TEMPLATE, SETTINGS_NAME, read_persrm
 from pad_runtime.errors import AdapterError
 from pad_train.train.backbone import Backbone
 from pad_train.train.reward_model import RewardModel
@@ -39,9 +39,9 @@ def write_persrm(
     config.base_model_name_or_path, config.inference_mode = base_name, True
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
-    eye = torch.eye(model.head.shape[-1])
-    head = {"feature_head.weight": (eye + model.head.detach()).half(), "feature_head.bias": model.bias.detach().half()}
-    save_file({key: value.contiguous() for key, value in head.items()}, folder / HEAD_NAME)
+    eye = torch.eye(model.head_change.shape[-1])
+    head = {"feature_head.weight": (eye + model.head_change.detach()).half(), "feature_head.bias": model.bias.detach().half()}
+    save_file({key: value.contiguous() for key, value in head.items()}, folder / FEATURE_HEAD_NAME)
     settings = {
         "name": name,
         "features": list(model.features),
@@ -64,8 +64,8 @@ def read_reward_model(folder: Path, backbone: Backbone) -> RewardModel:
         AdapterError: the folder holds no PersRM, or one without a feature head.
     """
     persrm = read_persrm(folder)
-    if persrm.head is None:
-        raise AdapterError(f"{folder} has no {HEAD_NAME}", expected="a PersRM that pad-train wrote")
+    if persrm.feature_head is None:
+        raise AdapterError(f"{folder} has no {FEATURE_HEAD_NAME}", expected="a PersRM that pad-train wrote")
     config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     layers = config["layers_to_transform"]
     model = RewardModel(
@@ -78,7 +78,7 @@ def read_reward_model(folder: Path, backbone: Backbone) -> RewardModel:
     )
     set_peft_model_state_dict(model.trunk, load_file(folder / WEIGHTS_NAME))
     with torch.no_grad():
-        model.head.copy_(persrm.head.weight - torch.eye(persrm.head.weight.shape[-1]))
-        model.bias.copy_(persrm.head.bias)
+        model.head_change.copy_(persrm.feature_head.weight - torch.eye(persrm.feature_head.weight.shape[-1]))
+        model.bias.copy_(persrm.feature_head.bias)
         model.learned_weights.copy_(torch.tensor(persrm.default_weights))
     return model.eval()

@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from pad_runtime.errors import OptionError
 from pad_train.options import ALL_LINEAR
 from pad_train.train.backbone import Backbone
-from pad_train.train.example import Batch
+from pad_train.train.example import TrainingBatch
 
 
 @dataclass(frozen=True)
-class Reference:
+class BaseLogProbs:
     """Candidates and the base's log-probabilities of them, at each position of a batch's replies.
 
     Attributes:
@@ -78,11 +78,11 @@ class RewardModel(torch.nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # about PEFT's own use of transformers
             self.trunk: Any = get_peft_model(backbone.model, config)
-        self.head = torch.nn.Parameter(torch.zeros(len(features), hidden, hidden))  # M
+        self.head_change = torch.nn.Parameter(torch.zeros(len(features), hidden, hidden))  # M
         self.bias = torch.nn.Parameter(torch.zeros(len(features), hidden))
         self.learned_weights = torch.nn.Parameter(torch.zeros(len(features)))  # of the person without given weights
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
+    def hidden(self, batch: TrainingBatch) -> torch.Tensor:
         """Final hidden states before each reply token, [n, hidden]."""
         decoder = self.trunk.get_base_model().model
         output = decoder(batch.ids, attention_mask=self._masks(batch), position_ids=batch.positions)
@@ -90,7 +90,7 @@ class RewardModel(torch.nn.Module):
         return states[batch.rows, batch.sources]
 
     @torch.no_grad()
-    def refer(self, batch: Batch, k: int) -> Reference:
+    def run_base(self, batch: TrainingBatch, k: int) -> BaseLogProbs:
         """Run the base, that is without the adapter, on a batch with the base's prompts."""
         self.eval()
         with self.trunk.disable_adapter():
@@ -98,25 +98,25 @@ class RewardModel(torch.nn.Module):
         k = min(k, logits.shape[-1])
         own = batch.targets[:, None]
         candidates = logits.scatter(1, own, torch.inf).topk(k).indices  # the token itself comes first
-        return Reference(candidates, logits.gather(1, candidates).log_softmax(-1))
+        return BaseLogProbs(candidates, logits.gather(1, candidates).log_softmax(-1))
 
-    def forward(self, hidden: torch.Tensor, reference: Reference) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, base: BaseLogProbs) -> torch.Tensor:
         """phi of every candidate, [d, n, k]; [..., 0] is of the reply's own token."""
         hidden = hidden.float()
-        changed = hidden + hidden @ self.head.transpose(1, 2) + self.bias[:, None]  # [d, n, hidden]
-        rows = self.backbone.model.lm_head.weight.detach()[reference.candidates].float()  # [n, k, hidden]
+        changed = hidden + hidden @ self.head_change.transpose(1, 2) + self.bias[:, None]  # [d, n, hidden]
+        rows = self.backbone.model.lm_head.weight.detach()[base.candidates].float()  # [n, k, hidden]
         logits = self.backbone.cap(torch.einsum("nkh,dnh->dnk", rows, changed))
-        return logits.log_softmax(-1) - reference.log_probs
+        return logits.log_softmax(-1) - base.log_probs
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The trained parameters by name: LoRA factors, feature heads, biases and learned feature weights."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
-            if "lora_" in name or name in ("head", "bias", "learned_weights")
+            if "lora_" in name or name in ("head_change", "bias", "learned_weights")
         }
 
-    def _masks(self, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
+    def _masks(self, batch: TrainingBatch) -> torch.Tensor | dict[str, torch.Tensor]:
         """Attention masks, [b, 1, width, width], by kind of layer if the decoder has several kinds.
 
         The decoder takes a given mask as it is, so that sliding windows and the form for eager attention are made here.

@@ -17,7 +17,7 @@ from pad_export.output.stages import Progress
 from pad_train.options import TrainingOptions
 from pad_train.train.example import Example, make_batch
 from pad_train.train.loss import bradley_terry, imitation, reply_margins, spread
-from pad_train.train.reward_model import Reference, RewardModel
+from pad_train.train.reward_model import BaseLogProbs, RewardModel
 
 _WEIGHTS = "trained.safetensors"
 _COMPLETE = "complete"  # file that is written last into a checkpoint
@@ -28,7 +28,7 @@ class Item:
     """An example with what training does not change: the base's log-probabilities and, in stage 2, hidden states."""
 
     example: Example
-    reference: Reference
+    base: BaseLogProbs
     hidden: torch.Tensor | None = None
 
 
@@ -204,15 +204,15 @@ def measure(model: RewardModel, items: Sequence[Item], options: TrainingOptions)
 def _judge(model: RewardModel, items: Sequence[Item], options: TrainingOptions) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss, a scalar, and R(chosen) - R(rejected) of each item, [b]."""
     batch = make_batch([item.example for item in items])
-    reference = Reference(
-        torch.cat([item.reference.candidates for item in items]),
-        torch.cat([item.reference.log_probs for item in items]),
+    base = BaseLogProbs(
+        torch.cat([item.base.candidates for item in items]),
+        torch.cat([item.base.log_probs for item in items]),
     )
     if items[0].hidden is None:
         hidden = model.hidden(batch)
     else:
         hidden = torch.cat([item.hidden for item in items if item.hidden is not None])
-    features = model(hidden, reference)  # [d, n, k]
+    features = model(hidden, base)  # [d, n, k]
     people = torch.stack(
         [
             model.learned_weights if item.example.weights is None else torch.tensor(item.example.weights)
@@ -223,7 +223,7 @@ def _judge(model: RewardModel, items: Sequence[Item], options: TrainingOptions) 
     margins = reply_margins(rewards[:, 0], batch.signs, batch.rows, len(items))
     loss = (
         bradley_terry(margins, options.beta)
-        + options.calm * spread(rewards, reference.log_probs)
-        + options.imitate * imitation(rewards, reference.log_probs, batch.signs, batch.imitated)
+        + options.calm * spread(rewards, base.log_probs)
+        + options.imitate * imitation(rewards, base.log_probs, batch.signs, batch.imitated)
     )
     return loss, margins

@@ -29,7 +29,7 @@ from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import load_backbone
 from pad_train.train.example import WORDS, Example, make_batch, make_examples
 from pad_train.train.persrm_folder import write_persrm
-from pad_train.train.reward_model import Reference, RewardModel
+from pad_train.train.reward_model import BaseLogProbs, RewardModel
 from pad_train.train.stage_trainer import (
     Item,
     StageTrainer,
@@ -155,7 +155,7 @@ def _prepare(
         for reason, count in sorted(counts.items()):
             stages.tell(f"{part}: {count} with {reason}")
         stages.tell(f"{part}: {len(examples)} examples")
-        items[part] = _refer(model, examples, options, stages)
+        items[part] = _run_base(model, examples, options, stages)
     if not items["training"]:
         raise DataError("no pair is left to train on", expected="at least one", hint="see the counts above")
     return model, items
@@ -243,9 +243,9 @@ def _fingerprint(pairs: Sequence[Pair]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOptions, stages: Stages) -> list[Item]:
+def _run_base(model: RewardModel, examples: Sequence[Example], options: TrainingOptions, stages: Stages) -> list[Item]:
     """Items of examples. The base runs once for every reply, however many examples share it."""
-    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], Reference] = {}
+    answers: dict[tuple[tuple[int, ...], tuple[int, ...]], BaseLogProbs] = {}
     asked: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     unasked = []
     for example in examples:
@@ -256,18 +256,18 @@ def _refer(model: RewardModel, examples: Sequence[Example], options: TrainingOpt
         progress.begin(len(unasked))
         for begin in range(0, len(unasked), options.batch):
             some = unasked[begin : begin + options.batch]
-            reference = model.refer(make_batch(some, plain=True), options.candidates)
+            base = model.run_base(make_batch(some, plain=True), options.candidates)
             replies = [reply for example in some for reply in _replies(example)]
             sizes = [len(ids) for _, ids in replies]
-            parts = zip(torch.split(reference.candidates, sizes), torch.split(reference.log_probs, sizes), strict=True)
+            parts = zip(torch.split(base.candidates, sizes), torch.split(base.log_probs, sizes), strict=True)
             for reply, (candidates, log_probs) in zip(replies, parts, strict=True):
-                answers.setdefault(reply, Reference(candidates.clone(), log_probs.clone()))
+                answers.setdefault(reply, BaseLogProbs(candidates.clone(), log_probs.clone()))
             progress(len(some))
     items = []
     for example in examples:
         both = [answers[reply] for reply in _replies(example)]
-        candidates = torch.cat([reference.candidates for reference in both])
-        items.append(Item(example, Reference(candidates, torch.cat([reference.log_probs for reference in both]))))
+        candidates = torch.cat([base.candidates for base in both])
+        items.append(Item(example, BaseLogProbs(candidates, torch.cat([base.log_probs for base in both]))))
     return items
 
 
@@ -285,7 +285,7 @@ def _with_hidden(model: RewardModel, items: Sequence[Item], batch_size: int, sta
         for begin in range(0, len(items), batch_size):
             some = items[begin : begin + batch_size]
             hidden = model.hidden(make_batch([item.example for item in some]))
-            sizes = [len(item.reference.candidates) for item in some]
+            sizes = [len(item.base.candidates) for item in some]
             parts = torch.split(hidden, sizes)
             done += [replace(item, hidden=part.clone()) for item, part in zip(some, parts, strict=True)]
             progress(len(some))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.adapters.persrm_files import PersrmFiles
+from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.adapters.recent import Recent
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 class LoraFactors:
     """Factors on the device, by trunk and the PersRMs that they are of."""
 
-    def __init__(self, files: PersrmFiles, manifest: Manifest, memory: DeviceMemory) -> None:
+    def __init__(self, files: PersRMFiles, manifest: Manifest, memory: DeviceMemory) -> None:
         self._files, self._manifest, self._memory = files, manifest, memory
         self._kept: Recent[tuple[str, tuple[int, ...]], dict[str, Buffer]] = Recent(_KEPT)
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.adapters.files import BIASES, HEADS
-from pad_runtime.adapters.persrm_files import PersrmFiles
+from pad_runtime.adapters.tensor_file import BIASES, HEADS
+from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.adapters.recent import Recent
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
@@ -30,7 +30,7 @@ HeadColumns: TypeAlias = tuple[tuple[int, int | tuple[float, ...]], ...]
 class FeatureHeads:
     """Heads and biases on the device, by what they are, and weights over them."""
 
-    def __init__(self, files: PersrmFiles, manifest: Manifest, memory: DeviceMemory) -> None:
+    def __init__(self, files: PersRMFiles, manifest: Manifest, memory: DeviceMemory) -> None:
         self._files, self._manifest, self._memory = files, manifest, memory
         self._kept: Recent[tuple[str, HeadColumns], dict[str, Buffer]] = Recent(_KEPT)
 

@@ -8,14 +8,14 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.adapters.files import read_adapter, read_head
+from pad_runtime.adapters.tensor_file import read_adapter, read_feature_head
 from pad_runtime.bundle.held_file import BundleFiles, HeldFile
 from pad_runtime.bundle.manifest import Manifest, PersRMInfo, TrunkInfo
 
 Array = npt.NDArray[Any]
 
 
-class PersrmFiles:
+class PersRMFiles:
     """Tensors by PersRM.
 
     Attributes:
@@ -40,11 +40,11 @@ class PersrmFiles:
         """Feature heads and biases.
 
         Raises:
-            BundleError: as `read_head`.
+            BundleError: as `read_feature_head`.
         """
         info, trunk = self._info(persrm)
         num_features = len(info.features)
-        return self._loaded(cast(str, info.head), lambda file: read_head(file, trunk, num_features, self.float_type))
+        return self._loaded(cast(str, info.feature_head), lambda file: read_feature_head(file, trunk, num_features, self.float_type))
 
     def with_adapter(self, trunk: TrunkInfo, active: Iterable[int]) -> list[int]:
         """PersRMs whose adapters a trunk's inputs hold: see `_present`."""
@@ -52,7 +52,7 @@ class PersrmFiles:
 
     def with_head(self, trunk: TrunkInfo, active: Iterable[int]) -> list[int]:
         """PersRMs whose feature heads a trunk's inputs hold: see `_present`."""
-        return self._present(trunk, active, lambda info: info.head)
+        return self._present(trunk, active, lambda info: info.feature_head)
 
     def _present(self, trunk: TrunkInfo, active: Iterable[int], file: Callable[[PersRMInfo], str | None]) -> list[int]:
         """The active PersRMs of a trunk that have such a file.

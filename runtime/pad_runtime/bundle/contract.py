@@ -122,7 +122,7 @@ TOKENS = "tokens"  # T
 BIAS_SEQUENCES, BIAS_WIDTH = "bias_sequences", "bias_width"
 ALLOWED_SEQUENCES, ALLOWED_WIDTH = "allowed_sequences", "allowed_width"
 WRITTEN_WIDTH = "written_width"
-CAPACITY = "capacity"  # slots of a KV cache, of every trunk
+CAPACITY = "capacity"  # positions of a KV cache, of every trunk
 # Of one trunk, whose name they carry as its tensors do:
 PROMPTS = "prompts"  # N
 ROWS = "rows"  # R

@@ -74,7 +74,7 @@ class PersRMInfo:
     name: Name
     trunk: Name
     adapter: FileName | None
-    head: FileName | None
+    feature_head: FileName | None
     features: list[Name]
     default_weights: list[float]
     reference_trunk: Name | None

@@ -36,7 +36,7 @@ def _rules(manifest: Manifest) -> Iterator[_Rule]:
     several = manifest.topology == "pair"
     yield several == (len(trunks) > 1), f"topology {manifest.topology} with {len(trunks)} trunks", "1 if shared"
     yield bool(manifest.persrms), "persrms is empty", "at least one reward"
-    for what, name, known in _references(manifest):
+    for what, name, known in _used_names(manifest):
         yield name in known, f"{what} is '{name}'", f"one of {', '.join(sorted(known)) or 'none'}"
     for what, value, most in _limits(manifest):
         yield value <= most, f"{what} is {value}", f"at most {most}"
@@ -45,7 +45,7 @@ def _rules(manifest: Manifest) -> Iterator[_Rule]:
     for persrm in manifest.persrms:
         yield from _persrm_rules(persrm, trunks[persrm.trunk], manifest.reference)
     for trunk in manifest.trunks:
-        used = any(persrm.head for persrm in manifest.persrms if persrm.trunk == trunk.name)
+        used = any(persrm.feature_head for persrm in manifest.persrms if persrm.trunk == trunk.name)
         yield used == trunk.has_features, f"trunk '{trunk.name}' has_features {trunk.has_features}", f"{used}"
         yield (
             trunk.num_heads % trunk.num_kv_heads == 0,
@@ -56,7 +56,7 @@ def _rules(manifest: Manifest) -> Iterator[_Rule]:
         yield from _engine_rules(engine)
 
 
-def _references(manifest: Manifest) -> Iterator[tuple[str, str, Collection[str]]]:
+def _used_names(manifest: Manifest) -> Iterator[tuple[str, str, Collection[str]]]:
     """Each use of a name: what uses it, the name, and the names that exist."""
     files = manifest.files
     # If the PersRMs have trunks of their own, only the base row runs on the base's trunk.
@@ -77,7 +77,7 @@ def _references(manifest: Manifest) -> Iterator[tuple[str, str, Collection[str]]
             ("trunk", persrm.trunk, trunks),
             ("reference_trunk", persrm.reference_trunk, trunks),
             ("adapter", persrm.adapter, files.keys()),
-            ("head", persrm.head, files.keys()),
+            ("feature_head", persrm.feature_head, files.keys()),
         ):
             if given is not None:
                 yield f"the {what} of {at}", given, known

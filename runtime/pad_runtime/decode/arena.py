@@ -70,18 +70,18 @@ class KvArena:
     Args:
         manifest: sizes of the trunks.
         memory: makes the buffers.
-        block: slots by which the capacity grows, up to the bundle's max_length.
+        growth: positions by which the capacity grows, up to the bundle's max_length.
         before_resize: called before buffers are made anew, or when their content is lost: what is bound to them lets
             go of them.
 
     Attributes:
-        capacity: slots of each cache.
+        capacity: positions of each cache.
     """
 
     def __init__(
-        self, manifest: Manifest, memory: DeviceMemory, *, block: int, before_resize: Callable[[], object]
+        self, manifest: Manifest, memory: DeviceMemory, *, growth: int, before_resize: Callable[[], object]
     ) -> None:
-        self._manifest, self._block, self._before_resize = manifest, block, before_resize
+        self._manifest, self._growth, self._before_resize = manifest, growth, before_resize
         dtype = manifest.dtype
         self._groups = [
             (
@@ -244,7 +244,7 @@ class KvArena:
         Leases that join one by one have half as many rows again made at a time; whatever is made with nothing in the
         arena has the rows that are needed. Rows and capacity that were needed lately are kept.
         """
-        capacity = min(-(-room // self._block) * self._block, self._manifest.max_length)
+        capacity = min(-(-room // self._growth) * self._growth, self._manifest.max_length)
         idle = not any(move for trunk in moves for side in trunk for move in side)
         if not idle or self.capacity < _ROOMY * self._capacity_lately.look(capacity):
             capacity = max(capacity, self.capacity)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pad_runtime.adapters.factors import LoraFactors
 from pad_runtime.adapters.heads import FeatureHeads, HeadColumns
-from pad_runtime.adapters.persrm_files import PersrmFiles
+from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import BundleFiles
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
@@ -50,7 +50,7 @@ class Binder:
     ) -> None:
         self.graph, self.memory, self._copies_heads = graph, memory, captures
         self._manifest, self._arena = manifest, arena
-        persrms = PersrmFiles(files, manifest)
+        persrms = PersRMFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, memory)
         self._heads = FeatureHeads(persrms, manifest, memory)
         self._builder = InputBuilder(manifest, self._factors, self._heads)

@@ -33,7 +33,7 @@ from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import OutOfMemoryError, PromptError
 from pad_runtime.rows.sequence import SequenceSpec
 
-_BLOCK, _CAPTURED_BLOCK = 64, 256  # slots; with another capacity a step is captured anew
+_GROWTH, _CAPTURED_GROWTH = 64, 256  # positions; with another capacity a step is captured anew
 _KEPT_RUNS, _KEPT_CAPTURES = 4, 16  # runs that other sequences can go on with, in the same rows of the arena
 Array = npt.NDArray[Any]
 
@@ -58,7 +58,7 @@ class Decoder:
         memory = provider.memory
         self._manifest, self._freezes = manifest, provider.freezes_host_inputs
         self._limits = Limits(manifest)
-        self._arena = KvArena(manifest, memory, block=_block(provider, manifest), before_resize=self._let_go)
+        self._arena = KvArena(manifest, memory, growth=_block(provider, manifest), before_resize=self._let_go)
         self._binder = Binder(graph, manifest, files, memory, self._arena, captures=self._freezes)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
         self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_CAPTURES if self._freezes else _KEPT_RUNS)
@@ -362,7 +362,7 @@ def _block(provider: Provider, manifest: Manifest) -> int:
     """Slots by which caches grow."""
     if provider.fixes_capacity:
         return manifest.max_length
-    return _CAPTURED_BLOCK if provider.freezes_host_inputs else _BLOCK
+    return _CAPTURED_GROWTH if provider.freezes_host_inputs else _GROWTH
 
 
 def _check_steps(slot: Slot) -> None:

@@ -31,8 +31,8 @@ class InputBuilder:
         Args:
             batch: what the run reads.
             names: the graph's inputs; others are left out.
-            capacity: slots of each cache, for a step that is used again and again: `total_sequence_length` then stays
-                the same at any length; None for a run that is used once.
+            capacity: positions of each cache, for a step that is used again and again: `total_sequence_length` then
+                stays the same at any length; None for a run that is used once.
         """
         values = _choice(batch.members, batch.max_top_k, self._manifest)
         coefficients: list[Array] = []

@@ -58,14 +58,14 @@ class DeviceMemory:
         return CudaIds(self._cuda, count) if self._cuda else HostIds(count)
 
     def copy(self, source: Buffer, target: Buffer, length: int) -> None:
-        """Copy the first `length` slots of every row and head of a KV cache; the target's other slots stay.
+        """Copy the first `length` positions of every row and head of a KV cache; the target's other positions stay.
 
         A device does so on its stream, after what was started before: nobody waits.
 
         Args:
             source, target: [rows, heads, capacity, head_dim] of one type, made by this memory. They may differ in
                 capacity, and be windows of one buffer: the same rows, or rows of which none is in both.
-            length: slots, at most either capacity.
+            length: positions, at most either capacity.
 
         Raises:
             ValueError: they do not go together, or overlap.
@@ -90,9 +90,9 @@ class DeviceMemory:
 
 
 def _check_fit(source: Buffer, target: Buffer, length: int) -> None:
-    """Whether two caches differ in nothing but their capacities, and both have that many slots."""
+    """Whether two caches differ in nothing but their capacities, and both have that many positions."""
     (*sizes, capacity, width), (*target_sizes, target_capacity, target_width) = source.shape, target.shape
     alike = (sizes, width, source.dtype) == (target_sizes, target_width, target.dtype)
     if not alike or not 0 <= length <= min(capacity, target_capacity):
         described = [f"{list(each.shape)} {each.dtype}" for each in (source, target)]
-        raise ValueError(f"{length} slots of {described[0]} to {described[1]}")
+        raise ValueError(f"{length} positions of {described[0]} to {described[1]}")

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pad_runtime.rows.sequence import Sampling
 
-NOISE_BLOCK = 256  # steps
+STEPS_DRAWN = 256  # steps
 
 
 class NoiseTape:
@@ -26,7 +26,7 @@ class NoiseTape:
         """Noise of all steps up to one, and of the rest of its block: [n, top_k]; one row of zeros where greedy."""
         if self._is_greedy:
             return np.zeros((1, self._top_k), np.float32)
-        missing = (step // NOISE_BLOCK + 1) * NOISE_BLOCK - len(self._drawn)
+        missing = (step // STEPS_DRAWN + 1) * STEPS_DRAWN - len(self._drawn)
         if missing > 0:
             draws = self._generator.gumbel(size=(missing, self._top_k)).astype(np.float32)
             self._drawn = np.concatenate([self._drawn, draws])

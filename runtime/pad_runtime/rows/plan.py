@@ -39,7 +39,7 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowPlan:
     """Rows and readings of one sequence.
 
     Attributes:
@@ -78,7 +78,7 @@ class _Terms:
         readings[weights] = readings.get(weights, 0.0) + coefficient
 
 
-def plan_rows(manifest: Manifest, prompt: tuple[int, ...], rewards: Sequence[Reward], beta: float) -> Plan:
+def plan_rows(manifest: Manifest, prompt: tuple[int, ...], rewards: Sequence[Reward], beta: float) -> RowPlan:
     """The rows of one sequence: the base's first, then the rewards', then those of their references.
 
     Rewards of one PersRM on one prompt share a row. Where logits are linear in the feature head, their readings are one
@@ -93,9 +93,9 @@ def plan_rows(manifest: Manifest, prompt: tuple[int, ...], rewards: Sequence[Rew
         strength = beta * reward.scale
         total = strength * sum(reward.weights)
         trunk = manifest.trunk_index(persrm.trunk)
-        plain = trunk == 0 and persrm.adapter is None and persrm.head is None  # the contrast: the base itself
+        plain = trunk == 0 and persrm.adapter is None and persrm.feature_head is None  # the contrast: the base itself
         row = Row(trunk, number, None if plain else reward.persrm)
-        terms.add(row, *((reward.weights, strength) if persrm.head else ((), total)))
+        terms.add(row, *((reward.weights, strength) if persrm.feature_head else ((), total)))
         reference = _BASE
         if persrm.reference_trunk is not None:
             reference = Row(manifest.trunk_index(persrm.reference_trunk), number)
@@ -109,7 +109,7 @@ def plan_rows(manifest: Manifest, prompt: tuple[int, ...], rewards: Sequence[Rew
         for index, (row, read) in enumerate(terms.coefficients.items())
         for weights, coefficient in (_merged(read) if manifest.trunks[row.trunk].mixes_heads else read.items())
     ]
-    return Plan(tuple(terms.coefficients), tuple(readings), tuple(prompts))
+    return RowPlan(tuple(terms.coefficients), tuple(readings), tuple(prompts))
 
 
 def _merged(read: dict[_Weights, float]) -> Iterable[tuple[_Weights, float]]:

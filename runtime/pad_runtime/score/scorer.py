@@ -15,7 +15,7 @@ import numpy as np
 
 from pad_runtime.adapters.factors import LoraFactors
 from pad_runtime.adapters.heads import FeatureHeads
-from pad_runtime.adapters.persrm_files import PersrmFiles
+from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.bundle.held_file import BundleFiles
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation, run_interruptibly
@@ -40,7 +40,7 @@ class Scorer:
         self, graph: Graph, manifest: Manifest, files: BundleFiles, provider: Provider, limits: Limits | None = None
     ) -> None:
         self._graph, self._manifest, self._memory = graph, manifest, provider.memory
-        persrms = PersrmFiles(files, manifest)
+        persrms = PersRMFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, self._memory)
         self._heads = FeatureHeads(persrms, manifest, self._memory)
         self._inputs = ScoreInputs(manifest, self._factors, self._heads)
@@ -100,7 +100,7 @@ class Scorer:
         """The parts of one reply as one; of an empty reply there are none."""
         if not parts:
             persrms = [self._manifest.persrms[reward.persrm] for reward in request.rewards]
-            nothing = tuple(np.zeros((0, len(persrm.features) if persrm.head else 1), np.float32) for persrm in persrms)
+            nothing = tuple(np.zeros((0, len(persrm.features) if persrm.feature_head else 1), np.float32) for persrm in persrms)
             return ReplyScores(np.zeros(0, np.float32), nothing)
         phi = zip(*(part.phi for part in parts), strict=True)
         return ReplyScores(np.concatenate([part.log_probs for part in parts]), tuple(map(np.concatenate, phi)))

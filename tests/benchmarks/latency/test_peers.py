@@ -15,7 +15,7 @@ import pytest
 from benchmarks.common.kept import kept, made, stamped
 from benchmarks.common.process import RowError
 from benchmarks.common.settings import Settings, pinned
-from benchmarks.latency.peers.loop import Task, choose, decode_pair
+from benchmarks.latency.peers.loop import PeerTask, choose, decode_pair
 from benchmarks.latency.peers.process import PeerProcess
 from benchmarks.latency.peers.rows import first_difference
 from benchmarks.latency.peers.sides import ROWS, SIDES
@@ -23,7 +23,7 @@ from benchmarks.latency.shape_rows import SHAPE_ROWS
 from benchmarks.latency.shapes import SHAPES
 from benchmarks.latency.table import tables
 
-TASK = Task(
+TASK = PeerTask(
     base_ids=[1, 2], reward_ids=[3], top_k=2, beta=1.0, max_new_tokens=4, threads=1, core=None, files={"here": "x"}
 )
 
@@ -105,7 +105,7 @@ def test_a_peer_answers_round_by_round(peer_module: str, tmp_path: Path) -> None
 
 
 def test_a_peer_that_fails_says_why(peer_module: str, tmp_path: Path) -> None:
-    task = Task(**{**vars(TASK), "files": {"here": "broken"}})
+    task = PeerTask(**{**vars(TASK), "files": {"here": "broken"}})
     with pytest.raises(RowError, match="fake_peer ended with code 1: OSError: no such model"):
         PeerProcess(Path(sys.executable), peer_module, task, tmp_path / "log")
 

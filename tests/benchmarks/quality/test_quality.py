@@ -13,14 +13,14 @@ from benchmarks.quality import estimates
 from benchmarks.quality.estimates import bootstrap, distance_to_trained, outcomes, rank_correlation, win_rate
 from benchmarks.quality.generation import CellGenerator
 from benchmarks.quality.methods import PARTS, Cell, base_cell, pad_cell, part_cells, trait_cell
-from benchmarks.quality.replies import Reply, ReplyFile, ReplyStore, complete
+from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore, complete
 from benchmarks.quality.traits import UNSEEN, Trait, load_traits
 
 PROMPTS = ["How are you?", "What is rain?", "Why?"]
 
 
-def reply(text: str, *, cut: bool = False, prompt: str = "?") -> Reply:
-    return Reply(prompt, text, tuple(range(len(text.split()))), cut)
+def reply(text: str, *, cut: bool = False, prompt: str = "?") -> JudgedReply:
+    return JudgedReply(prompt, text, tuple(range(len(text.split()))), cut)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_equal_words_takes_away_what_length_alone_gave() -> None:
     """Both replies say the same; one goes on. A judge that counts good words prefers the longer, until both are cut."""
     short, long = reply("good " * 5), reply("good " * 9)
 
-    def count(one: Reply) -> float:
+    def count(one: JudgedReply) -> float:
         return float(one.plain.count("good"))
 
     shorter = min(len(each.plain.split()) for each in (short, long))
@@ -144,7 +144,7 @@ class Recorder:
         self.asked.append(list(prompts))
         return ReplyFile(tuple(reply(f"{cell.method} says so", prompt=prompt) for prompt in prompts), 1.0, 3.0)
 
-    def perplexity(self, one: Reply) -> float:
+    def perplexity(self, one: JudgedReply) -> float:
         self.measured += 1
         return 2.0
 

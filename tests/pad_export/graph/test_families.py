@@ -19,7 +19,7 @@ from tests.support import tiny_bundles, tiny_models
 from tests.support.guided_steps import Asked, open_slots
 from tests.support.torch_oracle import (
     Decoded,
-    Reward,
+    OracleReward,
     TorchModel,
     cache_difference,
     decode,
@@ -108,7 +108,7 @@ class Family:
     ) -> Decoded:
         prompt, reward_prompt = PROMPTS[sequence]
         base = base or self.base
-        reward = Reward(persrm or self.persrm, reward_prompt, reference=None if reference == "base" else base)
+        reward = OracleReward(persrm or self.persrm, reward_prompt, reference=None if reference == "base" else base)
         options = {"top_k": TOP_K, "num_tokens": NUM_TOKENS, **options}
         return decode(base, prompt, [reward], beta=beta, **options)
 
@@ -163,7 +163,7 @@ def run(bundle: Bundle, num_tokens: int = NUM_TOKENS) -> list[Reply]:
     asked = [
         Asked.of(
             plan.plan_rows(
-                manifest, base, [plan.Reward(0, tuple(manifest.persrms[0].default_weights), 1.0, reward)], BETA
+                manifest, base, [plan.OracleReward(0, tuple(manifest.persrms[0].default_weights), 1.0, reward)], BETA
             ),
             new_tokens=num_tokens,
             top_k=TOP_K,
@@ -244,7 +244,7 @@ def test_a_cache_off_by_one_does_not_match(families: Any, name: str) -> None:
             continue
         # A reader that loses the token before the last one.
         short = (*prompt[:-2], prompt[-1]), (*reward_prompt[:-2], reward_prompt[-1])
-        reward = Reward(family.persrm, short[1], reference=family.base)
+        reward = OracleReward(family.persrm, short[1], reference=family.base)
         decoded = decode(family.base, short[0], [reward], beta=BETA, top_k=TOP_K, num_tokens=8)
         assert decoded.token_ids != result.token_ids[:8]
 
@@ -319,7 +319,7 @@ def test_another_backbone_guides_the_base(families: Any, tmp_path: Path) -> None
         assert bundle.manifest.topology == "pair"
         for (prompt, reward_prompt), result in zip(PROMPTS, run(bundle), strict=True):
             for used, matches in ((persrm, True), (backbone, False)):
-                reward = Reward(used, reward_prompt, reference=backbone if reference == "backbone" else None)
+                reward = OracleReward(used, reward_prompt, reference=backbone if reference == "backbone" else None)
                 decoded = decode(base.base, prompt, [reward], beta=BETA, top_k=TOP_K, num_tokens=NUM_TOKENS)
                 assert (result.token_ids == decoded.token_ids) is matches
                 if matches:
@@ -334,7 +334,7 @@ def test_a_head_of_any_even_size_goes_the_standard_way(tmp_path: Path) -> None:
     persrm = TorchModel(tmp_path / "base", adapter=tmp_path / "adapter")
     results = run(tiny_bundles.open_bundle(tmp_path / "bundle"), 16)
     for (prompt, reward_prompt), result in zip(PROMPTS, results, strict=True):
-        decoded = decode(base, prompt, [Reward(persrm, reward_prompt)], beta=BETA, top_k=TOP_K, num_tokens=16)
+        decoded = decode(base, prompt, [OracleReward(persrm, reward_prompt)], beta=BETA, top_k=TOP_K, num_tokens=16)
         assert trace_difference(result.trace, decoded) < tolerance()
         assert result.token_ids == decoded.token_ids
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from pad_export.graph.dialect import DIALECTS
 from pad_export.graph.matrix import choose_storage
 from pad_export.graph.trunk import emit_trunk_without_cache
-from pad_export.graph.writer import Graph
+from pad_export.graph.writer import GraphWriter
 from pad_export.plan import make_plan
 from pad_export.weights.adapter_file import write_adapter
 from pad_export.weights.file import WeightsFile
@@ -59,7 +59,7 @@ def emit(folder: Path, family: str, dialect: Any, first_adapted: int) -> Emitted
         layers_to_transform=[*range(first_adapted, 2)],
     )
     plan = make_plan(folder / "base", [folder / "adapter"], topology="shared", reference="base", backbone=None)
-    trunk, storage, graph = plan.base, choose_storage("fp32", dialect), Graph("states")
+    trunk, storage, graph = plan.base, choose_storage("fp32", dialect), GraphWriter("states")
     with WeightsFile(folder / "weights.bin") as weights:
         write_weights(trunk, weights, storage=storage, max_length=64, progress=lambda _: None, calibrated={})
     states = emit_trunk_without_cache(graph, trunk, weights, DIALECTS[dialect](graph, trunk.spec, "float32"))

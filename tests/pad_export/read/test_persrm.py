@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pad_export.read.checkpoint import open_checkpoint
-from pad_export.read.persrm import PROMPT_TEMPLATE, PersRM, check_head_fits, read_persrm
+from pad_export.read.persrm import PROMPT_TEMPLATE, PersRM, check_feature_head_fits, read_persrm
 from pad_runtime.errors import AdapterError, CheckpointError
 
 # PEFT still asks for a property that transformers 5 has renamed.
@@ -58,7 +58,7 @@ def test_adapter_folder_with_nothing_beside_it(adapter: Path) -> None:
     assert persrm.name == "helpful-v1.2"
     assert persrm.adapter is not None
     assert persrm.checkpoint is None
-    assert persrm.head is None
+    assert persrm.feature_head is None
     assert (persrm.features, persrm.default_weights) == (("helpful-v1.2",), (1.0,))
     assert persrm.prompt_template == PROMPT_TEMPLATE
     assert "[Principles] {p} [Instruction] {x}" in PROMPT_TEMPLATE
@@ -76,7 +76,7 @@ def test_merged_checkpoint(merged: Path) -> None:
 def test_official_head_is_one_feature(merged: Path, prefix: str, with_bias: bool) -> None:
     linear = torch.nn.Linear(HIDDEN, HIDDEN, bias=with_bias)
     save_head(merged, **{f"{prefix}{name}": value for name, value in linear.state_dict().items()})
-    head = read_persrm(merged).head
+    head = read_persrm(merged).feature_head
     assert head is not None
     assert (head.weight.shape, head.bias.shape) == ((1, HIDDEN, HIDDEN), (1, HIDDEN))
     hidden = torch.randn(5, HIDDEN)
@@ -98,11 +98,11 @@ def test_head_of_several_features(adapter: Path) -> None:
     assert persrm.features == ("kind", "short", "formal")
     assert persrm.default_weights == (1.0, 0.5, -2.0)
     assert persrm.prompt_template == "{p}: {x}"
-    assert persrm.head is not None
-    assert persrm.head.weight.dtype == torch.float32
-    assert torch.equal(persrm.head.bias, bias.float())
+    assert persrm.feature_head is not None
+    assert persrm.feature_head.weight.dtype == torch.float32
+    assert torch.equal(persrm.feature_head.bias, bias.float())
     save_head(adapter, feature_head__weight=weight)
-    head = read_persrm(adapter).head
+    head = read_persrm(adapter).feature_head
     assert head is not None
     assert not head.bias.any()
 
@@ -133,12 +133,12 @@ def test_other_heads_are_refused(merged: Path, tensors: dict[str, torch.Tensor],
 
 def test_head_is_checked_against_the_base_of_an_adapter(adapter: Path, merged: Path) -> None:
     base = open_checkpoint(merged)
-    check_head_fits(None, base, path=adapter)
+    check_feature_head_fits(None, base, path=adapter)
     save_head(adapter, weight=torch.eye(HIDDEN))
-    check_head_fits(read_persrm(adapter).head, base, path=adapter)
+    check_feature_head_fits(read_persrm(adapter).feature_head, base, path=adapter)
     save_head(adapter, weight=torch.eye(3))
     with pytest.raises(AdapterError, match="hidden size 3"):
-        check_head_fits(read_persrm(adapter).head, base, path=adapter)
+        check_feature_head_fits(read_persrm(adapter).feature_head, base, path=adapter)
 
 
 def test_damaged_and_pickled_heads_are_refused(merged: Path) -> None:

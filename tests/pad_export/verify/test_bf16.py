@@ -21,7 +21,7 @@ from pad_rt import Generator
 from pad_rt.cli.main import main as pad
 from pad_runtime.adapters.factors import LoraFactors
 from pad_runtime.adapters.heads import FeatureHeads, HeadUse
-from pad_runtime.adapters.persrm_files import PersrmFiles
+from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import open_bundle, read_manifest
 from pad_runtime.devices.memory import DeviceMemory
@@ -156,7 +156,7 @@ def test_adapters_and_heads_are_handed_over_in_bfloat16(tiny: tiny_models.TinyMo
     tiny_models.make_head(adapter, 84, d=2, seed=6)
     bundle = tiny_bundles.export(tmp_path / "bundle", tiny.base, [adapter], precision="bf16")
     manifest, files = open_bundle(bundle)
-    persrms, (trunk,) = PersrmFiles(files, manifest), manifest.trunks
+    persrms, (trunk,) = PersRMFiles(files, manifest), manifest.trunks
     adapters = LoraFactors(persrms, manifest, DeviceMemory(cuda=None))
     factors = adapters.buffers((0,))
     uses = [HeadUse(None, ()), HeadUse(0, (0.5, 0.25))]

@@ -17,7 +17,7 @@ from pad_export.graph.matrix import choose_storage
 from pad_export.output import stages
 from pad_export.plan import make_plan
 from pad_export.read.checkpoint import open_checkpoint
-from pad_export.read.gptq import quantise_for, second_moments
+from pad_export.weights.gptq import quantise_for, second_moments
 from pad_export.trunk import Trunk
 from pad_export.weights import calibrate
 from pad_export.weights.blocks import Blocks
@@ -94,7 +94,7 @@ def test_the_whole_weights_of_a_merged_trunk_have_the_adapter_in_them(merged: tu
     trunk, folder = merged
     expected = perplexity(make_plan(folder, []).base)
     assert perplexity(trunk) == pytest.approx(expected, rel=1e-4)
-    without = Trunk(trunk.name, trunk.checkpoint, trunk.spec)
+    without = Trunk(trunk.name, trunk.checkpoint, trunk.spec, trunk.spec.num_layers)
     assert perplexity(without) != pytest.approx(expected, rel=1e-2)  # the control
 
 

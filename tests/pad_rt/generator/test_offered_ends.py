@@ -14,7 +14,7 @@ from pad_export.read.checkpoint import open_checkpoint
 from pad_rt import EncodedPrompt, GenerationConfig, Generator, PadError
 from tests.support import tiny_bundles
 from tests.support.guided_models import BETA, NUM_TOKENS, Models, config
-from tests.support.torch_oracle import Decoded, Reward, decode, tolerance, trace_difference
+from tests.support.torch_oracle import Decoded, OracleReward, decode, tolerance, trace_difference
 
 FEW = 2  # candidates that the base proposes
 READ = (((5, 17, 30, 41, 8), (9, 8, 7, 6, 5, 4, 20)), ((20, 21, 22), (25,)), ((3,), (4, 61, 60, 59)))
@@ -28,7 +28,7 @@ def few(**options: Any) -> GenerationConfig:
 def expect(models: Models, index: int, *, top_k: int = FEW, num_tokens: int = NUM_TOKENS, **options: Any) -> Decoded:
     """Torch's tokens for one of the prompts."""
     base, reward = READ[index]
-    rewards = [Reward(models.persrms["plain"], reward)]
+    rewards = [OracleReward(models.persrms["plain"], reward)]
     return decode(models.base, base, rewards, beta=BETA, top_k=top_k, num_tokens=num_tokens, **options)
 
 

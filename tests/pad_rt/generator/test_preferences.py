@@ -13,7 +13,7 @@ from pad_rt import EncodedPrompt, GenerationResult, Generator, PadError, Prefere
 from tests.support import tiny_bundles, tiny_models
 from tests.support.bundle_text import read_tokenizer
 from tests.support.guided_models import BETA, NUM_TOKENS, PREFERENCES, PROMPTS, TEMPLATE, TOP_K, Models, Plan, config
-from tests.support.torch_oracle import Decoded, Reward, TorchModel, decode, tolerance, trace_difference
+from tests.support.torch_oracle import Decoded, OracleReward, TorchModel, decode, tolerance, trace_difference
 
 PAPER_TEMPLATE = (
     "[Guidelines] Your task is to generate response by considering the following principle. "
@@ -33,7 +33,7 @@ def expect(models: Models, reference: str, prompt: str, plan: Plan, **changes: A
     base, persrms = changes.pop("base", models.base), {**models.persrms, **changes.pop("persrms", {})}
     backbone = changes.pop("backbone", base)
     rewards = [
-        Reward(
+        OracleReward(
             persrms[name],
             tiny_bundles.encode_turn(bundle, fill(TEMPLATES[name], p=text, x=prompt)),
             weights,
@@ -138,7 +138,7 @@ def test_a_chat_is_rendered_up_to_the_last_turn(models: Models, generator: Gener
         text = f"<s><|system|>cook<|user|>the egg<|assistant|>boils<|user|>{last}<|assistant|>"
         return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    reward = Reward(models.persrms["official"], encode("[be kind] a?"))
+    reward = OracleReward(models.persrms["official"], encode("[be kind] a?"))
     options = {"beta": BETA, "top_k": TOP_K, "num_tokens": NUM_TOKENS}
     assert_same(result, decode(models.base, encode("a?"), [reward], **options))
 
@@ -151,7 +151,7 @@ def test_the_base_sees_the_preference_only_when_told_to(models: Models, generato
     plain = tiny_bundles.encode_turn(models.bundle("base"), prompt)
     options = {"beta": BETA, "top_k": TOP_K, "num_tokens": NUM_TOKENS}
     for base_prompt, matches in ((with_words, sees), (plain, not sees)):
-        decoded = decode(models.base, base_prompt, [Reward(models.persrms["official"], with_words)], **options)
+        decoded = decode(models.base, base_prompt, [OracleReward(models.persrms["official"], with_words)], **options)
         assert (list(result.token_ids) == decoded.token_ids) is matches
         assert (trace_difference(result.trace, decoded) < tolerance()) is matches
 
@@ -163,7 +163,7 @@ def test_without_a_persrm_the_base_is_contrasted_with_itself(models: Models, tmp
     words = tiny_bundles.encode_turn(tmp_path / "bundle", fill(PAPER_TEMPLATE, p="be kind", x=PROMPTS[1]))
     plain = tiny_bundles.encode_turn(tmp_path / "bundle", PROMPTS[1])
     options = {"beta": 2.0, "top_k": TOP_K, "num_tokens": NUM_TOKENS}
-    assert_same(result, decode(models.base, plain, [Reward(models.base, words)], **options))
+    assert_same(result, decode(models.base, plain, [OracleReward(models.base, words)], **options))
     assert list(result.token_ids) != decode(models.base, plain, [], **options).token_ids  # control: no guidance
     assert list(result.token_ids) != decode(models.base, words, [], **options).token_ids  # control: prompted only
     with pytest.raises(PadError, match="words"):
@@ -231,7 +231,7 @@ def test_capped_logits_are_capped_feature_by_feature(tmp_path: Path, d: int) -> 
     preference = Preference(weights=dict(zip(features, weights, strict=True)))
     result = generator.generate(prompt, preference=preference, config=config(), trace=True)
     persrm = TorchModel(tmp_path / "base", adapter=tmp_path / "many", head=tmp_path / "many")
-    reward = Reward(persrm, prompt.reward, weights)
+    reward = OracleReward(persrm, prompt.reward, weights)
     options = {"beta": BETA, "top_k": TOP_K, "num_tokens": NUM_TOKENS}
     decoded = decode(TorchModel(tmp_path / "base"), prompt.base, [reward], **options)
     assert_same(result, decoded)

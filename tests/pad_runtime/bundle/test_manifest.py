@@ -194,7 +194,7 @@ def test_fields_are_exactly_those_known(bundle: Path, data: Any) -> None:
         (["persrms", 0, "reference_trunk"], "other", "the reference_trunk of PersRM 'kind' is 'other'", "one of rew"),
         (["persrms", 0, "adapter"], None, "PersRM 'kind' has no adapter", "one on trunk 'reward'"),
         (["persrms", 0, "adapter"], "", 'pad.json.persrms[0].adapter is ""', "a path inside the bundle"),
-        (["persrms", 0, "head"], FILES[4], "trunk 'reward' has_features False", "True"),
+        (["persrms", 0, "feature_head"], FILES[4], "trunk 'reward' has_features False", "True"),
         (["persrms", 0, "features"], [""], 'pad.json.persrms[0].features[0] is ""', "a name"),
         (["persrms", 0, "prompt_template"], "{p}", "the prompt_template of PersRM 'kind' has no {x}", "a place for"),
         (["persrms", 0, "default_weights"], [], "PersRM 'kind' has 0 default_weights", "1"),

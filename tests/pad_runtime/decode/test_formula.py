@@ -14,7 +14,7 @@ from pad_runtime.decode.trace import SequenceTrace
 from pad_runtime.loaded_bundle import Bundle
 from tests.support import tiny_bundles
 from tests.support.guided_steps import NUM_STEPS, PROMPTS, Models, ask, open_slots, run
-from tests.support.torch_oracle import Reward, decode, tolerance
+from tests.support.torch_oracle import OracleReward, decode, tolerance
 
 
 @pytest.mark.parametrize("config", [{"beta": 0.0}, {"top_k": 1, "beta": 3.0}])
@@ -116,7 +116,7 @@ def test_the_log_ratio_form_is_the_blended_form(models: Models) -> None:
         (trace,) = decoder.step(open_slots(decoder, ask(shared.manifest, 0, beta=beta)), trace=True).trace()
         prompt, reward_prompt = PROMPTS[0]
         log_ratio = decode(
-            models.base, prompt, [Reward(models.persrm, reward_prompt)], beta=beta, top_k=10, num_tokens=1
+            models.base, prompt, [OracleReward(models.persrm, reward_prompt)], beta=beta, top_k=10, num_tokens=1
         )
         base, persrm = (row.numpy() for row in log_ratio.row_logits[0])
         blended = (1 - beta) * base + beta * persrm

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from pad_runtime.adapters.factors import LoraFactors
 from pad_runtime.adapters.heads import FeatureHeads
-from pad_runtime.adapters.persrm_files import PersrmFiles
+from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, open_bundle
 from pad_runtime.decode.inputs import END_OFFERED, InputBuilder
@@ -52,7 +52,7 @@ def manifest(bundle: Path) -> Manifest:
 @pytest.fixture(scope="module")
 def builder(bundle: Path) -> InputBuilder:
     manifest, files = open_bundle(bundle)
-    persrms = PersrmFiles(files, manifest)
+    persrms = PersRMFiles(files, manifest)
     factors, heads = LoraFactors(persrms, manifest, NO_DEVICE), FeatureHeads(persrms, manifest, NO_DEVICE)
     return InputBuilder(manifest, factors, heads)
 
@@ -61,7 +61,7 @@ def builder(bundle: Path) -> InputBuilder:
 def heads(bundle: Path) -> Heads:
     """What is bound beside the arrays of a batch."""
     manifest, files = open_bundle(bundle)
-    made, trunk = FeatureHeads(PersrmFiles(files, manifest), manifest, DeviceMemory(cuda=None)), manifest.trunks[0]
+    made, trunk = FeatureHeads(PersRMFiles(files, manifest), manifest, DeviceMemory(cuda=None)), manifest.trunks[0]
 
     def read(batch: Batch) -> dict[str, Any]:
         buffers = made.buffers(trunk, made.columns(trunk, batch.readings(0)))

@@ -18,7 +18,7 @@ from pad_runtime.devices.ort.graph import OrtGraph
 from pad_runtime.rows import plan
 from tests.support import tiny_bundles, tiny_models
 from tests.support.guided_steps import Asked, open_slots
-from tests.support.torch_oracle import Reward, TorchModel, cache_difference, decode, tolerance, trace_difference
+from tests.support.torch_oracle import OracleReward, TorchModel, cache_difference, decode, tolerance, trace_difference
 
 LAYERS = 4
 ADAPTED = {"upper": [2, 3], "top": [3], "gap": [1, 3]}  # where each adapter sits
@@ -80,7 +80,7 @@ def test_replies_are_torch_s(
     generator = models.load(names, dialect)
     wish = Preference(weights=dict.fromkeys(names, 1.0))
     found = generator.generate(EncodedPrompt(BASE, reward_prompt), preference=wish, config=config(), trace=True)
-    rewards = [Reward(models.persrms[name], reward_prompt) for name in names]
+    rewards = [OracleReward(models.persrms[name], reward_prompt) for name in names]
     expected = decode(models.base, BASE, rewards, beta=BETA, top_k=6, num_tokens=NUM_TOKENS)
     assert list(found.token_ids) == expected.token_ids
     assert trace_difference(found.trace, expected) < tolerance()
@@ -99,7 +99,7 @@ def test_only_what_is_adapted_has_a_cache_for_every_row(
     # Two sequences: the first one's rewards read what its base row reads, the second one's something else.
     asked = [
         Asked.of(
-            plan.plan_rows(bundle.manifest, BASE, [plan.Reward(0, (1.0,), 1.0, prompt)], BETA), new_tokens=NUM_TOKENS
+            plan.plan_rows(bundle.manifest, BASE, [plan.OracleReward(0, (1.0,), 1.0, prompt)], BETA), new_tokens=NUM_TOKENS
         )
         for prompt in (BASE, OTHER)
     ]

@@ -194,6 +194,6 @@ def test_a_fault_is_found(load: Callable[[str], World], monkeypatch: pytest.Monk
     world = load(name)
     put_in(monkeypatch)
     tally = Tally()
-    with pytest.raises(AssertionError, match="alone|cached"):
+    with pytest.raises(AssertionError, match=r"alone|cached"):
         explore(world, MOST_CASES, tally, phases=[hypothesis.Phase.generate])
     print(fault, tally)

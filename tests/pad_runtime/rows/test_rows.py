@@ -17,7 +17,7 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import Manifest, PersRMInfo, read_manifest
 from pad_runtime.devices.ids import HostIds
 from pad_runtime.errors import PreferenceError
-from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
 from pad_runtime.rows.row import Reading, Row
 from pad_runtime.rows.sequence import Sampling
 
@@ -33,7 +33,7 @@ def with_persrms(
     manifest: Manifest, reference_trunk: str | None, *, head: str | None = None, mixes_heads: bool = True
 ) -> Manifest:
     """Two PersRMs on the base's trunk."""
-    first = dataclasses.replace(manifest.persrms[0], reference_trunk=reference_trunk, head=head)
+    first = dataclasses.replace(manifest.persrms[0], reference_trunk=reference_trunk, feature_head=head)
     (trunk,) = manifest.trunks
     trunk = dataclasses.replace(trunk, has_features=head is not None, mixes_heads=mixes_heads)
     persrms = [first, dataclasses.replace(first, name="dry", features=["dry"])]
@@ -41,12 +41,12 @@ def with_persrms(
 
 
 def test_without_a_reward_there_is_the_base_alone(manifest: Manifest) -> None:
-    assert plan_rows(manifest, BASE, [], 2.0) == Plan((Row(0, 0),), (Reading(0, (), 1.0),), (BASE,))
+    assert plan_rows(manifest, BASE, [], 2.0) == RowPlan((Row(0, 0),), (Reading(0, (), 1.0),), (BASE,))
 
 
 def test_reference_base_is_the_blended_form(manifest: Manifest) -> None:
     rewards = [Reward(0, (0.5,), 1.0, WARM), Reward(1, (-1.0,), 3.0, DRY)]
-    assert plan_rows(with_persrms(manifest, None), BASE, rewards, 2.0) == Plan(
+    assert plan_rows(with_persrms(manifest, None), BASE, rewards, 2.0) == RowPlan(
         rows=(Row(0, 0), Row(0, 1, 0), Row(0, 2, 1)),
         readings=(Reading(0, (), 1 - 2 * 0.5 + 2 * 3), Reading(1, (), 1.0), Reading(2, (), -6.0)),
         prompts=(BASE, WARM, DRY),
@@ -54,7 +54,7 @@ def test_reference_base_is_the_blended_form(manifest: Manifest) -> None:
 
 
 def test_reference_backbone_is_the_log_ratio_form(manifest: Manifest) -> None:
-    assert plan_rows(with_persrms(manifest, "base"), BASE, [Reward(0, (0.5,), 1.0, WARM)], 2.0) == Plan(
+    assert plan_rows(with_persrms(manifest, "base"), BASE, [Reward(0, (0.5,), 1.0, WARM)], 2.0) == RowPlan(
         rows=(Row(0, 0), Row(0, 1, 0), Row(0, 1)),
         readings=(Reading(0, (), 1.0), Reading(1, (), 1.0), Reading(2, (), -1.0)),
         prompts=(BASE, WARM),
@@ -73,7 +73,7 @@ def test_rows_that_compute_the_same_are_one(manifest: Manifest) -> None:
     assert plan.rows == (Row(0, 0), Row(0, 1, 0), Row(0, 1, 1), Row(0, 1))
     assert [reading.coefficient for reading in plan.readings] == [1.0, 1.0, 0.5, -1.5]
     seen = plan_rows(both, WARM, [Reward(0, (1.0,), 1.0, WARM)], 1.0)  # the base reads the preference too
-    assert seen == Plan((Row(0, 0), Row(0, 0, 0)), (Reading(0, (), 0.0), Reading(1, (), 1.0)), (WARM,))
+    assert seen == RowPlan((Row(0, 0), Row(0, 0, 0)), (Reading(0, (), 0.0), Reading(1, (), 1.0)), (WARM,))
     twice = plan_rows(both, BASE, [Reward(0, (1.0,), 1.0, WARM), Reward(0, (1.0,), -0.25, WARM)], 1.0)
     assert twice.rows == (Row(0, 0), Row(0, 1, 0), Row(0, 1))
     assert twice.readings == (Reading(0, (), 1.0), Reading(1, (), 0.75), Reading(2, (), -0.75))
@@ -105,7 +105,7 @@ def features(manifest: Manifest, *, mixes_heads: bool = True, reference_trunk: s
     return dataclasses.replace(both, persrms=[three])
 
 
-def scores_of(plan: Plan, logits: dict[Row, np.ndarray]) -> np.ndarray:
+def scores_of(plan: RowPlan, logits: dict[Row, np.ndarray]) -> np.ndarray:
     """By the definition of a reading: logits of a row [1 + features, V], the row's own first."""
     return sum(
         reading.coefficient * (np.array(reading.weights) @ logits[plan.rows[reading.row]][1:])

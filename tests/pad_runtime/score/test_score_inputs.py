@@ -9,7 +9,7 @@ import pytest
 
 from pad_runtime.adapters.factors import LoraFactors
 from pad_runtime.adapters.heads import FeatureHeads
-from pad_runtime.adapters.persrm_files import PersrmFiles
+from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import open_bundle
 from pad_runtime.devices.memory import DeviceMemory
@@ -36,7 +36,7 @@ def make_inputs(models: Path, topology: str, reference: str) -> ScoreInputs:
         persrms = [models / "one", models / "two"]
         tiny_bundles.export(output, models / "base", persrms, topology=topology, reference=reference)
     manifest, files = open_bundle(output)
-    persrms = PersrmFiles(files, manifest)
+    persrms = PersRMFiles(files, manifest)
     return ScoreInputs(manifest, LoraFactors(persrms, manifest, DeviceMemory(None)), FeatureHeads(persrms, manifest))
 
 

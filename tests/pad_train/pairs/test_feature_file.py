@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_runtime.errors import OptionError
-from pad_train.pairs.feature import Feature, Sampling, Style, read_features
+from pad_train.pairs.feature import Feature, PairSampling, Style, read_features
 from tests.support.error_checks import refused
 
 FULL = {
@@ -45,7 +45,7 @@ def test_a_feature_with_everything(tmp_path: Path) -> None:
             "cheerful",
             more=("cheerful", "be happy"),
             less=("gloomy",),
-            sampling=Sampling(
+            sampling=PairSampling(
                 f"{tmp_path / 'scorers.py'}:cheerful",
                 styles=((Style("You are happy.", "Great! "), Style("You are sad.")), (Style(), Style())),
                 contrast=1.0,
@@ -62,7 +62,7 @@ def test_a_feature_with_everything(tmp_path: Path) -> None:
 
 def test_features_with_the_least(tmp_path: Path) -> None:
     features = read_features(write(tmp_path, {"b": {}, "a": {"sampling": {"scorer": "package.module:name"}}}))
-    assert features == {"b": Feature("b"), "a": Feature("a", sampling=Sampling("package.module:name"))}
+    assert features == {"b": Feature("b"), "a": Feature("a", sampling=PairSampling("package.module:name"))}
     assert list(features) == ["b", "a"]
 
 

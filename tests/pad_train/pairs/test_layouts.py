@@ -320,7 +320,7 @@ def test_sentence_polarity(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "pos.txt"):
         pairs, (report,) = read_pairs([PairSource(path, None)])
         assert pairs == expected
-        assert report.num_rows == 5
+        assert report.num_records == 5
         assert report.skipped == {"an empty reply": (2, 4), "bytes that are not UTF-8": (1, 5)}
     (pair, _), _ = read_pairs([parse_source(f"sunny={tmp_path}")])
     assert pair.weights == {"sunny": 1.0}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pad_runtime.errors import DataError, OptionError, PadError
-from pad_train.pairs.own_layout import pair_to_row
+from pad_train.pairs.own_layout import pair_to_record
 from pad_train.pairs.pair import Pair
 from pad_train.pairs.pair_file import PairSource, parse_source, read_pairs
 from pad_train.pairs.pair_report import PairReport
@@ -116,7 +116,7 @@ def test_round_trip(
     pair = Pair(
         messages, chosen, f"{rejected}, not {chosen}", preference, weights, margins, chosen_finished, rejected_finished
     )
-    line = json.dumps(pair_to_row(pair), ensure_ascii=ascii_only) + "\n"
+    line = json.dumps(pair_to_record(pair), ensure_ascii=ascii_only) + "\n"
     path = tmp_path_factory.mktemp("pairs") / "p.jsonl"
     path.write_text(line * 2, encoding="utf-8")
     pairs, report = read_one(path)
@@ -132,7 +132,7 @@ def test_line_separators_within_text_are_no_line_ends(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "p.jsonl", b"\xef\xbb\xbf" + line + b"\r", b"", b"  ", line)
     pairs, report = read_one(path)
     assert [pair.chosen for pair in pairs] == [row["chosen"]] * 2
-    assert report.num_rows == 2
+    assert report.num_records == 2
 
 
 PROBLEMS: dict[str, tuple[Any, str]] = {
@@ -184,7 +184,7 @@ def test_row_problem_is_counted_with_its_first_line(tmp_path: Path, name: str) -
     row, reason = PROBLEMS[name]
     pairs, report = read_one(write_rows(tmp_path / "p.jsonl", GOOD, b"", row, GOOD, row))
     assert len(pairs) == 2
-    assert report.num_rows == 4
+    assert report.num_records == 4
     ((given, count),) = report.skipped.items()
     assert given.startswith(reason)
     assert count == (2, 3)
@@ -213,7 +213,7 @@ def test_a_file_of_nothing_else_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_report_counts_in_words() -> None:
-    report = PairReport(Path("pairs.jsonl"), num_rows=1160, num_pairs=1154)
+    report = PairReport(Path("pairs.jsonl"), num_records=1160, num_pairs=1154)
     for line, reason in [(17, "chosen = rejected"), (90, "an empty reply"), (18, "chosen = rejected")]:
         report.skip(line, reason)
     report.skip(1100, "an empty reply")
@@ -282,6 +282,6 @@ def test_a_typo_does_not_make_another_layout_of_it(tmp_path: Path) -> None:
 
 def test_rows_are_plain() -> None:
     pair = Pair(({"role": "user", "content": "x"},), "a", "b", margins={"kind": -0.1})
-    assert pair_to_row(pair) == {"prompt": "x", "chosen": "a", "rejected": "b", "scores": {"kind": [-0.1, 0.0]}}
+    assert pair_to_record(pair) == {"prompt": "x", "chosen": "a", "rejected": "b", "scores": {"kind": [-0.1, 0.0]}}
     system = Pair(({"role": "system", "content": "s"}, {"role": "user", "content": "x"}), "a", "b")
-    assert pair_to_row(system)["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]
+    assert pair_to_record(system)["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]

@@ -14,7 +14,7 @@ from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import Backbone
 from pad_train.train.example import (
     WORDS,
-    Batch,
+    TrainingBatch,
     Example,
     feature_names,
     make_batch,
@@ -99,7 +99,7 @@ def test_a_plain_batch_has_the_prompt_of_the_base(backbone: Backbone) -> None:
 
 
 def test_a_batch_of_one_is_its_row() -> None:
-    whole: Batch = make_batch(EXAMPLES)
+    whole: TrainingBatch = make_batch(EXAMPLES)
     for row, example in enumerate(EXAMPLES):
         one = make_batch([example])
         width = one.ids.shape[1]

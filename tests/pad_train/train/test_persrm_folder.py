@@ -34,11 +34,11 @@ def test_what_is_read_is_what_was_written(model: RewardModel, tmp_path: Path) ->
     persrm = read_persrm(tmp_path / "taste")
     assert (persrm.name, persrm.features, persrm.prompt_template) == ("taste", ("a", "b"), PROMPT_TEMPLATE)
     assert persrm.default_weights == tuple(round(value, 4) for value in model.learned_weights.tolist())
-    assert persrm.head is not None
+    assert persrm.feature_head is not None
     half = {"atol": 1e-3, "rtol": 1e-3}
-    torch.testing.assert_close(persrm.head.weight, torch.eye(84) + model.head.detach(), **half)
-    assert not torch.allclose(persrm.head.weight, model.head.detach(), **half)
-    torch.testing.assert_close(persrm.head.bias, model.bias.detach(), **half)
+    torch.testing.assert_close(persrm.feature_head.weight, torch.eye(84) + model.head_change.detach(), **half)
+    assert not torch.allclose(persrm.feature_head.weight, model.head_change.detach(), **half)
+    torch.testing.assert_close(persrm.feature_head.bias, model.bias.detach(), **half)
     assert json.loads((tmp_path / "taste" / "training.json").read_text()) == {"seed": 3}
 
 

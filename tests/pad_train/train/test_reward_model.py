@@ -11,7 +11,7 @@ import torch
 from pad_runtime.errors import OptionError
 from pad_train.train.backbone import Backbone
 from pad_train.train.example import Example, make_batch
-from pad_train.train.reward_model import Reference, RewardModel
+from pad_train.train.reward_model import BaseLogProbs, RewardModel
 from tests.support import tiny_training
 from tests.support.error_checks import refused
 
@@ -59,7 +59,7 @@ def brute_force(model: RewardModel, *, adapter: bool = True) -> tuple[Array, Arr
     hidden = np.concatenate(persrm)
     lm_head = trunk.get_base_model().lm_head.weight.double().numpy()
     logits = []
-    for weight, bias in zip(model.head.double().numpy(), model.bias.double().numpy(), strict=True):
+    for weight, bias in zip(model.head_change.double().numpy(), model.bias.double().numpy(), strict=True):
         mapped = np.stack([state + weight @ state + bias for state in hidden])
         logits.append(mapped @ lm_head.T)
     cap = getattr(model.backbone.model.config, "final_logit_softcapping", None)
@@ -72,9 +72,9 @@ def log_softmax(values: Array) -> Array:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def rewards(model: RewardModel, k: int) -> tuple[Array, Reference]:
+def rewards(model: RewardModel, k: int) -> tuple[Array, BaseLogProbs]:
     with torch.no_grad():
-        reference = model.refer(make_batch(EXAMPLES, plain=True), k)
+        reference = model.run_base(make_batch(EXAMPLES, plain=True), k)
         return model(model.hidden(make_batch(EXAMPLES)), reference).numpy(), reference
 
 
@@ -121,7 +121,7 @@ def test_every_part_counts(backbone: Backbone) -> None:
         unworded = model(model.hidden(make_batch(EXAMPLES, plain=True)), reference).numpy()
         assert np.allclose(unworded[:, :5], phi[:, :5], **TOLERANCE)  # its first prompt is as plain as the base's
         assert not np.allclose(unworded[:, 5:], phi[:, 5:], atol=1e-2)
-        model.head.copy_(model.head.transpose(1, 2).clone())
+        model.head_change.copy_(model.head_change.transpose(1, 2).clone())
         assert not np.allclose(model(model.hidden(batch), reference).numpy(), phi, atol=1e-2)
     assert not np.allclose(phi[0], phi[1], atol=1e-2)
 
@@ -137,7 +137,7 @@ def test_what_trains(backbone: Backbone) -> None:
     trainable = model.trainable()
     num_linear = 7 * backbone.model.config.num_hidden_layers
     assert sum("lora_A" in name for name in trainable) == sum("lora_B" in name for name in trainable) == num_linear
-    assert {"head", "bias", "learned_weights"} < trainable.keys()
+    assert {"head_change", "bias", "learned_weights"} < trainable.keys()
     assert len(trainable) == 2 * num_linear + 3
     assert {parameter.dtype for parameter in trainable.values()} == {torch.float32}
     frozen = [parameter for name, parameter in model.named_parameters() if name not in trainable]
@@ -146,7 +146,7 @@ def test_what_trains(backbone: Backbone) -> None:
 
 def test_gradients_reach_adapter_and_head_and_nothing_else(backbone: Backbone) -> None:
     model = make_model(backbone)
-    reference = model.refer(make_batch(EXAMPLES, plain=True), 8)
+    reference = model.run_base(make_batch(EXAMPLES, plain=True), 8)
     model(model.hidden(make_batch(EXAMPLES)), reference)[..., 0].sum().backward()
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert touched == model.trainable().keys() - {"learned_weights"}

@@ -47,7 +47,7 @@ def make_requests(examples: Sequence[Example]) -> list[ScoreRequest]:
 @torch.no_grad()
 def trained_phi(model: RewardModel, examples: Sequence[Example], top_k: int = TOP_K) -> np.ndarray:
     """phi of every token of every reply as training computes it: [n, d]."""
-    reference = model.refer(make_batch(examples, plain=True), top_k)
+    reference = model.run_base(make_batch(examples, plain=True), top_k)
     return np.asarray(model(model.hidden(make_batch(examples)), reference)[..., 0].T)
 
 

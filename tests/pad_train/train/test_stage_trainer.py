@@ -47,7 +47,7 @@ def model(tmp_path: Path) -> RewardModel:
 
 @pytest.fixture
 def items(model: RewardModel) -> list[Item]:
-    return [Item(example, model.refer(make_batch([example], plain=True), 8)) for example in EXAMPLES]
+    return [Item(example, model.run_base(make_batch([example], plain=True), 8)) for example in EXAMPLES]
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def by_hand(model: RewardModel, items: list[Item]) -> tuple[list[float], float, 
     """R(chosen) - R(rejected) of each item, the spread of R over all positions, and what imitation costs."""
     margins, variances, surprises = [], [], []
     for item in items:
-        phi = model(model.hidden(make_batch([item.example])), item.reference)
+        phi = model(model.hidden(make_batch([item.example])), item.base)
         weights = item.example.weights or LEARNED
         margin = 0.0
         for token in range(phi.shape[1]):
@@ -63,7 +63,7 @@ def by_hand(model: RewardModel, items: list[Item]) -> tuple[list[float], float, 
                 sum(weight * float(phi[feature, token, candidate]) for feature, weight in enumerate(weights))
                 for candidate in range(phi.shape[2])
             ]
-            probs = [math.exp(value) for value in item.reference.log_probs[token].tolist()]
+            probs = [math.exp(value) for value in item.base.log_probs[token].tolist()]
             mean = sum(p * r for p, r in zip(probs, rewards, strict=True))
             variances.append(sum(p * (r - mean) ** 2 for p, r in zip(probs, rewards, strict=True)))
             chosen = token < len(item.example.chosen)

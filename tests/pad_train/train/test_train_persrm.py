@@ -19,8 +19,8 @@ from pad_export.read.persrm import read_persrm
 from pad_runtime.errors import CheckpointError, DataError, OptionError
 from pad_train.pairs.pair import Pair
 from pad_train.train import persrm_folder, stage_trainer, train
-from pad_train.train.example import Batch, make_batch, with_words
-from pad_train.train.reward_model import Reference, RewardModel
+from pad_train.train.example import TrainingBatch, make_batch, with_words
+from pad_train.train.reward_model import BaseLogProbs, RewardModel
 from pad_train.train.stage_trainer import Item, StageTrainer
 from tests.support import tiny_models, tiny_training
 from tests.support.error_checks import refused, snapshot
@@ -94,8 +94,8 @@ def test_the_folder(base: Path, whole: dict[str, Path]) -> None:
     persrm = read_persrm(folder)
     assert (persrm.name, persrm.features) == ("taste", NAMES)
     assert persrm.adapter is not None
-    assert persrm.head is not None
-    assert persrm.head.weight.shape == (3, 84, 84)
+    assert persrm.feature_head is not None
+    assert persrm.feature_head.weight.shape == (3, 84, 84)
     assert len(persrm.default_weights) == 3
     record = json.loads((folder / "training.json").read_text())
     assert record["held_out"] == {name: round(value, 4) for name, value in metrics.items()}
@@ -127,19 +127,19 @@ def test_held_out_prompts_are_not_trained_on(
 def test_people_who_read_the_same_replies_share_the_bases_answer(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[tuple[list[Item], list[Reference]]] = []
+    taken: list[tuple[list[Item], list[BaseLogProbs]]] = []
     asked: list[int] = []
-    real, refer = train._refer, RewardModel.refer
+    real, run_base = train._run_base, RewardModel.run_base
 
     def watched(model: RewardModel, examples: Sequence[Any], *arguments: Any) -> list[Item]:
         items = real(model, examples, *arguments)
         asked.append(0)
-        taken.append((items, [refer(model, make_batch([example], plain=True), 16) for example in examples]))
+        taken.append((items, [run_base(model, make_batch([example], plain=True), 16) for example in examples]))
         return items
 
-    def counted(model: RewardModel, batch: Batch, k: int) -> Reference:
+    def counted(model: RewardModel, batch: TrainingBatch, k: int) -> BaseLogProbs:
         asked.append(len(batch.ids))
-        return refer(model, batch, k)
+        return run_base(model, batch, k)
 
     monkeypatch.setattr(train, "_refer", watched)
     monkeypatch.setattr(RewardModel, "refer", counted)
@@ -199,8 +199,8 @@ def test_both_stages_change_what_they_should(
         return {name for name in before if not torch.equal(before[name], after[name])}
 
     first, second = changed("_train_trunk"), changed("_train_head")
-    assert second == {"head", "bias", "learned_weights"}  # base and LoRA are the same to the last bit
-    assert first == {name for name in stages["_train_trunk"][0] if "lora_" in name} | {"head", "bias"}
+    assert second == {"head_change", "bias", "learned_weights"}  # base and LoRA are the same to the last bit
+    assert first == {name for name in stages["_train_trunk"][0] if "lora_" in name} | {"head_change", "bias"}
     stored = {name: open_checkpoint(base).tensor(name) for name in ("model.layers.0.mlp.up_proj.weight",)}
     kept = [
         tensor for name, tensor in stages["_train_head"][1].items() if name.endswith("0.mlp.up_proj.base_layer.weight")

@@ -12,7 +12,7 @@ import torch
 from pad_export.read.persrm import read_persrm
 from pad_rt import GenerationConfig, Preference
 from pad_train.train.example import Example, make_batch
-from pad_train.train.reward_model import Reference, RewardModel
+from pad_train.train.reward_model import BaseLogProbs, RewardModel
 from tests.support.tiny_training import Trained
 
 CONFIG = GenerationConfig(beta=1.0, top_k=8, max_new_tokens=5, base_sees_preference=False)
@@ -60,7 +60,7 @@ def test_the_runtime_adds_what_training_rewarded(trained: Trained, preference: P
         plain_batch = make_batch([Example(plain, prompt, reply, [0], None, "x")], plain=True)
         base = model.backbone.candidate_logits(model.hidden(plain_batch)[: len(reply)], candidates)
     torch.testing.assert_close(row_logits[:, 0], base, atol=1e-3, rtol=1e-3)
-    phi = model(model.hidden(batch)[: len(reply)], Reference(candidates, base.log_softmax(-1)))  # [d, steps, k]
+    phi = model(model.hidden(batch)[: len(reply)], BaseLogProbs(candidates, base.log_softmax(-1)))  # [d, steps, k]
     reward = torch.einsum("d,dnk->nk", weights, phi)
     added = scores - row_logits[:, 0]
     # Normalisers are the same for all candidates of a step, and choose nothing.

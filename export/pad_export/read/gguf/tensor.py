@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 
 from pad_export.read.gguf.header import GgufTensor
 from pad_export.read.gguf.metadata import UNCLEAR
-from pad_export.weights.blocks import BLOCK, Blocks
+from pad_export.weights.blocks import BLOCK_SIZE, Blocks
 from pad_runtime.errors import CheckpointError
 
 _T = TypeVar("_T", bound=np.generic)
@@ -82,7 +82,7 @@ class StoredTensor:
         with self._open() as file:
             raw = self._read_bytes(file, self.tensor.nbytes)
         rows, columns = self.tensor.shape
-        stored = raw.reshape(rows, columns // BLOCK, -1)  # [out, in / 32, bytes of a block]
+        stored = raw.reshape(rows, columns // BLOCK_SIZE, -1)  # [out, in / 32, bytes of a block]
         scales = np.ascontiguousarray(stored[..., :2]).view(np.float16)[..., 0].astype(np.float32)
         codes = stored[..., 2:]
         if self.tensor.kind == GGMLQuantizationType.Q4_0:

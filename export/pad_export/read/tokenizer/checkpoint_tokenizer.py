@@ -48,7 +48,7 @@ _SPLITS = {
 
 
 @dataclass(frozen=True)
-class TokenizerInfo:
+class TokenizerSettings:
     """What the runtime must know in addition to tokenizer.json.
 
     Attributes:
@@ -75,14 +75,14 @@ class CheckpointTokenizer:
     """
 
     backend: Tokenizer
-    info: TokenizerInfo
+    info: TokenizerSettings
     peers: tuple[Callable[[], Peer], ...] = ()
 
     def vocabulary(self) -> dict[str, int]:
         """Return the id of every token, added tokens included."""
         return self.backend.get_vocab(with_added_tokens=True)
 
-    def save(self, folder: Path) -> TokenizerInfo:
+    def save(self, folder: Path) -> TokenizerSettings:
         """Write tokenizer.json, and chat_template.jinja if there is a template, into an existing folder."""
         self.backend.save(str(folder / "tokenizer.json"))
         if self.info.chat_template is not None:
@@ -265,10 +265,10 @@ def _load_transformers_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _info(backend: Tokenizer, bos: str | None, eos: str | None, template: str | None) -> TokenizerInfo:
+def _info(backend: Tokenizer, bos: str | None, eos: str | None, template: str | None) -> TokenizerSettings:
     bos_id = None if bos is None else backend.token_to_id(bos)
     eos_id = None if eos is None else backend.token_to_id(eos)
-    return TokenizerInfo(bos, eos, bos_id, eos_id, template)
+    return TokenizerSettings(bos, eos, bos_id, eos_id, template)
 
 
 def _folder_template(folder: Path, settings: dict[str, Any]) -> str | None:

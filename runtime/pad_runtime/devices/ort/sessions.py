@@ -84,7 +84,7 @@ class Sessions:
         Args:
             model: a file's path, or what is in it.
             folder: where its weights are.
-            capacity: slots of its KV caches, where that is fixed.
+            capacity: positions of its KV caches, where that is fixed.
             own: options of the execution provider for this graph.
             values: initializers, by name, that are not to be read from the graph's files.
 

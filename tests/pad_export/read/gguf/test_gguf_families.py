@@ -23,7 +23,7 @@ from pad_runtime.errors import CheckpointError
 from tests.support import tiny_bundles, tiny_models
 from tests.support.error_checks import refused
 from tests.support.tiny_gguf import fill_with_blocks, write_gguf
-from tests.support.torch_oracle import Reward, TorchModel, decode, tolerance, trace_difference
+from tests.support.torch_oracle import OracleReward, TorchModel, decode, tolerance, trace_difference
 
 WINDOW = 6
 NUM_TOKENS = 24
@@ -107,7 +107,7 @@ def oracles(folders: Any) -> Any:
 
 def distance(oracle: TorchModel, result: GenerationResult) -> tuple[float, bool]:
     """Worst difference of the folder's scores along these tokens, and whether the folder chooses the same."""
-    reward = [Reward(oracle, REWARD_PROMPT)]
+    reward = [OracleReward(oracle, REWARD_PROMPT)]
     decoded = decode(oracle, PROMPT, reward, beta=1.25, top_k=7, num_tokens=NUM_TOKENS, forced=result.token_ids)
     return trace_difference(result.trace, decoded), list(result.token_ids) == decoded.token_ids
 
@@ -116,7 +116,7 @@ def distance(oracle: TorchModel, result: GenerationResult) -> tuple[float, bool]
 def test_greedy_tokens_are_those_of_the_folder(folders: Any, oracles: Any, name: str, tmp_path: Path) -> None:
     model, _ = folders(name)
     result = run(write_gguf(tmp_path / "tiny.gguf", model, kind=Kind.F32), tmp_path / "bundle")
-    reward = [Reward(oracles(name), REWARD_PROMPT)]
+    reward = [OracleReward(oracles(name), REWARD_PROMPT)]
     decoded = decode(oracles(name), PROMPT, reward, beta=1.25, top_k=7, num_tokens=NUM_TOKENS)
     assert list(result.token_ids) == decoded.token_ids
     assert trace_difference(result.trace, decoded) < tolerance()

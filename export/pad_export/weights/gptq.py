@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pad_export.weights.blocks import BLOCK, Blocks, concatenate, fit_blocks
+from pad_export.weights.blocks import BLOCK_SIZE, Blocks, concatenate, fit_blocks
 from pad_runtime.errors import CheckpointError
 
 _ROWS = 1024  # rounded at once by a thread: a block of their columns fits into the cache
@@ -63,10 +63,10 @@ def quantise_for(weight: torch.Tensor, bits: int, moments: torch.Tensor, *, symm
 
 def _order(importance: torch.Tensor) -> torch.Tensor:
     """The columns in the order of rounding, [in]: blocks by mean importance, columns in a block by importance."""
-    blocks = importance.view(-1, BLOCK)
+    blocks = importance.view(-1, BLOCK_SIZE)
     first = blocks.mean(1).argsort(dim=0, descending=True, stable=True)
     inside = blocks.argsort(dim=1, descending=True, stable=True)
-    return (first[:, None] * BLOCK + inside[first]).view(-1)
+    return (first[:, None] * BLOCK_SIZE + inside[first]).view(-1)
 
 
 def _root(moments: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -90,24 +90,24 @@ def _round_columns(weight: torch.Tensor, bits: int, order: torch.Tensor, root: t
     importance = root.diag().square()
     lost = weight.T[order].double()  # [in, out]: w, and w - q for the blocks that are rounded
     codes = torch.empty(columns, rows, dtype=torch.uint8)
-    scales = torch.empty(columns // BLOCK, rows)
-    zeros = torch.empty(columns // BLOCK, rows, dtype=torch.uint8)
-    for start in range(0, columns, BLOCK):
-        part = slice(start, start + BLOCK)
+    scales = torch.empty(columns // BLOCK_SIZE, rows)
+    zeros = torch.empty(columns // BLOCK_SIZE, rows, dtype=torch.uint8)
+    for start in range(0, columns, BLOCK_SIZE):
+        part = slice(start, start + BLOCK_SIZE)
         own = root[part, part]
         carried = torch.linalg.solve_triangular(own.T, root[:start, part].T, upper=False)
         wanted = lost[part].addmm(carried, lost[:start])  # [32, out]: with the errors of the blocks before
         scale, zero = fit_blocks(wanted, bits, importance[part], symmetric)
         left, rounded = wanted.clone(), torch.empty_like(wanted)  # errors so far; codes minus zero points
         lowest, highest, shares = -zero, 2**bits - 1 - zero, own / own.diag()
-        for column in range(BLOCK):
+        for column in range(BLOCK_SIZE):
             torch.addmv(left[column], left[:column].T, shares[:column, column], out=rounded[column])
             rounded[column].div_(scale).round_().clamp_(lowest, highest)
             left[column].addcmul_(rounded[column], scale, value=-1)
         scale = _refit(wanted, rounded, own, scale)
         lost[part].addcmul_(rounded, scale, value=-1)
         codes[order[part]] = rounded.add_(zero).to(torch.uint8)
-        block = int(order[start]) // BLOCK
+        block = int(order[start]) // BLOCK_SIZE
         scales[block], zeros[block] = scale, zero
     return Blocks(bits, *(columns.T.contiguous() for columns in (codes, scales, zeros)))
 

@@ -13,14 +13,14 @@ from typing import Any, TypeAlias
 from pad_export.read.persrm_name import NAME
 from pad_train.pairs.pair import Message, Pair
 
-Row: TypeAlias = Mapping[str, Any]
-Rows: TypeAlias = Iterable[tuple[int, Row]]  # each with its line number, from 1
+Record: TypeAlias = Mapping[str, Any]
+Records: TypeAlias = Iterable[tuple[int, Record]]  # each with its line number, from 1
 Skip: TypeAlias = Callable[[int, str], None]  # line number, reason
 
 ROLES = ("system", "user", "assistant")
 
 
-class RowProblem(Exception):  # noqa: N818  (no error: the row is skipped and counted)
+class RecordProblem(Exception):  # noqa: N818  (no error: the row is skipped and counted)
     """Why a row gives no pair."""
 
 
@@ -28,17 +28,17 @@ def checked(pair: Pair) -> Pair:
     """Return the pair if a PersRM can learn from it.
 
     Raises:
-        RowProblem: the prompt is empty or does not end with a user turn, the replies are equal, or a text has a lone
+        RecordProblem: the prompt is empty or does not end with a user turn, the replies are equal, or a text has a lone
             surrogate, which no tokenizer takes.
     """
     check_prompt(pair.messages)
     if pair.chosen.strip() == pair.rejected.strip():
-        raise RowProblem("chosen = rejected")
+        raise RecordProblem("chosen = rejected")
     texts = [pair.chosen, pair.rejected, pair.preference or "", *(message["content"] for message in pair.messages)]
     try:
         "".join(f"{text}\n" for text in texts).encode()
     except UnicodeEncodeError:
-        raise RowProblem("text that UTF-8 cannot carry") from None
+        raise RecordProblem("text that UTF-8 cannot carry") from None
     return pair
 
 
@@ -46,26 +46,26 @@ def read_prompt(value: Any) -> tuple[Message, ...]:
     """A prompt's messages: text is one user turn.
 
     Raises:
-        RowProblem: missing, or neither text nor messages.
+        RecordProblem: missing, or neither text nor messages.
     """
     if value is None:
-        raise RowProblem("no prompt")
+        raise RecordProblem("no prompt")
     return ({"role": "user", "content": value},) if isinstance(value, str) else read_messages(value)
 
 
-def read_reply(row: Row, key: str) -> str:
+def read_reply(row: Record, key: str) -> str:
     """The text of a reply, as it stands.
 
     Raises:
-        RowProblem: missing, not text, or blank.
+        RecordProblem: missing, not text, or blank.
     """
     value = row.get(key)
     if value is None:
-        raise RowProblem(f"no {key}")
+        raise RecordProblem(f"no {key}")
     if not isinstance(value, str):
-        raise RowProblem(f"{key} that is not text")
+        raise RecordProblem(f"{key} that is not text")
     if not value.strip():
-        raise RowProblem("an empty reply")
+        raise RecordProblem("an empty reply")
     return value
 
 
@@ -84,10 +84,10 @@ def check_feature(name: str) -> str:
     """Return the name if a feature may have it.
 
     Raises:
-        RowProblem: the name has other characters than letters, digits, '.', '_' and '-'.
+        RecordProblem: the name has other characters than letters, digits, '.', '_' and '-'.
     """
     if not NAME.fullmatch(name):
-        raise RowProblem(f"the feature {reprlib.repr(name)}, which is not a name")
+        raise RecordProblem(f"the feature {reprlib.repr(name)}, which is not a name")
     return name
 
 
@@ -95,31 +95,31 @@ def read_weights(value: Any) -> dict[str, float]:
     """A person's weights by feature; empty if there is no value.
 
     Raises:
-        RowProblem: not finite numbers by feature, or all of them zero.
+        RecordProblem: not finite numbers by feature, or all of them zero.
     """
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RowProblem("weights that are not finite numbers by feature")
+        raise RecordProblem("weights that are not finite numbers by feature")
     weights = {check_feature(feature): read_number(weight) for feature, weight in value.items()}
     if not all(math.isfinite(weight) for weight in weights.values()):
-        raise RowProblem("weights that are not finite numbers by feature")
+        raise RecordProblem("weights that are not finite numbers by feature")
     if weights and not any(weights.values()):
-        raise RowProblem("weights that are all zero")
+        raise RecordProblem("weights that are all zero")
     return weights
 
 
-def read_flag(row: Row, key: str) -> bool:
+def read_flag(row: Record, key: str) -> bool:
     """A boolean of a row, True if the key is missing.
 
     Raises:
-        RowProblem: neither true nor false.
+        RecordProblem: neither true nor false.
     """
     value = row.get(key)
     if value is None:
         return True
     if not isinstance(value, bool):
-        raise RowProblem(f"{key} that is neither true nor false")
+        raise RecordProblem(f"{key} that is neither true nor false")
     return value
 
 
@@ -127,10 +127,10 @@ def read_messages(value: Any) -> tuple[Message, ...]:
     """A list of messages.
 
     Raises:
-        RowProblem: anything else.
+        RecordProblem: anything else.
     """
     if not isinstance(value, list):
-        raise RowProblem("a prompt that is neither text nor messages")
+        raise RecordProblem("a prompt that is neither text nor messages")
     messages = []
     for message in value:
         if (
@@ -139,7 +139,7 @@ def read_messages(value: Any) -> tuple[Message, ...]:
             or message["role"] not in ROLES
             or not isinstance(message["content"], str)
         ):
-            raise RowProblem('a message that is not {"role": system, user or assistant, "content": text}')
+            raise RecordProblem('a message that is not {"role": system, user or assistant, "content": text}')
         messages.append({"role": message["role"], "content": message["content"]})
     return tuple(messages)
 
@@ -148,11 +148,11 @@ def check_prompt(messages: Sequence[Message]) -> None:
     """Refuse a conversation that asks nothing.
 
     Raises:
-        RowProblem: it is empty, or its last turn is empty or not the user's.
+        RecordProblem: it is empty, or its last turn is empty or not the user's.
     """
     if not messages:
-        raise RowProblem("an empty prompt")
+        raise RecordProblem("an empty prompt")
     if messages[-1]["role"] != "user":
-        raise RowProblem("a last turn that is not the user's")
+        raise RecordProblem("a last turn that is not the user's")
     if not messages[-1]["content"].strip():
-        raise RowProblem("an empty prompt")
+        raise RecordProblem("an empty prompt")

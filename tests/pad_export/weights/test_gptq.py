@@ -7,12 +7,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pad_export.read import gptq
-from pad_export.read.gptq import quantise_for, second_moments
-from pad_export.weights.blocks import BLOCK, Blocks, quantise
+from pad_export.weights import gptq
+from pad_export.weights.gptq import quantise_for, second_moments
+from pad_export.weights.blocks import BLOCK_SIZE, Blocks, quantise
 
 Matrix = npt.NDArray[np.float64]
-COLUMNS = 4 * BLOCK
+COLUMNS = 4 * BLOCK_SIZE
 SHRINKS = (1.06, 1.03, 1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.79, 0.76)
 
 
@@ -31,11 +31,11 @@ def correlated_inputs(*, seed: int = 3) -> torch.Tensor:
 def important_first(moments: Matrix) -> list[int]:
     """Blocks by their mean moment, and the columns of a block by their own."""
     diagonal = moments.diagonal()
-    blocks = sorted(range(COLUMNS // BLOCK), key=lambda block: -diagonal[block * BLOCK :][:BLOCK].mean())
+    blocks = sorted(range(COLUMNS // BLOCK_SIZE), key=lambda block: -diagonal[block * BLOCK_SIZE :][:BLOCK_SIZE].mean())
     return [
         column
         for block in blocks
-        for column in sorted(range(block * BLOCK, block * BLOCK + BLOCK), key=lambda column: -diagonal[column])
+        for column in sorted(range(block * BLOCK_SIZE, block * BLOCK_SIZE + BLOCK_SIZE), key=lambda column: -diagonal[column])
     ]
 
 
@@ -64,17 +64,17 @@ def plain_gptq(weight: torch.Tensor, moments: torch.Tensor, order: list[int], *,
         lost = wanted[:, :column] - result[:, :column]
         return wanted[:, column:] + np.linalg.solve(h[column:, column:], h[column:, :column] @ lost.T).T
 
-    for start in range(0, len(h), BLOCK):
-        part = slice(start, start + BLOCK)
-        block = left(start)[:, :BLOCK]
-        importance = np.array([1 / np.linalg.inv(h[column:, column:])[0, 0] for column in range(start, start + BLOCK)])
+    for start in range(0, len(h), BLOCK_SIZE):
+        part = slice(start, start + BLOCK_SIZE)
+        block = left(start)[:, :BLOCK_SIZE]
+        importance = np.array([1 / np.linalg.inv(h[column:, column:])[0, 0] for column in range(start, start + BLOCK_SIZE)])
         fits = np.array([fit_row(values, importance, symmetric) for values in block])  # [rows, 2]
         scale, zero = fits.T
         codes = np.empty_like(block)
-        for column in range(BLOCK):
+        for column in range(BLOCK_SIZE):
             codes[:, column] = np.clip(np.round(left(start + column)[:, 0] / scale) + zero, 0, 15) - zero
             result[:, start + column] = codes[:, column] * scale
-        costs = np.linalg.inv(np.linalg.inv(h[start:, start:])[:BLOCK, :BLOCK])  # columns behind made up
+        costs = np.linalg.inv(np.linalg.inv(h[start:, start:])[:BLOCK_SIZE, :BLOCK_SIZE])  # columns behind made up
         refitted = np.einsum("rc,cd,rd->r", codes, costs, block) / np.einsum("rc,cd,rd->r", codes, costs, codes)
         result[:, part] = codes * refitted[:, None]
     return result[:, np.argsort(order)]
@@ -125,7 +125,7 @@ def test_rows_do_not_depend_on_those_beside_them(monkeypatch: pytest.MonkeyPatch
             torch.set_num_threads(number)
             assert same(quantise_for(weight, 4, moments), whole)
             with pytest.raises(IndexError):
-                quantise_for(weight[:, :BLOCK], 4, moments)
+                quantise_for(weight[:, :BLOCK_SIZE], 4, moments)
             assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(threads)
@@ -154,5 +154,5 @@ def test_columns_of_many_tiles_are_mirrored(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_zeros_stay_zero(bits: int) -> None:
-    moments = torch.zeros(BLOCK, BLOCK, dtype=torch.float64)
-    assert not quantise_for(torch.zeros(2, BLOCK), bits, moments).dequantise().any()
+    moments = torch.zeros(BLOCK_SIZE, BLOCK_SIZE, dtype=torch.float64)
+    assert not quantise_for(torch.zeros(2, BLOCK_SIZE), bits, moments).dequantise().any()

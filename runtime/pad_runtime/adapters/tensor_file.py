@@ -34,7 +34,7 @@ def read_adapter(file: HeldFile, trunk: TrunkInfo, dtype: np.dtype[Any]) -> dict
     return _read(file, shapes, dtype)
 
 
-def read_head(file: HeldFile, trunk: TrunkInfo, num_features: int, dtype: np.dtype[Any]) -> dict[str, Array]:
+def read_feature_head(file: HeldFile, trunk: TrunkInfo, num_features: int, dtype: np.dtype[Any]) -> dict[str, Array]:
     """Feature heads [features, hidden, hidden], transposed, and their biases [features, 1, hidden].
 
     Raises:
