@@ -9,7 +9,7 @@ from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.text.prompt import EncodedPrompt, Prompt, PromptEncoder
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import PreferenceError
-from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.sequence import MAX_STRENGTH
 
 _MAX_WEIGHT = {

@@ -22,7 +22,7 @@ from pad_export.options import ExportOptions
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_steps, open_bundle
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 
 COUNTS = (1, 2, 4, 8)
 

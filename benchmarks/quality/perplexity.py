@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks.quality.replies import JudgedReply
-from pad_export.read.checkpoint import open_checkpoint
 from pad_export.read.cache_argument import cache_argument
+from pad_export.read.checkpoint import open_checkpoint
 from pad_export.verify.torch_model import load_model
 from pad_rt.text.chat_template import ChatTemplate
 from pad_rt.text.prompt import PromptEncoder

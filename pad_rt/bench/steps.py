@@ -22,7 +22,7 @@ from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 
 WORDS_TOKENS = 32  # that a PersRM's template and a preference in words add to a prompt
 _WARMUP = 4  # steps

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from tests.support import fake_tensorrt, tiny_bundles, tiny_models
 from tests.support.torch_oracle import TorchModel
 

@@ -10,7 +10,7 @@ from typing import Any
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
-from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support.torch_oracle import TorchModel
 

@@ -36,7 +36,9 @@ def build_base_graph(base: Trunk, weights: WeightsFile, storage: Storage) -> Gra
     return _build(GraphWriter(contract.BASE_GRAPH), [plain], weights, storage, guided=False)
 
 
-def _build(g: GraphWriter, trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage, *, guided: bool) -> GraphWriter:
+def _build(
+    g: GraphWriter, trunks: Sequence[Trunk], weights: WeightsFile, storage: Storage, *, guided: bool
+) -> GraphWriter:
     dialect, float_type = DIALECTS[storage.dialect], storage.float_type
     hidden = [
         emit_trunk(g, trunk, weights, dialect(g, trunk.spec, float_type), by_row=guided) for trunk in trunks

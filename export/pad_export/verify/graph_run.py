@@ -15,8 +15,7 @@ from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.trace import SequenceTrace
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.plan import RowPlan
-from pad_runtime.rows.plan import Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.row import Reading
 from pad_runtime.rows.sequence import Sampling
 

@@ -19,16 +19,16 @@ import torch
 from pad_export.graph.matrix import Storage
 from pad_export.output.stages import Progress
 from pad_export.read.checkpoint import Checkpoint
-from pad_export.weights.gptq import quantise_for, second_moments
 from pad_export.read.spec import SITE_MODULES
 from pad_export.trunk import Trunk
 from pad_export.verify.torch_model import load_model
 from pad_export.weights.blocks import Blocks
+from pad_export.weights.gptq import quantise_for, second_moments
 from pad_export.weights.stream import (
     LM_HEAD,
+    linear_weight,
     lm_head_bits,
     lm_head_parameter,
-    linear_weight,
     merged_weight,
     stored_blocks,
 )

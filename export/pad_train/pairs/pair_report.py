@@ -31,7 +31,9 @@ class PairReport:
 
     def lines(self) -> list[str]:
         """The report as a line of text."""
-        return [f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_records, 'row')}{self.told_skips()}"]
+        return [
+            f"{self.path}: {counted(self.num_pairs, 'pair')} of {counted(self.num_records, 'row')}{self.told_skips()}"
+        ]
 
     def told_skips(self) -> str:
         """The skipped rows and reasons, as the end of a line; "" if none was skipped."""

@@ -40,7 +40,10 @@ def write_persrm(
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     eye = torch.eye(model.head_change.shape[-1])
-    head = {"feature_head.weight": (eye + model.head_change.detach()).half(), "feature_head.bias": model.bias.detach().half()}
+    head = {
+        "feature_head.weight": (eye + model.head_change.detach()).half(),
+        "feature_head.bias": model.bias.detach().half(),
+    }
     save_file({key: value.contiguous() for key, value in head.items()}, folder / FEATURE_HEAD_NAME)
     settings = {
         "name": name,

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from pad_runtime.adapters.tensor_file import BIASES, HEADS
 from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.adapters.recent import Recent
+from pad_runtime.adapters.tensor_file import BIASES, HEADS
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
 from pad_runtime.devices.buffers import Buffer

@@ -44,7 +44,9 @@ class PersRMFiles:
         """
         info, trunk = self._info(persrm)
         num_features = len(info.features)
-        return self._loaded(cast(str, info.feature_head), lambda file: read_feature_head(file, trunk, num_features, self.float_type))
+        return self._loaded(
+            cast(str, info.feature_head), lambda file: read_feature_head(file, trunk, num_features, self.float_type)
+        )
 
     def with_adapter(self, trunk: TrunkInfo, active: Iterable[int]) -> list[int]:
         """PersRMs whose adapters a trunk's inputs hold: see `_present`."""

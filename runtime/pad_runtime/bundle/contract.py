@@ -110,7 +110,7 @@ ENGINE_PROFILES = ("prefill", "decode")  # in the order in which an engine holds
 
 # -- weights of a graph that a manifest's numbers are held against; their names begin with the trunk's ---------------
 EMBEDDING = "embed"  # [vocab, hidden]; in blocks it is embed.rows, looked up, and embed.scales [vocab, hidden / BLOCK]
-BLOCK = 32  # weights that share a scale
+BLOCK_SIZE = 32  # weights that share a scale
 ROPE = "rope."  # + kind, + .cos or .sin  [max_length, rotated / 2]
 
 # -- symbolic axes ------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def _table_sizes(shapes: Mapping[str, Sequence[int]], name: str) -> tuple[int, i
     if name in shapes:
         return shapes[name][0], shapes[name][-1]
     scales = shapes.get(f"{name}.scales", (0,))
-    return scales[0], scales[-1] * contract.BLOCK
+    return scales[0], scales[-1] * contract.BLOCK_SIZE
 
 
 def _trunks(manifest: Manifest, graph: str) -> list[TrunkInfo]:

@@ -147,7 +147,7 @@ class ScoreInputs:
         plain = slice(0, 1)  # the hidden state itself, with no feature head
         features = self._heads.features(self._manifest.trunks[self._manifest.trunk_index(info.trunk)], active)
         columns = plain
-        if info.head:
+        if info.feature_head:
             first = 1 + features.index((reward.persrm, 0))
             columns = slice(first, first + len(info.features))
         own = place(info.trunk, reward.persrm if info.adapter else None, columns)

@@ -100,7 +100,9 @@ class Scorer:
         """The parts of one reply as one; of an empty reply there are none."""
         if not parts:
             persrms = [self._manifest.persrms[reward.persrm] for reward in request.rewards]
-            nothing = tuple(np.zeros((0, len(persrm.features) if persrm.feature_head else 1), np.float32) for persrm in persrms)
+            nothing = tuple(
+                np.zeros((0, len(persrm.features) if persrm.feature_head else 1), np.float32) for persrm in persrms
+            )
             return ReplyScores(np.zeros(0, np.float32), nothing)
         phi = zip(*(part.phi for part in parts), strict=True)
         return ReplyScores(np.concatenate([part.log_probs for part in parts]), tuple(map(np.concatenate, phi)))

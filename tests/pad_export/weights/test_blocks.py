@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pad_export.weights.gptq import quantise_for, second_moments
 from pad_export.weights.blocks import BLOCK_SIZE, concatenate, quantise
+from pad_export.weights.gptq import quantise_for, second_moments
 
 
 def random_matrix(rows: int, columns: int, *, seed: int = 0) -> torch.Tensor:

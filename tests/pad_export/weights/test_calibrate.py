@@ -17,11 +17,11 @@ from pad_export.graph.matrix import choose_storage
 from pad_export.output import stages
 from pad_export.plan import make_plan
 from pad_export.read.checkpoint import open_checkpoint
-from pad_export.weights.gptq import quantise_for, second_moments
 from pad_export.trunk import Trunk
 from pad_export.weights import calibrate
 from pad_export.weights.blocks import Blocks
 from pad_export.weights.calibrate import calibrate_trunk, perplexity
+from pad_export.weights.gptq import quantise_for, second_moments
 from tests.support import tiny_models
 
 SIZES = {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 6, "num_hidden_layers": 2}

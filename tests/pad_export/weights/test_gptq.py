@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pad_export.weights import gptq
-from pad_export.weights.gptq import quantise_for, second_moments
 from pad_export.weights.blocks import BLOCK_SIZE, Blocks, quantise
+from pad_export.weights.gptq import quantise_for, second_moments
 
 Matrix = npt.NDArray[np.float64]
 COLUMNS = 4 * BLOCK_SIZE
@@ -35,7 +35,9 @@ def important_first(moments: Matrix) -> list[int]:
     return [
         column
         for block in blocks
-        for column in sorted(range(block * BLOCK_SIZE, block * BLOCK_SIZE + BLOCK_SIZE), key=lambda column: -diagonal[column])
+        for column in sorted(
+            range(block * BLOCK_SIZE, block * BLOCK_SIZE + BLOCK_SIZE), key=lambda column: -diagonal[column]
+        )
     ]
 
 
@@ -67,7 +69,9 @@ def plain_gptq(weight: torch.Tensor, moments: torch.Tensor, order: list[int], *,
     for start in range(0, len(h), BLOCK_SIZE):
         part = slice(start, start + BLOCK_SIZE)
         block = left(start)[:, :BLOCK_SIZE]
-        importance = np.array([1 / np.linalg.inv(h[column:, column:])[0, 0] for column in range(start, start + BLOCK_SIZE)])
+        importance = np.array(
+            [1 / np.linalg.inv(h[column:, column:])[0, 0] for column in range(start, start + BLOCK_SIZE)]
+        )
         fits = np.array([fit_row(values, importance, symmetric) for values in block])  # [rows, 2]
         scale, zero = fits.T
         codes = np.empty_like(block)

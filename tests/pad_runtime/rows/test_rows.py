@@ -17,7 +17,7 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import Manifest, PersRMInfo, read_manifest
 from pad_runtime.devices.ids import HostIds
 from pad_runtime.errors import PreferenceError
-from pad_runtime.rows.plan import RowPlan, Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.row import Reading, Row
 from pad_runtime.rows.sequence import Sampling
 

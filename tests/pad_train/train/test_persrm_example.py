@@ -14,8 +14,8 @@ from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import Backbone
 from pad_train.train.example import (
     WORDS,
-    TrainingBatch,
     Example,
+    TrainingBatch,
     feature_names,
     make_batch,
     make_examples,

@@ -84,11 +84,11 @@ def assert_same(bundle: Path, model: RewardModel) -> None:
     assert differs(given[:-1], expected[1:])  # shifted by one token
     with model.trunk.disable_adapter():
         assert differs(given, trained_phi(model, examples))
-    head = model.head.detach().clone()
+    head = model.head_change.detach().clone()
     with torch.no_grad():
-        model.head.zero_()
+        model.head_change.zero_()
         assert differs(given, trained_phi(model, examples))
-        model.head.copy_(head)
+        model.head_change.copy_(head)
     worded = [example for example in examples if example.plain != example.prompt]
     unread = [Example(each.plain, each.plain, each.chosen, each.rejected, None, "x") for each in worded]
     assert differs(joined(scorer.score(make_requests(worded), top_k=TOP_K)), trained_phi(model, unread))
