@@ -74,7 +74,7 @@ class Call:
         self.bytes_per_token = decoder.bytes_per_token
         is_first = True
         while waiting:
-            if not decoder.ahead:  # else the device did not wait: from one step's ids to the next one's
+            if not decoder.ahead:  # a CPU: time the step alone; a device that runs ahead: from ids to ids
                 last = clock()
             with lock:
                 self._check_wanted()

@@ -111,5 +111,5 @@ class RequestMaker:
 
 
 def asks_for_reward(prompt: Prompt, preference: PreferenceLike) -> bool:
-    """Whether anything is to guide the reply."""
+    """Whether a preference guides the reply."""
     return preference is not None or (isinstance(prompt, EncodedPrompt) and prompt.reward is not None)

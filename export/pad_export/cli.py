@@ -1,4 +1,4 @@
-"""The command `pad-export`: checkpoints in, a verified bundle out; and what it does with bundles that exist."""
+"""The command `pad-export`: checkpoints in, a verified bundle out; also engines for bundles, and cleaning up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pad_runtime.bundle.manifest import Activations, DialectName, Precision, Ref
 from pad_runtime.command import add_quiet, run_interruptible, take_options, with_extra
 from pad_runtime.errors import OptionError
 
-_PACKAGES = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # what pad-rt[export] adds
+_PACKAGES = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # packages that pad-rt[export] adds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="LoRA adapter folder (may be given several times) or one merged model; "
-        "without any, the base is contrasted with itself told the preference",
+        "without any, the base is contrasted with itself on the prompt with the preference",
     )
     parser.add_argument(
         "-o", "--output", metavar="BUNDLE", type=Path, required=True, help="folder to create, or bundle to replace"

@@ -66,7 +66,7 @@ def export_bundle(
         PadError: any of its kinds; nothing was written.
     """
     if options.verify:
-        OrtProvider("cpu")  # a runtime that is missing is told before the work and not after it
+        OrtProvider("cpu")  # raises now, before the work, if the runtime is missing
     builder = _make_builder(options)
     dialect = options.dialect or ("standard" if builder else "ort")
     storage = choose_storage(options.precision, dialect, options.activations, all_4_bits=options.all_4_bits)
@@ -114,7 +114,7 @@ def export_bundle(
 
 
 def _make_builder(options: ExportOptions) -> EngineBuilder | None:
-    """What builds engines, if any are to be built; the options that are for engines need some."""
+    """The builder of engines, None if none are asked for; refuses options for engines without engines."""
     if options.target != "onnx":
         if options.dialect == "ort":
             raise OptionError(f"--dialect ort with --target {options.target}", expected="--dialect standard")
@@ -126,7 +126,7 @@ def _make_builder(options: ExportOptions) -> EngineBuilder | None:
 
 
 def _calibrate(trunk: Trunk, storage: Storage, stages: Stages) -> dict[str, Blocks]:
-    """What is fitted to the calibration text before weights are written."""
+    """Fit linears to the calibration text before weights are written."""
     with stages.count("calibrating", "linears") as progress:
         return calibrate_trunk(trunk, storage, progress)
 
@@ -149,7 +149,7 @@ def _write_weights(
 def _save_graph(folder: Path, graph: GraphWriter, dialect: DialectName) -> GraphInfo:
     file = f"{graph.name}.onnx"
     onnx.save_model(graph.model(version("pad-rt")), folder / file)
-    if dialect == "standard":  # the checker knows no operator of ONNX Runtime's own; those are checked by opening it
+    if dialect == "standard":  # the checker does not know ONNX Runtime's operators; opening the graph checks those
         onnx.checker.check_model(str(folder / file))
     return GraphInfo(file, list(graph.input_names), list(graph.output_names))
 

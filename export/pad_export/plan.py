@@ -22,7 +22,7 @@ from pad_runtime.errors import OptionError
 
 REWARD_TRUNK = "reward"
 REFERENCE_TRUNK = "reference"
-CONTRAST = "contrast"  # the reward of a bundle with no PersRM: the base itself, told the preference
+CONTRAST = "contrast"  # reward of a bundle without a PersRM: the base with the preference in its prompt
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _describe(source: PersRM, trunk: str, reference_trunk: str | None, *, adapte
 
 
 def _check_names(sources: tuple[PersRM, ...]) -> None:
-    """Names and features are what a user calls on, so each must mean one thing."""
+    """Refuse equal names of PersRMs or features: users select by them."""
     for what, names in (
         ("PersRMs", [source.name for source in sources]),
         ("features", [feature for source in sources for feature in source.features]),
@@ -244,7 +244,7 @@ def _check_names(sources: tuple[PersRM, ...]) -> None:
 
 
 def _template_notes(base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
-    """Both models read prompts in the base's chat template."""
+    """A note if the PersRM has another chat template than the base, whose template is used for both."""
     if base.tokenizer.info.chat_template == other.tokenizer.info.chat_template:
         return ()
     return (f"{other.path} has another chat template than the base; its rows are given the base's",)

@@ -1,4 +1,4 @@
-"""Sequences that a decoder decodes again and again, for whoever times it."""
+"""Sequences that a decoder decodes again and again, for timing."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class OrtDialect(Dialect):
     name = "ort"
 
     def total_length(self, prefix: str) -> str:
-        """The scalar that GroupQueryAttention tells a first prompt by."""
+        """The scalar by which GroupQueryAttention recognises a prompt without a cache."""
         return self.graph.input(prefix + contract.TOTAL_SEQUENCE_LENGTH, TensorProto.INT32, [])
 
     def norm(self, x: str, weight: str, name: str) -> str:

@@ -46,7 +46,7 @@ class Storage:
 
     @property
     def embedding_bits(self) -> int:
-        """Bits of the embedding, 0 where it is stored whole. It is looked up: 8 bits cost a step nothing."""
+        """Bits of the embedding, 0 if it is stored whole. A step only looks up rows, so that 8 bits cost no time."""
         if not self.in_blocks or self.dialect != "ort":
             return 0
         return 4 if self.all_4_bits else 8

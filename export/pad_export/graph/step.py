@@ -86,7 +86,7 @@ def _offer_ends(g: GraphWriter, logits: str, ends: Sequence[int]) -> str:
 
 
 def _advance(g: GraphWriter, trunks: Sequence[Trunk], chosen: str) -> None:
-    """What the next step takes in, written beside what this one read, so that running a step twice is harmless."""
+    """Write the next step's inputs beside this step's, so that running a step twice is harmless."""
     next_ids = g.op("Squeeze", chosen, g.constant([1], np.int64), name="advance/chosen_ids", output=contract.NEXT_IDS)
     g.output(next_ids, _INT64, [contract.SEQUENCES])
     count_written(g, chosen)

@@ -1,4 +1,4 @@
-"""A trunk in a graph: its inputs, its layers, and the hidden states that they come to."""
+"""A trunk in a graph: its inputs, its layers, and the hidden states behind the last one."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Emitter:
         if spec.embedding_scale != 1.0:
             scale = g.constant(spec.embedding_scale, np.dtype(self.dialect.float_type))
             x = g.op("Mul", x, scale, name=f"{at}embed/scale")
-        delta = ""  # what the block before returned and the residual stream has not yet taken in
+        delta = ""  # output of the last attention or MLP, not yet added to the residual stream
         for layer in range(spec.num_layers):
             name = f"{at}layers.{layer}"
             x, normed = self._residual(x, delta, f"layers.{layer}.attention_norm", name)
@@ -102,7 +102,7 @@ class _Emitter:
         return self.graph.op("Gather", hidden, self.row_prompt, name=f"{self.trunk.prefix}row_hidden", axis=0)
 
     def _part(self, x: str, normed: str) -> tuple[str, str, Positions]:
-        """From here on every row runs by itself: what its prompt has come to, and how long that is."""
+        """Go on by row: gather the hidden states and lengths of each row's prompt."""
         inputs = self.inputs
 
         def taken(value: str, name: str) -> str:

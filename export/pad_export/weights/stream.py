@@ -127,7 +127,7 @@ def _bias(source: Checkpoint, module: str) -> torch.Tensor:
 
 
 def lm_head_bits(trunk: Trunk, storage: Storage) -> int:
-    """Bits of a trunk's lm_head: the base's is multiplied by, of any other a step looks up a few rows."""
+    """Bits of a trunk's lm_head: a step streams the base's, so it may have fewer; of others it gathers k rows."""
     return storage.lm_head_bits if trunk.name == contract.BASE_TRUNK else storage.embedding_bits
 
 

@@ -1,4 +1,4 @@
-"""What was made lately, kept for whoever asks for the same again."""
+"""A cache of the values that were used last."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class Recent(Generic[Key, Value]):
         self._values.clear()
 
     def values(self) -> list[Value]:
-        """All that are kept, the least recently used first."""
+        """The kept values, the least recently used first."""
         return list(self._values.values())

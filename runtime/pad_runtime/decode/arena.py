@@ -1,8 +1,8 @@
-"""The KV arena: which rows of which caches belong to whom.
+"""The KV arena: which cache rows belong to which sequence.
 
-A trunk's layers below the first adapter keep one row for each prompt, those above it one for each row of a sequence. A
-lease is the rows of one sequence, side by side in every cache; a graph's cache inputs are windows over the leases that
-a run steps together.
+A trunk's layers below the first adapter keep a cache row for each prompt, the others one for each row of a sequence. A
+lease is the cache rows of one sequence, side by side in every cache; a graph's cache inputs are windows over the
+leases that a run steps together.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def rows_in_turn(sequence: SequenceSpec, num_trunks: int, prompts: Mapping[int, 
 
 
 def row_origins(source: SequenceSpec, target: SequenceSpec, trunk: int) -> list[int | None]:
-    """By row of the target on a trunk: the same row's place in the source."""
+    """For each row of the target on a trunk, the place of the same row in the source; None if it has none."""
     places = {source.rows[row]: number for number, row in enumerate(source.rows_on(trunk))}
     return [places.get(target.rows[row]) for row in target.rows_on(trunk)]
 
@@ -86,6 +86,6 @@ def alike(slots: Sequence[Slot]) -> list[tuple[Slot, ...]]:
 
 
 def even(slots: tuple[Slot, ...]) -> list[tuple[Slot, ...]]:
-    """All at once, unless that would be padding for the most part of it."""
+    """All slots together, unless most of that would be padding: then each alone."""
     lengths = [max(slot.lengths) for slot in slots]
     return [slots] if max(lengths) * len(slots) <= _PADDED * sum(lengths) else [(slot,) for slot in slots]

@@ -1,8 +1,8 @@
 """The decoder: sequences that join, go on, fork and leave, over one KV arena.
 
-What a sequence decodes never depends on who else is in the batch, on the parts in which its prompts were read, or on
-what was in its rows before. What a slot knows are token ids; what it has in the cache is a part of them, and whatever
-is missing there is read when it is needed.
+What a sequence decodes never depends on the other slots of a step, on the parts in which its prompts were read, or on
+what its cache rows held before. A slot has token ids, and the KV cache of a part of them; the other tokens are pending,
+and are read when they are needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A batch as the named arrays that a graph takes: pure, with no device."""
+"""The named arrays that a graph takes for a batch, made without a device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pad_runtime.rows.batch import Batch, Member, TrunkPart
 
 Array = npt.NDArray[Any]
 END_OFFERED = 1e9  # beyond the logits of any model
-_KEEP_ALL = 2.0  # top_p of 1: mass sums to 1 only up to rounding, so the limit is put out of reach
+_KEEP_ALL = 2.0  # for top_p 1: probabilities sum to 1 only up to rounding, so the limit is set above
 
 
 class InputBuilder:
@@ -67,7 +67,7 @@ class InputBuilder:
 
 
 def _reading(part: TrunkPart) -> dict[str, Array]:
-    """New tokens of a trunk's prompts, right-padded, and where they go."""
+    """New tokens of a trunk's prompts, right-padded, and their positions."""
     new = np.array([len(prompt.ids) for prompt in part.prompts], np.int64)
     past = np.array([prompt.past for prompt in part.prompts], np.int64)
     ids = np.zeros((len(new), new.max()), np.int64)
@@ -99,7 +99,7 @@ def _coefficients(batch: Batch, trunk: int) -> Array:
 
 
 def _choice(members: Sequence[Member], max_top_k: int, manifest: Manifest) -> dict[str, Array]:
-    """What candidates are taken, and how one of them is chosen."""
+    """Inputs of controls, candidates and choice."""
 
     def column(value: Callable[[Member], float], dtype: npt.DTypeLike = np.float32) -> Array:
         return _column([value(member) for member in members], dtype)

@@ -72,7 +72,7 @@ class Reader:
     def _run(
         self, name: str, batch: Batch, windows: Windows, cancellation: Cancellation, *, trace: bool = False
     ) -> tuple[list[int], dict[str, Array]]:
-        """Run a graph once; the chosen ids, and what was weighed."""
+        """Run a graph once; returns the chosen ids and the trace's outputs."""
         graph, memory = self._binder.graph(name), self._binder.memory
         inputs, outputs = self._binder.caches(windows)
         inputs |= self._binder.adapters(name, batch)
@@ -90,7 +90,7 @@ class Reader:
                 run()
             else:
                 run_interruptibly(run, cancellation)
-        except Exception:  # whatever the library raises when it is told to end
+        except Exception:  # a library's own exception for a run that was ended
             if cancellation.is_wanted:
                 raise CancelledError("the reading of a prompt was cancelled") from None
             raise

@@ -1,4 +1,4 @@
-"""A step of the same slots again: a run that is ready to go on."""
+"""A further step of the same slots, on a run that is ready."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Chosen:
-    """What a step chose.
+    """The tokens that a step chose.
 
     Attributes:
-        ids: one for each slot, in the order in which the slots were given; a view that the next step overwrites.
+        ids: an id for each slot, in the order of the slots; a view that the next step overwrites.
     """
 
     def __init__(self, ids: Sequence[int], trace: Callable[[], list[SequenceTrace]]) -> None:
         self.ids, self._trace = ids, trace
 
     def trace(self) -> list[SequenceTrace]:
-        """Copies of what the step weighed, by slot; of a step that was asked for it, until the next one."""
+        """The trace of each slot, copied; only of a step with `trace`, and only until the next step."""
         return self._trace()
 
 
@@ -35,9 +35,9 @@ class ReadyStep:
     """Steps of some slots, as long as nothing else happens to any of them.
 
     Args:
-        slots: whose tokens it chooses.
-        run: on their windows, loaded with what they know.
-        trace: what the run weighed last, by slot; None where it was not asked for.
+        slots: the slots of the steps.
+        run: a run on their windows, loaded with their state.
+        trace: gives the trace of the last step, by slot; None without traces.
         allowed: packed bits of the tokens that may be chosen, [slots, ceil(V / 8)]; None where all may.
     """
 
@@ -73,7 +73,7 @@ class ReadyStep:
         return chosen
 
     def allow(self, slot: Slot, packed: npt.NDArray[np.uint8] | None) -> bool:
-        """Change what a slot may choose next; False where this step was not made for that."""
+        """Change a slot's mask of allowed tokens; False if this step was made without masks."""
         if self._allowed is None or self._runs_ahead:  # the next step may have been started with nothing masked
             return packed is None
         self._allowed[self.slots.index(slot)] = 0xFF if packed is None else packed
@@ -82,7 +82,7 @@ class ReadyStep:
         return True
 
     def end(self) -> None:
-        """Something happened to one of the slots: their next step is made anew."""
+        """End these steps, because a slot was changed: its next step is made anew."""
         self.run.discard()
         for slot in self.slots:
             slot.ready = None

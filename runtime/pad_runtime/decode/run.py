@@ -70,7 +70,7 @@ class Run:
         self._take = self._ids.take
 
     def load(self, arrays: Mapping[str, Array]) -> None:
-        """Take other values, of the same shapes: other sequences in the same windows, or the same ones changed."""
+        """Take other values of the same shapes: of other sequences in the same windows, or of changed sequences."""
         self.discard()
         for name, array in arrays.items():
             self._inputs[name].write(array)
@@ -96,7 +96,7 @@ class Run:
         return self._take()
 
     def discard(self) -> None:
-        """Forget a step that was started ahead: nobody wants its ids any more."""
+        """Discard a step that was started ahead."""
         self._ids.forget()
         self._is_ahead = False
 
@@ -105,6 +105,6 @@ class Run:
         return {name: buffer.read() for name, buffer in self._trace.items()}
 
     def __del__(self) -> None:
-        """Let the device end what it is doing, before buffers go."""
+        """Wait for the pending copy before its buffers are freed."""
         if hasattr(self, "_ids"):
             self._ids.forget()

@@ -1,4 +1,4 @@
-"""A slot: one sequence in a decoder, the tokens that it knows, and the rows of the KV arena that it holds."""
+"""A slot: one sequence in a decoder, its tokens, and its cache rows of the KV arena."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Slot:
     Attributes:
         sequence: what is decoded.
         room: positions that its longest prompt may come to.
-        lease: its rows of the arena; `lease.cached` says how many tokens of each prompt are in the cache.
-        step: tokens chosen since something was read last.
-        noise: of the sequence's seed.
+        lease: its cache rows; `lease.cached` says how many tokens of each prompt are in the cache.
+        step: tokens chosen since the last `read`.
+        noise: noise of the sequence's seed.
         allowed: packed bits of the tokens that may be chosen next; None: all.
-        ready: the step that is ready to go on with it, if there is one.
+        ready: the ready step that the slot is part of, if any.
     """
 
     def __init__(self, sequence: SequenceSpec, lease: Lease, room: int) -> None:
@@ -48,7 +48,7 @@ class Slot:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nothing of it is in the cache."""
+        """Whether none of its tokens is in the cache."""
         return not any(self.lease.cached)
 
     @property
@@ -87,7 +87,7 @@ class Slot:
         self.step = 0
 
     def advance(self, chosen: int) -> None:
-        """A step was run: what was pending is in the cache, and the chosen token is pending now."""
+        """Note a step: all pending tokens are in the cache now, and the chosen token is pending."""
         known, cached = self._known, self.lease.cached
         for prompt, ids in enumerate(self._ids):
             cached[prompt] = known[prompt]

@@ -1,4 +1,4 @@
-"""What a step weighed."""
+"""Traces: candidates, logits and scores of a step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class SequenceTrace:
-    """What one step weighed for one sequence.
+    """Candidates, logits and scores of one sequence in one step.
 
     Attributes:
         candidates: token ids [k] int64: offered ends of the turn, then the best base logit first.

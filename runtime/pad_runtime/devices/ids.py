@@ -1,4 +1,4 @@
-"""The chosen ids on their way to the host: all that comes back from a step, read with no NumPy."""
+"""Copies of the chosen ids to the host: all that comes back from a step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Ids(Protocol):
     """Ids of a batch, int64.
 
     Attributes:
-        buffer: what a graph writes them to.
-        ahead: whether a further step may be started before the ids of the last one are taken: where a device runs it.
+        buffer: the graph's output for the ids.
+        ahead: whether a further step may be started before the ids of the last one are taken: True on a device.
     """
 
     buffer: Buffer
     ahead: bool
 
     def bind(self, run: Callable[[], object]) -> Callable[[], object]:
-        """A run that also brings the ids that `run` chose to the host: started, and not waited for."""
+        """Wrap `run`: each call also starts a copy of the chosen ids to the host, and does not wait for it."""
 
     def take(self) -> Sequence[int]:
         """Wait for the oldest run whose ids were not taken; a view of them, until the run after the next one."""
@@ -69,10 +69,10 @@ class CudaIds:
         self._views = [
             cast(Sequence[int], (ctypes.c_int64 * count).from_address(place.address)) for place in self._places
         ]
-        self._next = self._oldest = 0  # places, of what is copied next and of what is taken next
+        self._next = self._oldest = 0  # index of the place that is copied to next, and of the place that is taken next
 
     def bind(self, run: Callable[[], object]) -> Callable[[], object]:
-        """`run` and a copy of its ids to pinned memory, both put on the stream: nobody waits."""
+        """Wrap `run`: each call puts it and a copy of the ids to pinned memory on the stream, and does not wait."""
         lock, places, source = self._cuda.lock, self._places, self.buffer.address
 
         def run_and_copy() -> None:
@@ -84,7 +84,7 @@ class CudaIds:
         return run_and_copy
 
     def take(self) -> Sequence[int]:
-        """Wait for a copy, and for no step that was started after it."""
+        """Wait for the oldest copy, but not for a step that was started after it."""
         oldest = self._oldest
         self._oldest ^= 1
         self._places[oldest].wait()

@@ -76,4 +76,4 @@ class Provider(Protocol):
         """The library and its version."""
 
     def open(self, graph: GraphFile, manifest: Manifest) -> Graph:
-        """Open one of a bundle's graphs."""
+        """Open a graph of a bundle."""

@@ -1,4 +1,4 @@
-"""How many threads may be asked for."""
+"""The limit on numbers of threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from pad_runtime.errors import DeviceError
 
-_ALWAYS_ALLOWED = 64  # also where there are fewer processors; a thousand take ONNX Runtime a minute to start
+_ALWAYS_ALLOWED = 64  # even with fewer processors; ONNX Runtime takes a minute to start a thousand
 
 
 def check_threads(count: object, *, name: str = "num_threads") -> None:

@@ -1,4 +1,4 @@
-"""What one run of a graph reads: new tokens of prompts, and the rows that read them, by trunk."""
+"""The content of one run of a graph: new tokens of prompts, and the rows that read them, by trunk."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class TrunkPart:
 
 @dataclass(frozen=True)
 class Member:
-    """One sequence of a batch, as far as choosing its next token needs it.
+    """A sequence of a batch, with all that choosing its next token needs.
 
     Attributes:
         sequence: its rows, sampling and controls.
         step: tokens chosen before this one.
         prompt_ids, chosen_ids: the base's prompt and the tokens chosen since.
-        noise: of its seed.
+        noise: noise of the sequence's seed.
         allowed: packed bits of the tokens that may be chosen, [ceil(V / 8)] uint8, least significant first; None: all.
     """
 

@@ -52,8 +52,8 @@ class OrtGraph:
         Args:
             session: runs the graph.
             options: of a run, repeated or not, and the id of its capture.
-            weights: those of its weights that are mapped here.
-            read_in_place: files that its runs read, for they lie mapped: no run counts that another content may be in.
+            weights: weights that are mapped by us.
+            read_in_place: mapped files that the runs read; a run fails if one of them was changed.
         """
         self._read_in_place = tuple(read_in_place)
         self._session, self._options, self._weights = session, options, weights
@@ -73,12 +73,12 @@ class OrtGraph:
         It raises OutOfMemoryError where memory is what it lacks, and else whatever ONNX Runtime does.
 
         Args:
-            inputs, outputs: by name; outputs that are left out are thrown away.
+            inputs, outputs: buffers by name; outputs without a buffer are discarded.
             repeated: the run is used again and again, and may be captured.
             cancellation: ends the run before its next operator.
         """
         binding = self._session.io_binding()
-        binding.weights = self._weights  # a run may outlive its graph, and reads them
+        binding.weights = self._weights  # keeps them alive: a run may outlive its graph
         for name, buffer in inputs.items():
             binding.bind_input(name, *_describe(buffer))
         for name, buffer in outputs.items():
@@ -90,12 +90,12 @@ class OrtGraph:
         run = functools.partial(run_binding, binding, options)
         if self._weights and not repeated:
             return self._weights.letting_go(run)
-        if graph_id is not None:  # or the session would keep the capture as long as it lives
+        if graph_id is not None:  # without this the session would keep the capture for ever
             weakref.finalize(run, self._session.release_captured_graph, graph_id).atexit = False
         return run
 
     def check_placement(self) -> None:
-        """Whether everything that lies on the device is read there: a binding copies it once, and never again.
+        """Check that the device's inputs are read on the device: a binding would copy them to the host only once.
 
         Raises:
             DeviceError: an input is read on the host.

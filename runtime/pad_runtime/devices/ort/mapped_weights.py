@@ -1,12 +1,12 @@
-"""Weights that lie mapped beside what ONNX Runtime packed for its kernels, and the pages of them that can go back.
+"""Weights that ONNX Runtime reads from a mapping of our own, whose pages can be given back.
 
 A linear in 4 or 8 bits has codes, scales and zero points. On x86-64 ONNX Runtime copies all three into one packed
-buffer (MatMulNBits::PrePack, onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc), lets go of the codes, and keeps
-the others mapped for nothing, a seventh of a 4-bit model. Of an embedding, a step looks up a row or two; Linux (seen
-with 6.18) maps all of the large page that holds one in the file cache, up to 2 MB, if that ends within the mapping.
+buffer (MatMulNBits::PrePack, onnxruntime/contrib_ops/cpu/quantization/matmul_nbits.cc). It frees the codes and keeps
+scales and zero points mapped without need, a seventh of a 4-bit model. Of an embedding a step looks up a few rows;
+Linux (seen with 6.18) maps the whole large page of the file cache that holds a row, up to 2 MB.
 
-So both are given to ONNX Runtime from a mapping of our own: tables in stripes that are smaller than such pages, and all
-of it let go of when it has served. What is read again after all, as scales may be on other processors, comes back from
+So scales, zero points and looked-up tables are mapped here. Tables are split into stripes that are smaller than such
+pages, and pages are given back after use. Pages that are read again (on other processors scales may be) come back from
 the file cache.
 """
 
@@ -27,7 +27,7 @@ from pad_runtime.bundle.onnx_file import ExternalTensor
 from pad_runtime.errors import BundleError
 
 _PACKED, _LOOKED_UP = "MatMulNBits", "GatherBlockQuantized"
-_SCALES_AND_ZEROS = slice(2, 4)  # inputs of MatMulNBits; its codes go by themselves
+_SCALES_AND_ZEROS = slice(2, 4)  # inputs of MatMulNBits; ONNX Runtime frees the codes by itself
 _NUMPY_TYPES = {1: np.float32, 2: np.uint8, 10: np.float16}  # ONNX's number -> NumPy's
 _STRIPE = 2**18  # bytes
 _EVERY_S = 0.02  # between one sweep and the next
@@ -41,15 +41,15 @@ class MappedWeights:
     """
 
     def __init__(self, graph: GraphFile, ort: Any) -> None:
-        """Map them; where the system cannot let go of pages, there are none, and ONNX Runtime maps them by itself.
+        """Map the tables. On a system that cannot give pages back, nothing is mapped here, and ONNX Runtime does it.
 
         Args:
-            graph: whose weights they are.
+            graph: the graph that has the weights.
             ort: the onnxruntime module.
 
         Raises:
-            BundleError: a file of weights is cut, or not what it was when the bundle was loaded.
-            MemoryError: there is no room in the process to map one.
+            BundleError: a file of weights was cut or changed since the bundle was loaded.
+            MemoryError: the process has no address space left to map a file.
         """
         self.values: dict[str, Any] = {}
         self._mappings: dict[str, mmap.mmap] = {}
@@ -66,7 +66,7 @@ class MappedWeights:
 
     @classmethod
     def of(cls, graph: GraphFile, ort: Any) -> MappedWeights | None:
-        """Those of a graph; None where there are none. Arguments and errors as above."""
+        """The mapped weights of a graph; None if it has none. Arguments and errors as above."""
         weights = cls(graph, ort)
         return weights if weights.values else None
 
@@ -85,21 +85,21 @@ class MappedWeights:
             raise BundleError(f"{file.path} cannot be read: {error}", hint="copy the bundle again") from None
 
     def _cut(self, mapping: mmap.mmap, table: ExternalTensor) -> None:
-        """Make the kernel see stripes: neighbours differ in whether a core dump has them, which is nothing to us."""
+        """Split the mapping into 256 KiB areas (alternate ones get MADV_DONTDUMP), so that faults map no large page."""
         if hasattr(mmap, "MADV_DONTDUMP"):
-            with suppress(OSError):  # a process has a limit of areas
-                first = table.offset // (2 * _STRIPE) * (2 * _STRIPE)  # every other one of the file, whosever it is
+            with suppress(OSError):  # the number of areas of a process is limited
+                first = table.offset // (2 * _STRIPE) * (2 * _STRIPE)  # alternate stripes of the file
                 for start in range(first, table.offset + table.length, 2 * _STRIPE):
                     mapping.madvise(mmap.MADV_DONTDUMP, start, min(_STRIPE, len(mapping) - start))
 
     def let_go(self) -> None:
-        """Give the pages back; the next read of one fetches it again."""
+        """Give the pages back; a page that is read again comes from the file cache."""
         for mapping in self._mappings.values():
             with suppress(OSError):
                 mapping.madvise(mmap.MADV_DONTNEED)
 
     def letting_go(self, run: Callable[[], object]) -> Callable[[], object]:
-        """A run after which the pages go back: those of a prompt's rows are hardly what the next step looks up."""
+        """Wrap a run of a prompt so that the pages are given back after it: steps look up few of its rows."""
 
         def run_and_let_go() -> None:
             run()
@@ -109,9 +109,9 @@ class MappedWeights:
 
     @contextmanager
     def sweeping(self) -> Iterator[None]:
-        """Let go again and again while a session opens, so that not even then they all lie in memory at once.
+        """Give pages back again and again while a session opens, so that they are never all in memory at once.
 
-        ONNX Runtime (1.32) lets other threads run meanwhile; one that did not would leave all of it to the end.
+        ONNX Runtime (1.32) lets other Python threads run while it opens a session.
         """
         done = threading.Event()
 
@@ -121,7 +121,7 @@ class MappedWeights:
 
         thread = threading.Thread(target=sweep, daemon=True)
         try:
-            with suppress(RuntimeError):  # no room for a thread
+            with suppress(RuntimeError):  # the system gives no thread
                 thread.start()
             yield
         finally:
