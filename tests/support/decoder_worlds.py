@@ -91,13 +91,13 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Models:
+class WorldModels:
     """A base and adapters of it as folders, and torch's reading of them."""
 
     folder: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Models:
+    def make(cls, folder: Path) -> WorldModels:
         tiny_models.make_base(folder / "base", "llama", seed=5, **_SIZES)
         for seed, (name, (layers, num_features)) in enumerate(_ADAPTERS.items()):
             tiny_models.make_adapter(
@@ -158,11 +158,11 @@ class World:
     bundle: Bundle
     host: Bundle
     plans: tuple[RowPlan, ...]
-    models: Models
+    models: WorldModels
     let_go: Callable[[], object] = lambda: None
 
     @classmethod
-    def load(cls, models: Models, name: str, let_go: Callable[[], object] = lambda: None) -> World:
+    def load(cls, models: WorldModels, name: str, let_go: Callable[[], object] = lambda: None) -> World:
         """Open a kind's bundle; a simulated device is there already."""
         kind, folder = KINDS[name], models.export(name)
         bundle = Bundle(folder, device=kind.device, num_threads=None if kind.device == "tensorrt" else 1)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from pad_runtime.decode.decoder import Decoder
+from pad_runtime.devices.ort.execution_provider import EXECUTION_PROVIDERS
 from pad_runtime.loaded_bundle import Bundle
-from tests.support import tiny_bundles, tiny_models
+from tests.support import decoder_worlds, fake_cuda, fake_onnxruntime, fake_tensorrt, tiny_bundles, tiny_models
+from tests.support.decoder_worlds import World, WorldModels
 from tests.support.guided_steps import KINDS, Models
 from tests.support.torch_oracle import TorchModel
 
@@ -30,3 +36,28 @@ def bundle(models: Models, request: pytest.FixtureRequest) -> Bundle:
 @pytest.fixture
 def decoder(bundle: Bundle) -> Decoder:
     return bundle.decoder()
+
+
+@pytest.fixture(scope="session")
+def world_models(tmp_path_factory: pytest.TempPathFactory) -> WorldModels:
+    return WorldModels.make(tmp_path_factory.mktemp("worlds"))
+
+
+@pytest.fixture
+def load_world(world_models: WorldModels, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], World]:
+    """Opens the bundle of a kind, on a device that is simulated where it needs one."""
+
+    def load(name: str) -> World:
+        device = decoder_worlds.KINDS[name].device
+        if device == "cpu":
+            return World.load(world_models, name)
+        runtime = fake_cuda.install(monkeypatch)
+        if device == "cuda":
+            on_cuda = replace(EXECUTION_PROVIDERS["cuda"], float_types=("float32",))
+            monkeypatch.setitem(EXECUTION_PROVIDERS, "cuda", on_cuda)
+            fake_onnxruntime.install(monkeypatch.setattr, runtime)
+        else:
+            monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_module(runtime))
+        return World.load(world_models, name, runtime.let_go)
+
+    return load

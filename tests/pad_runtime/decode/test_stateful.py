@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,37 +18,10 @@ from pad_runtime.decode.arena import KvArena, Lease
 from pad_runtime.decode.kv_group import Move, Window
 from pad_runtime.decode.run import Run
 from pad_runtime.decode.slot import Slot
-from pad_runtime.devices.ort.execution_provider import EXECUTION_PROVIDERS
-from tests.support import fake_cuda, fake_onnxruntime, fake_tensorrt
 from tests.support.decoder_machine import NUM_EVENTS, DecoderMachine, Tally
-from tests.support.decoder_worlds import KINDS, Models, World
+from tests.support.decoder_worlds import KINDS, World
 
 MOST_CASES = 60  # in which a fault must be found
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models.make(tmp_path_factory.mktemp("worlds"))
-
-
-@pytest.fixture
-def load(models: Models, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], World]:
-    """Opens the bundle of a kind, on a device that is simulated where it needs one."""
-
-    def load_world(name: str) -> World:
-        device = KINDS[name].device
-        if device == "cpu":
-            return World.load(models, name)
-        runtime = fake_cuda.install(monkeypatch)
-        if device == "cuda":
-            on_cuda = replace(EXECUTION_PROVIDERS["cuda"], float_types=("float32",))
-            monkeypatch.setitem(EXECUTION_PROVIDERS, "cuda", on_cuda)
-            fake_onnxruntime.install(monkeypatch.setattr, runtime)
-        else:
-            monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.make_module(runtime))
-        return World.load(models, name, runtime.let_go)
-
-    return load_world
 
 
 def explore(world: World, cases: int, tally: Tally, **settings: Any) -> None:
@@ -76,9 +48,9 @@ def explore(world: World, cases: int, tally: Tally, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_sequence_chooses_what_it_chooses_alone(load: Callable[[str], World], name: str) -> None:
+def test_every_sequence_chooses_what_it_chooses_alone(load_world: Callable[[str], World], name: str) -> None:
     tally = Tally()
-    explore(load(name), hypothesis.settings.default.max_examples // 10, tally)
+    explore(load_world(name), hypothesis.settings.default.max_examples // 10, tally)
     print(f"{name}: {tally}")
 
 
@@ -189,9 +161,9 @@ FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(load: Callable[[str], World], monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_a_fault_is_found(load_world: Callable[[str], World], monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     name, put_in = FAULTS[fault]
-    world = load(name)
+    world = load_world(name)
     put_in(monkeypatch)
     tally = Tally()
     with pytest.raises(AssertionError, match=r"alone|cached"):
