@@ -1,4 +1,4 @@
-"""Reading behind a cache: prompts in parts of any size leave the logits and caches that they leave when read at once."""
+"""Reading behind a cache: prompts in parts of any size leave the logits and caches that reading at once leaves."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def sequences(world: World) -> list[SequenceSpec]:
 
 @pytest.mark.parametrize("name", ON_CPU)
 def test_parts_of_any_size_come_to_the_same(load_world: Callable[[str], World], name: str) -> None:
-    """Where a position was not read alone, to the last bit: a run of one token has other kernels than one of several."""
+    """To the last bit where no position was read alone: a run of one token has other kernels than one of several."""
     world = load_world(name)
     for sequence in sequences(world):
         texts = texts_of(sequence)
@@ -209,7 +209,7 @@ def test_a_prompt_that_is_full_stays_as_it_is(load_world: Callable[[str], World]
         decoder = world.bundle.decoder()
         slots = [decoder.open(sequence, ROOM) for _ in range(2)]
         for slot in slots:
-            lengths = {prompt: 5 for prompt in range(longest)}
+            lengths = dict.fromkeys(range(longest), 5)
             decoder.read(slot, {prompt: text(prompt, length) for prompt, length in lengths.items()})
             decoder.read(slot, {longest: text(longest, ROOM - 1)})
         for _ in range(2):
