@@ -57,19 +57,19 @@ def test_what_a_case_is_counted_as(
     target = Target("any", True, lambda scratch: scratch, lambda copy, rng, index: "altered", use)
     answer = worker._try(target, 0, 0, {"any": [[1, 2]]})
     assert answer["outcome"] == outcome
-    row = fuzz.Row("any", True)
+    row = fuzz.TargetCounts("any", True)
     row.count({"outcome": "same"}, -1)
     row.count(answer, 0)
     assert (row.tried, row.counts[outcome], row.is_right) == (1, 1, is_right)
     if outcome == "other":
-        allowed = fuzz.Row("any", False)
+        allowed = fuzz.TargetCounts("any", False)
         allowed.count(answer, 0)
         assert allowed.is_right
         assert "(1)" in fuzz.table([allowed]).splitlines()[2]
 
 
 def test_a_control_that_is_refused_is_a_fault() -> None:
-    row = fuzz.Row("any", False)
+    row = fuzz.TargetCounts("any", False)
     row.count({"outcome": "refused"}, -1)
     assert not row.is_right
     assert fuzz.table([row]).splitlines()[2].endswith("| FAULT |")
