@@ -6,10 +6,13 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from pad_export.verify.tolerance import difference
 from pad_rt import EncodedPrompt, GenerationResult, Generator, PadError, Preference
+from pad_runtime.decode.trace import SequenceTrace
 from tests.support import tiny_bundles, tiny_models
 from tests.support.bundle_text import read_tokenizer
 from tests.support.guided_models import BETA, NUM_TOKENS, PREFERENCES, PROMPTS, TEMPLATE, TOP_K, Models, Plan, config
@@ -63,6 +66,43 @@ def test_every_kind_of_preference_is_the_paper_s_sum(models: Models, reference: 
         generator = tiny_bundles.load(models.bundle(reference, dialect=dialect))
         result = generator.generate(prompt, preference=preference, config=config(), trace=preference is not None)
         assert_same(result, decoded)
+
+
+WEIGHED: Plan = [
+    ("many", "egg", (1.0, 0.5, 0.0), 0.8),
+    ("many", "egg", (0.0, 0.0, -1.0), 0.5),
+    ("many", "egg", (-0.3, 0.0, 0.4), 1.0),
+    ("many", "egg", (0.0, 0.7, 0.0), -0.6),
+]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("count", [2, 4])
+def test_preferences_by_weights_are_one_row_and_their_sum(models: Models, reference: str, count: int) -> None:
+    plan, features = WEIGHED[:count], ("kind", "brief", "odd")
+    preferences = [
+        (Preference(text=text, weights=dict(zip(features, weights, strict=True))), scale)
+        for _, text, weights, scale in plan
+    ]
+    decoded = expect(models, reference, PROMPTS[0], plan)
+    assert decoded.margin > 1e-4, "the models nearly tie: choose another prompt"
+    wrong = expect(models, reference, PROMPTS[0], plan[:-1])
+    for dialect in ("ort", "standard"):
+        generator = tiny_bundles.load(models.bundle(reference, dialect=dialect))
+        result = generator.generate(PROMPTS[0], preference=preferences, config=config(), trace=True)
+        assert list(result.token_ids) == decoded.token_ids
+        assert {len(step.reading_logits) for step in result.trace} == {1 if reference == "base" else 2}
+        assert max(score_difference(step, decoded, at) for at, step in enumerate(result.trace)) < tolerance()
+        assert score_difference(result.trace[0], wrong) > 10 * tolerance()  # control: the last one left out
+
+
+def score_difference(step: SequenceTrace, decoded: Decoded, at: int = 0) -> float:
+    """Of the scores of one step, up to a constant; infinite for other candidates."""
+    ours, theirs = np.argsort(step.candidates), np.argsort(decoded.candidates[at].numpy())
+    if not np.array_equal(step.candidates[ours], decoded.candidates[at].numpy()[theirs]):
+        return float("inf")
+    scores, expected = torch.tensor(step.scores[ours]).double(), decoded.scores[at][theirs]
+    return difference(scores - scores.mean() + expected.mean(), expected)
 
 
 def test_heads_weights_and_scales_read_wrongly_do_not_match(models: Models, generator: Generator) -> None:

@@ -97,9 +97,9 @@ def test_a_stream_left_half_read_gives_its_rows_back(models: Models, monkeypatch
         stream = generator.stream(PROMPTS[0], preference="be kind", config=config())
         next(stream)
         generator.generate(PROMPTS[1], preference="be kind", config=config(max_new_tokens=3))
-        assert not slots[-2].is_closed
+        assert not slots[-2].lease.is_free
         del stream
         generator.generate(PROMPTS[2], preference="be kind", config=config(max_new_tokens=3))
-        assert slots[-3].is_closed
+        assert slots[-3].lease.is_free
     assert [slot.lease.first for slot in slots[-3:]] == [slot.lease.first for slot in slots[:3]]
     assert slots[0].lease.first == slots[2].lease.first != slots[1].lease.first
