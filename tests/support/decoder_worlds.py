@@ -83,7 +83,7 @@ KINDS: dict[str, Kind] = {
     "contrast": Kind((), _CONTRAST),
     "int4": Kind(_UPPER, _ABOVE, {"precision": "int4"}),
     "int4, standard": Kind(_UPPER, _ABOVE, {"precision": "int4", "dialect": "standard", "activations": "fp32"}),
-    "captured": Kind(_ALL, _EVERYWHERE, device="cuda"),
+    "captured": Kind((*_ALL, *_UPPER), _EVERYWHERE, device="cuda"),
     "captured, pair": Kind(("plain",), _LONE, {"topology": "pair", "reference": "backbone"}, device="cuda"),
     "engines": Kind(_ALL, _EVERYWHERE, {"dialect": "standard"}, device="tensorrt"),
     "engines, upper layers": Kind(_UPPER, _ABOVE, {"dialect": "standard"}, device="tensorrt"),

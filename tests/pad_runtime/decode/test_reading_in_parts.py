@@ -184,16 +184,10 @@ def test_a_long_part_beside_a_prompt_that_fills_its_cache(load_world: Callable[[
     """The padding of the short part would lie beyond the cache, and in the next slot's rows."""
     world = load_world(name)
     for sequence in sequences(world)[1:]:
-        lengths = [ROOM - 1, *[ROOM - 5] * (sequence.num_prompts - 1)]
-        texts = [text(prompt, length) for prompt, length in enumerate(lengths)]
         rest = range(1, sequence.num_prompts)
-        parts = [
-            {0: ROOM - 3, **dict.fromkeys(rest, 3)},
-            {0: 2, **dict.fromkeys(rest, ROOM - 10)},
-            dict.fromkeys(rest, 2),
-        ]
-        if not rest:
-            continue
+        parts = [{0: size, **dict.fromkeys(rest, other)} for size, other in ((ROOM - 5, 3), (2, 50), (2, 2))]
+        lengths = [sum(part[prompt] for part in parts) for prompt in range(sequence.num_prompts)]
+        texts = [text(prompt, length) for prompt, length in enumerate(lengths)]
         whole = read(world, sequence, [dict(enumerate(lengths))], texts)
         assert difference(read(world, sequence, parts, texts), whole) < near(world)
 
