@@ -68,7 +68,7 @@ def num_positions(run: Sequence[Part]) -> int:
 def test_short_replies_share_a_run_and_long_ones_are_cut(manifest: Manifest) -> None:
     (run,) = cut([make_request(4, 5, [6])] * 3, manifest, top_k=4, limits=Limits())
     assert [(part.number, part.start, part.stop) for part in run] == [(0, 0, 5), (1, 0, 5), (2, 0, 5)]
-    small = Limits(floats=2 * manifest.vocab_size)
+    small = Limits(floats=2 * 2 * manifest.vocab_size)  # logits and their softmax
     runs = list(cut([make_request(4, 5, [])], manifest, top_k=4, limits=small))
     assert [(part.start, part.stop) for run in runs for part in run] == [(0, 2), (2, 4), (4, 5)]
     assert [part.text((1, 2)) for run in runs for part in run] == [(1, 2, 6), (1, 2, 6, 6, 6), (1, 2, 6, 6, 6, 6)]

@@ -37,7 +37,8 @@ def make_inputs(models: Path, topology: str, reference: str) -> ScoreInputs:
         tiny_bundles.export(output, models / "base", persrms, topology=topology, reference=reference)
     manifest, files = open_bundle(output)
     persrms = PersRMFiles(files, manifest)
-    return ScoreInputs(manifest, LoraFactors(persrms, manifest, DeviceMemory(None)), FeatureHeads(persrms, manifest))
+    memory = DeviceMemory(None)
+    return ScoreInputs(manifest, LoraFactors(persrms, manifest, memory), FeatureHeads(persrms, manifest, memory))
 
 
 def part(request: ScoreRequest, start: int = 0, stop: int | None = None) -> Part:

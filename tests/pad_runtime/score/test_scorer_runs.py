@@ -63,7 +63,11 @@ def test_a_simulated_gpu_scores_as_the_cpu_does(scorer: Scorer, bundle: Path, mo
     there = Bundle(bundle, device="cuda", num_threads=1).scorer()
     assert_same(there.score(REQUESTS, top_k=6), expected)
     assert set(log.runs) == {-1}
-    assert runtime.taken > 0
+    taken = runtime.taken
+    assert taken > 0
+    there.score([LONG], top_k=6)
+    gc.collect()
+    assert runtime.taken == taken, "adapters and heads stay, and nothing of a run"
     del there
     gc.collect()
     assert runtime.taken == 0
