@@ -1,10 +1,10 @@
 """phi of the score graph against training's own, on held-out replies of the shipped PersRM's training data.
 
 100 replies of the pairs that training measured itself on, and never trained on; T is training's 64 candidates. The
-other side is the torch model in fp32 (RewardModel.run_base and forward) with the shipped adapter and head. The fp32
-bundle must agree to 1e-4 wherever T is determined: where the base's 64th and 65th likeliest tokens are as good as tied,
-rounding decides which of them is in T, and phi is another number. Of the int4 bundle the largest difference is told,
-and Spearman's rank correlation, of tokens and of whole replies. What must not agree stands beside it: another
+other side is the torch model in fp32 (RewardModel.run_base and forward) with the shipped adapter and feature head. The
+fp32 bundle must agree to 1e-4 wherever T is determined: where the base's 64th and 65th likeliest tokens are as good as
+tied, rounding decides which of them is in T, and phi is another number. Of the int4 bundle the largest difference is
+told, and Spearman's rank correlation, of tokens and of whole replies. What must not agree stands beside it: another
 normaliser, the adapter off, and replies shifted by one token. Writes benchmarks/results/score_phi.json.
 """
 
