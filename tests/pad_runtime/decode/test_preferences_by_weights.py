@@ -38,9 +38,7 @@ def plan(bundle: Bundle, asked: Sequence[tuple[tuple[float, ...], float]], persr
 def by_torch(world: World, asked: Sequence[tuple[tuple[float, ...], float]], forced: Sequence[int]) -> oracle.Decoded:
     models = world.models
     reference = models.base if world.bundle.manifest.reference == "backbone" else None
-    rewards = [
-        oracle.Reward(models.persrms["many"], REWARD, weights, scale, reference) for weights, scale in asked
-    ]
+    rewards = [oracle.Reward(models.persrms["many"], REWARD, weights, scale, reference) for weights, scale in asked]
     return decode(models.base, BASE, rewards, beta=BETA, top_k=TOP_K, num_tokens=NUM_TOKENS, forced=forced)
 
 
@@ -59,7 +57,9 @@ def test_one_row_and_one_reading_however_many(load_world: Callable[[str], World]
     assert expected.margin > 10 * tolerance()
     assert found == expected.token_ids
     total = tuple(np.sum([np.multiply(weights, scale) for weights, scale in asked], axis=0).tolist())
-    assert run(world.bundle.decoder(), [Asked.of(plan(world.bundle, [(total, 1.0)]), top_k=TOP_K)], NUM_TOKENS) == [found]
+    assert run(world.bundle.decoder(), [Asked.of(plan(world.bundle, [(total, 1.0)]), top_k=TOP_K)], NUM_TOKENS) == [
+        found
+    ]
     other = plan(world.bundle, wishes(count, seed=4))
     assert run(world.bundle.decoder(), [Asked.of(other, top_k=TOP_K)], NUM_TOKENS) != [found]  # control
 
