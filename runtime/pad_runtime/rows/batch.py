@@ -83,8 +83,8 @@ class ReadingPart:
 
     Attributes:
         row: index into the rows of the trunk.
-        sequence: that it adds to the scores of.
-        persrm: that the feature heads are of which it mixes, if the reading has weights.
+        sequence: the one whose scores it adds to.
+        persrm: the one whose feature heads it mixes, if the reading has weights.
         reading: weights and coefficient.
     """
 

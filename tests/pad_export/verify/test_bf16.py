@@ -20,13 +20,14 @@ from pad_export.verify.verify import verify_bundle
 from pad_rt import Generator
 from pad_rt.cli.main import main as pad
 from pad_runtime.adapters.factors import LoraFactors
-from pad_runtime.adapters.heads import FeatureHeads, HeadUse
+from pad_runtime.adapters.heads import FeatureHeads
 from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import open_bundle, read_manifest
 from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import DeviceError, VerificationError
-from pad_runtime.rows.row import Row
+from pad_runtime.rows.batch import ReadingPart
+from pad_runtime.rows.row import Reading, Row
 from tests.support import tiny_bundles, tiny_models, whole_export
 from tests.support.error_checks import edit_manifest, error_line, refused, snapshot
 
@@ -159,8 +160,10 @@ def test_adapters_and_heads_are_handed_over_in_bfloat16(tiny: tiny_models.TinyMo
     persrms, (trunk,) = PersRMFiles(files, manifest), manifest.trunks
     adapters = LoraFactors(persrms, manifest, DeviceMemory(cuda=None))
     factors = adapters.buffers((0,))
-    uses = [HeadUse(None, ()), HeadUse(0, (0.5, 0.25))]
-    values = FeatureHeads(persrms, manifest).inputs(trunk, (0,), uses)
+    parts = [ReadingPart(0, 0, None, Reading(0, (), 1.0)), ReadingPart(1, 0, 0, Reading(1, (0.5, 0.25), 1.0))]
+    feature_heads = FeatureHeads(persrms, manifest, DeviceMemory(cuda=None))
+    columns = feature_heads.columns(trunk, parts)
+    values = feature_heads.arrays(trunk, columns) | {"weights": feature_heads.weights(columns, parts)}
     values |= adapters.gates(trunk, (0,), [Row(0, 0), Row(0, 0, 0)])
     assert {array.dtype.name for array in (*factors.values(), *values.values())} == {"bfloat16"}
     stored = load_file(bundle / "adapters/adapter.safetensors")

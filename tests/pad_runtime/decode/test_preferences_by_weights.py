@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.rows.plan import Plan, Reward, plan_rows
+from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.sequence import Controls
 from tests.support import tiny_bundles, tiny_models
 from tests.support import torch_oracle as oracle
@@ -30,7 +30,7 @@ def wishes(count: int, *, seed: int = 3) -> list[tuple[tuple[float, ...], float]
     return [(tuple(map(float, weights)), float(scale) / count) for weights, scale in drawn]
 
 
-def plan(bundle: Bundle, asked: Sequence[tuple[tuple[float, ...], float]], persrm: str = "many") -> Plan:
+def plan(bundle: Bundle, asked: Sequence[tuple[tuple[float, ...], float]], persrm: str = "many") -> RowPlan:
     number = [info.name for info in bundle.manifest.persrms].index(persrm)
     return plan_rows(bundle.manifest, BASE, [Reward(number, weights, scale, REWARD) for weights, scale in asked], BETA)
 
@@ -57,9 +57,8 @@ def test_one_row_and_one_reading_however_many(load_world: Callable[[str], World]
     assert expected.margin > 10 * tolerance()
     assert found == expected.token_ids
     total = tuple(np.sum([np.multiply(weights, scale) for weights, scale in asked], axis=0).tolist())
-    assert run(world.bundle.decoder(), [Asked.of(plan(world.bundle, [(total, 1.0)]), top_k=TOP_K)], NUM_TOKENS) == [
-        found
-    ]
+    summed = Asked.of(plan(world.bundle, [(total, 1.0)]), top_k=TOP_K)
+    assert run(world.bundle.decoder(), [summed], NUM_TOKENS) == [found]
     other = plan(world.bundle, wishes(count, seed=4))
     assert run(world.bundle.decoder(), [Asked.of(other, top_k=TOP_K)], NUM_TOKENS) != [found]  # control
 
@@ -137,7 +136,7 @@ def test_more_people_than_factors_are_kept(load_world: Callable[[str], World]) -
     found: list[list[int]] = [[] for _ in asked]
     for _ in range(NUM_TOKENS):
         for slot, ids in zip(slots, found, strict=True):
-            ids += decoder.step([slot]).ids
+            ids.extend(decoder.step([slot]).ids)
     assert found == alone
 
 

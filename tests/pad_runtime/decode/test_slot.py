@@ -10,16 +10,15 @@ import pytest
 from pad_runtime.decode.arena import Lease
 from pad_runtime.decode.slot import Slot
 from pad_runtime.errors import PromptError
-from pad_runtime.rows.noise import NOISE_BLOCK
+from pad_runtime.rows.noise import STEPS_DRAWN
 from pad_runtime.rows.row import Reading, Row
-from pad_runtime.rows.sequence import Sampling
-from pad_runtime.rows.sequence import Sequence as RowSequence
+from pad_runtime.rows.sequence import Sampling, SequenceSpec
 from tests.support.error_checks import refused
 
-GUIDED = RowSequence((Row(0, 0), Row(0, 1, 0)), (Reading(0, (), 1.0), Reading(1, (), 1.0)), Sampling(top_k=4))
+GUIDED = SequenceSpec((Row(0, 0), Row(0, 1, 0)), (Reading(0, (), 1.0), Reading(1, (), 1.0)), Sampling(top_k=4))
 
 
-def slot_of(sequence: RowSequence = GUIDED, room: int = 12) -> Slot:
+def slot_of(sequence: SequenceSpec = GUIDED, room: int = 12) -> Slot:
     prompts = tuple(row.prompt for row in sequence.rows)
     return Slot(sequence, Lease((prompts,), (prompts,), [0] * len(prompts)), room)
 
@@ -96,12 +95,12 @@ def test_the_room_and_the_noise_that_is_drawn_say_how_many_steps_are_left(temper
     for left in range(9, -1, -1):
         slot.advance(5)
         assert slot.num_steps_left == left
-    long = slot_of(sequence, room=3 * NOISE_BLOCK)
+    long = slot_of(sequence, room=3 * STEPS_DRAWN)
     append(long, p0=(1,), p1=(1,))
-    assert long.num_steps_left == (NOISE_BLOCK if temperature else 3 * NOISE_BLOCK)
-    for _ in range(NOISE_BLOCK):
+    assert long.num_steps_left == (STEPS_DRAWN if temperature else 3 * STEPS_DRAWN)
+    for _ in range(STEPS_DRAWN):
         long.advance(5)
-    assert long.num_steps_left == (NOISE_BLOCK if temperature else 2 * NOISE_BLOCK)
+    assert long.num_steps_left == (STEPS_DRAWN if temperature else 2 * STEPS_DRAWN)
 
 
 def test_one_slot_takes_over_what_another_knows() -> None:
@@ -109,7 +108,7 @@ def test_one_slot_takes_over_what_another_knows() -> None:
     slot = slot_of()
     append(slot, p0=(1, 2, 3), p1=(4,))
     slot.advance(7)
-    other, plain = slot_of(), slot_of(RowSequence(GUIDED.rows[:1], GUIDED.readings[:1], GUIDED.sampling))
+    other, plain = slot_of(), slot_of(SequenceSpec(GUIDED.rows[:1], GUIDED.readings[:1], GUIDED.sampling))
     for each in (other, plain):
         each.take_over(slot)
         assert each.step == 1
