@@ -38,7 +38,7 @@ def plan(bundle: Bundle, asked: Sequence[tuple[tuple[float, ...], float]], persr
 def by_torch(world: World, asked: Sequence[tuple[tuple[float, ...], float]], forced: Sequence[int]) -> oracle.Decoded:
     models = world.models
     reference = models.base if world.bundle.manifest.reference == "backbone" else None
-    rewards = [oracle.Reward(models.persrms["many"], REWARD, weights, scale, reference) for weights, scale in asked]
+    rewards = [oracle.OracleReward(models.persrms["many"], REWARD, weights, scale, reference) for weights, scale in asked]
     return decode(models.base, BASE, rewards, beta=BETA, top_k=TOP_K, num_tokens=NUM_TOKENS, forced=forced)
 
 
@@ -86,7 +86,7 @@ def test_where_logits_are_capped_readings_stay_apart(tmp_path: Path, dialect: st
             step = decoder.step([slot], trace=True)
             ids.append(step.ids[0])
             steps += step.trace()
-        rewards = [oracle.Reward(models[1], REWARD, weights, scale) for weights, scale in asked]
+        rewards = [oracle.OracleReward(models[1], REWARD, weights, scale) for weights, scale in asked]
         expected = decode(models[0], BASE, rewards, beta=BETA, top_k=TOP_K, num_tokens=3, forced=ids)
         assert ids == expected.token_ids
         assert trace_difference(steps, expected) < tolerance()
