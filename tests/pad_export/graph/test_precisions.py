@@ -23,7 +23,7 @@ from pad_runtime.bundle.manifest import read_manifest
 from pad_runtime.errors import CheckpointError, OptionError, VerificationError
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Reading, Row
-from pad_runtime.rows.sequence import Sampling, Sequence
+from pad_runtime.rows.sequence import Sampling, SequenceSpec
 from tests.support import tiny_bundles, tiny_models, tiny_tokenizers
 from tests.support.error_checks import edit_manifest, refused
 
@@ -55,7 +55,7 @@ def generate(bundle: Path, beta: float = CONFIG.beta) -> GenerationResult:
 def read_row(bundle: Bundle, prompt: tuple[int, ...], persrm: int | None) -> np.ndarray:
     """Next-token logits [vocab] of one row that is alone in its batch."""
     decoder = bundle.decoder()
-    sequence = Sequence((Row(0, 0, persrm),), (Reading(0, (), 1.0),), Sampling(top_k=NUM_TOKENS))
+    sequence = SequenceSpec((Row(0, 0, persrm),), (Reading(0, (), 1.0),), Sampling(top_k=NUM_TOKENS))
     slot = decoder.open(sequence, len(prompt))
     decoder.read(slot, {0: prompt})
     (trace,) = decoder.step([slot], trace=True).trace()

@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pad_export import export as export_module
 from pad_export.graph import step as step_graph
+from pad_export.graph.writer import GraphWriter
 from pad_export.read.checkpoint import Checkpoint
 from pad_export.read.spec import SITE_MODULES, read_spec
 from pad_export.trunk import Trunk
@@ -226,13 +227,12 @@ def test_swapped_packing_is_caught(
 
 
 def test_a_wrong_mix_is_caught(tiny: tiny_models.TinyModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mix = step_graph._StepBuilder._mix
+    mix = step_graph.mix_readings
 
-    def reversed_mix(self: Any, grouped: Any, best: str, candidates: str) -> str:
-        scores = mix(self, grouped, best, candidates)
-        return self.graph.op("Neg", scores, name="wrong")
+    def reversed_mix(g: GraphWriter, *arguments: Any) -> str:
+        return g.op("Neg", mix(g, *arguments), name="wrong")
 
-    monkeypatch.setattr(step_graph._StepBuilder, "_mix", reversed_mix)
+    monkeypatch.setattr(step_graph, "mix_readings", reversed_mix)
     with pytest.raises(VerificationError, match=r"^another choice: KV tensors and row logits agree, .*chose"):
         export(tiny, tmp_path / "b")
 
