@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tests.support.tiny_models import TinyModels
 
 hypothesis.settings.register_profile("pad", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("pad"), max_examples=400)
 hypothesis.settings.load_profile("pad")
 
 # A suite in the background ignores Ctrl-C, and what it starts would do so too: some tests send it to a command.

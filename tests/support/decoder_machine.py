@@ -263,24 +263,31 @@ class DecoderMachine(RuleBasedStateMachine):
         self.advance(self.last, times)
 
     @precondition(lambda self: self.books)
-    @rule(which=_which, cuts=st.lists(st.integers(0, 12), min_size=3, max_size=3), everywhere=st.booleans())
-    def rewind(self, which: int, cuts: list[int], everywhere: bool) -> None:
-        """The same number of tokens off all prompts, or others off each."""
+    @rule(
+        which=_which,
+        cuts=st.lists(st.integers(0, 12), min_size=3, max_size=3),
+        everywhere=st.booleans(),
+        lengths=st.one_of(st.none(), _lengths),
+        seed=_seeds,
+    )
+    def rewind(self, which: int, cuts: list[int], everywhere: bool, lengths: list[int] | None, seed: int) -> None:
+        """The same number of tokens off all prompts, or others off each; other ones may take their place."""
         book = self.book(which)
         cuts = cuts[:1] * 3 if everywhere else cuts
-        lengths = {
+        stay = {
             number: max(0, len(prompt) - cut)
             for number, (prompt, cut) in enumerate(zip(book.prompts, cuts, strict=False))
             if cut or everywhere
         }
-        self.decoder.rewind(book.slot, lengths)
-        for number, length in lengths.items():
+        self.decoder.rewind(book.slot, stay)
+        for number, length in stay.items():
             if number == 0:
                 book.step = max(0, book.step - (len(book.prompts[0]) - length))
             del book.prompts[number][length:]
         book.happened()
+        self.append(book, lengths or (), seed)
 
-    @precondition(lambda self: 0 < len(self.books) < MAX_SLOTS)
+    @precondition(lambda self: self.books)
     @rule(
         which=_which,
         person=_other_people,
@@ -292,7 +299,10 @@ class DecoderMachine(RuleBasedStateMachine):
         book = self.book(which)
         sequence = self.changed(book, person, sampling, controls)
         slot = self.decoder.fork(book.slot, None if sequence is book.sequence else sequence)
+        self.tally.saw("fork with a cache" if any(slot.lease.cached) else "fork")
         other = Book(slot, sequence, book.room, self.carried(book, sequence), book.step, book.allowed)
+        if len(self.books) == MAX_SLOTS:
+            self.close((which + 1) % MAX_SLOTS, twice=False)
         self.books.append(other)
 
     @precondition(lambda self: self.books)
@@ -328,10 +338,37 @@ class DecoderMachine(RuleBasedStateMachine):
     # -- what is refused, or fails ------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.books)
-    @rule(picks=_picks, seed=_seeds)
-    def misuse(self, picks: list[int], seed: int) -> None:
-        """Each is refused, and changes nothing."""
-        book, slots = self.book(picks[0]), [book.slot for book in self.picked(picks)]
+    @rule(
+        trouble=st.sampled_from(["misuse", "cancel", "starve"]),
+        picks=_picks,
+        lengths=_lengths,
+        seed=_seeds,
+        spared=st.integers(0, 60),
+    )
+    def fail(self, trouble: str, picks: list[int], lengths: list[int], seed: int, spared: int) -> None:
+        """What is refused changes nothing; what was not needed for long, or not wanted any more, neither."""
+        book, books = self.book(picks[0]), [book for book in self.picked(picks) if book.starts]
+        if trouble == "misuse":
+            self.misuse(book, [book.slot for book in self.picked(picks)])
+            return
+        cancellation = Cancellation()
+        if trouble == "cancel":
+            cancellation.want()
+        for attempt in (
+            lambda: self.append(book, lengths, seed, cancellation=cancellation),
+            lambda: self.advance(books, 1, cancellation=cancellation),
+            lambda: self.decoder.close(self.decoder.fork(book.slot, self.plan(seed).sequence(SAMPLINGS[0]))),
+        ):
+            if trouble == "starve":
+                self.memory.left = spared
+            try:
+                attempt()
+            except (CancelledError, OutOfMemoryError) as error:
+                self.tally.saw(type(error).__name__)
+            finally:
+                self.memory.left = None
+
+    def misuse(self, book: Book, slots: list[Slot]) -> None:
         over = {
             number: [1] * max(1, book.room - len(prompt) + 1) if number == len(book.prompts) - 1 else [1]
             for number, prompt in enumerate(book.prompts)
@@ -348,43 +385,6 @@ class DecoderMachine(RuleBasedStateMachine):
         stuck = [each.slot for each in self.books if not each.starts]
         if stuck:
             self.refused(lambda: self.decoder.step([*(slot for slot in slots if slot not in stuck), stuck[0]]))
-
-    @precondition(lambda self: self.books)
-    @rule(picks=_picks, lengths=_lengths, seed=_seeds)
-    def cancel(self, picks: list[int], lengths: list[int], seed: int) -> None:
-        """A reading that is not wanted any more: either it was not needed, or nothing has changed."""
-        cancellation = Cancellation()
-        cancellation.want()
-        book = self.book(picks[0])
-        try:
-            self.append(book, lengths, seed, cancellation=cancellation)
-        except CancelledError:
-            self.tally.saw("reading cancelled")
-        books = [book for book in self.picked(picks) if book.starts]
-        try:
-            self.advance(books, 1, cancellation=cancellation)
-        except CancelledError:
-            self.tally.saw("step cancelled")
-
-    @precondition(lambda self: self.books)
-    @rule(picks=_picks, lengths=_lengths, seed=_seeds, spared=st.integers(0, 60), person=_people)
-    def starve(self, picks: list[int], lengths: list[int], seed: int, spared: int, person: int) -> None:
-        """Memory ends at some allocation: either it was not needed, or nothing is known that was not before."""
-        book = self.book(picks[0])
-        books = [book for book in self.picked(picks) if book.starts]
-        sequence = self.changed(book, person, None, None)
-        for what in (
-            lambda: self.append(book, lengths, seed),
-            lambda: self.advance(books, 1),
-            lambda: self.decoder.close(self.decoder.fork(book.slot, sequence)),
-        ):
-            self.memory.left = spared
-            try:
-                what()
-            except OutOfMemoryError:
-                self.tally.saw("out of memory")
-            finally:
-                self.memory.left = None
 
     # -- what must be true --------------------------------------------------------------------------------------------
 

@@ -62,11 +62,11 @@ class FakeRuntime(types.ModuleType):
     @property
     def taken(self) -> int:
         """Bytes."""
-        return sum(map(len, list(self.blocks.values())))  # a copy: what is collected meanwhile gives memory back
+        return sum(map(len, self.blocks.copy().values()))  # what is collected meanwhile gives memory back
 
     def holds(self, address: int, size: int) -> bool:
         """Whether these bytes lie within one block that was not given back."""
-        return any(start <= address and address + size <= start + len(it) for start, it in list(self.blocks.items()))
+        return any(start <= address and address + size <= start + len(it) for start, it in self.blocks.copy().items())
 
     def let_go(self) -> None:
         """Memory that was given back may be used again from now on."""

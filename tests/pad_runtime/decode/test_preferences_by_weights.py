@@ -12,10 +12,9 @@ from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.sequence import Controls
 from tests.support import tiny_bundles, tiny_models
-from tests.support import torch_oracle as oracle
 from tests.support.decoder_worlds import BETA, World
 from tests.support.guided_steps import Asked, run
-from tests.support.torch_oracle import TorchModel, decode, tolerance, trace_difference
+from tests.support.torch_oracle import Decoded, OracleReward, TorchModel, decode, tolerance, trace_difference
 
 BASE, REWARD = (5, 17, 300, 41, 8), (9, 8, 7, 6, 5, 4, 200)
 TOP_K, NUM_TOKENS = 8, 10
@@ -35,10 +34,10 @@ def plan(bundle: Bundle, asked: Sequence[tuple[tuple[float, ...], float]], persr
     return plan_rows(bundle.manifest, BASE, [Reward(number, weights, scale, REWARD) for weights, scale in asked], BETA)
 
 
-def by_torch(world: World, asked: Sequence[tuple[tuple[float, ...], float]], forced: Sequence[int]) -> oracle.Decoded:
+def by_torch(world: World, asked: Sequence[tuple[tuple[float, ...], float]], forced: Sequence[int]) -> Decoded:
     models = world.models
     reference = models.base if world.bundle.manifest.reference == "backbone" else None
-    rewards = [oracle.OracleReward(models.persrms["many"], REWARD, weights, scale, reference) for weights, scale in asked]
+    rewards = [OracleReward(models.persrms["many"], REWARD, weights, scale, reference) for weights, scale in asked]
     return decode(models.base, BASE, rewards, beta=BETA, top_k=TOP_K, num_tokens=NUM_TOKENS, forced=forced)
 
 
@@ -86,7 +85,7 @@ def test_where_logits_are_capped_readings_stay_apart(tmp_path: Path, dialect: st
             step = decoder.step([slot], trace=True)
             ids.append(step.ids[0])
             steps += step.trace()
-        rewards = [oracle.OracleReward(models[1], REWARD, weights, scale) for weights, scale in asked]
+        rewards = [OracleReward(models[1], REWARD, weights, scale) for weights, scale in asked]
         expected = decode(models[0], BASE, rewards, beta=BETA, top_k=TOP_K, num_tokens=3, forced=ids)
         assert ids == expected.token_ids
         assert trace_difference(steps, expected) < tolerance()

@@ -116,8 +116,8 @@ def test_parts_of_any_size_come_to_the_same(load_world: Callable[[str], World], 
         texts = texts_of(sequence)
         whole = read(world, sequence, evenly(max(LENGTHS), len(texts)), texts)
         for parts in (
-            *(evenly(size, len(texts)) for size in (1, 2, 3, 7, 16)),
-            *(unevenly(seed, len(texts)) for seed in range(3)),
+            *(evenly(size, len(texts)) for size in (1, 3, 7)),
+            *(unevenly(seed, len(texts)) for seed in range(2)),
         ):
             left = read(world, sequence, parts, texts)
             assert left.id == whole.id
@@ -142,7 +142,7 @@ def exact_positions(parts: Sequence[Part], prompt: int) -> list[int]:
 def test_another_token_in_a_part_shows(load_world: Callable[[str], World], name: str) -> None:
     """The control: in the caches from there on, and in the logits."""
     world = load_world(name)
-    for sequence in sequences(world):
+    for sequence in sequences(world)[:2]:
         texts = texts_of(sequence)
         parts = evenly(7, len(texts))
         whole = read(world, sequence, parts, texts)
