@@ -46,6 +46,7 @@ WORK = ROOT / "build" / "score_phi"
 DATA = ("demo/training/pairs.jsonl", "demo/training/guided-pairs.jsonl")  # in the order in which it was trained
 TOLERANCE = 1e-4
 _BATCH = 4  # pairs that torch reads at once
+_QUANTILES = (0.5, 0.9, 0.99, 0.999)
 Array = npt.NDArray[Any]
 
 
@@ -142,12 +143,12 @@ def scored(bundle: Path, examples: Sequence[Example], top_k: int) -> tuple[Phi, 
 
 
 def compare(given: Phi, expected: Phi, tied: Array, features: Sequence[str]) -> dict[str, Any]:
-    """Largest and mean difference, and rank correlations by feature; `tied` says where T is not determined."""
+    """How far phi and log-probabilities differ, and rank correlations by feature; `tied`: where T is not determined."""
     gaps = np.abs(given.tokens - expected.tokens)
     return {
         "largest_difference": float(f"{gaps[~tied].max():.2e}"),
         "largest_difference_tied": float(f"{gaps[tied].max(initial=0.0):.2e}"),
-        "mean_difference": float(f"{gaps.mean():.2e}"),
+        "difference_quantiles": {str(part): float(f"{np.quantile(gaps, part):.2e}") for part in _QUANTILES},
         "largest_difference_log_prob": float(f"{np.abs(given.log_probs - expected.log_probs).max():.2e}"),
         "mean_log_prob": round(float(given.log_probs.mean()), 4),
         "rank_correlation_tokens": _by_feature(given.tokens, expected.tokens, features),

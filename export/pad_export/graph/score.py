@@ -1,7 +1,7 @@
 """The score graph: every token of given replies at once, over whole texts and with no KV cache.
 
-    token_log_prob(t) = log softmax(z_base)(t)       over the vocabulary
-    log_prob_c(t)     = log softmax_T(z_c)(t)        over T = (t, the k - 1 other tokens that the base finds likeliest)
+    token_log_prob(a) = log softmax(z_base)(a)       over the vocabulary
+    log_prob_c(a)     = log softmax_T(z_c)(a)        over T = (a, the k - 1 other tokens that the base finds likeliest)
 
 of the base and of every column c of each reading: the hidden state itself, and every feature. phi is the difference of
 two of these, as decoding mixes it and as training made it large (arXiv 2410.04070).
@@ -35,17 +35,17 @@ def build_score_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: St
     ]  # each [R, s, hidden]
     tokens = g.input(contract.SCORED_TOKENS, _INT64, [contract.TOKENS])
     axis1 = g.constant([1], np.int64)
-    own = g.op("Unsqueeze", tokens, axis1, name="own")  # [T, 1]
+    own = g.op("Unsqueeze", tokens, axis1, name="own")  # [M, 1]
     place = g.input(contract.BASE_PLACE, _INT64, [contract.TOKENS, _PLACE])
-    hidden = g.op("GatherND", states[0], place, name="base_hidden")  # [T, hidden]
-    logits = vocabulary_logits(g, trunks[0], hidden, weights, float_type)  # [T, V]
-    # Another [T, V]; on ONNX Runtime's CPU ReduceLogSumExp, which needs none, is ten times less exact.
+    hidden = g.op("GatherND", states[0], place, name="base_hidden")  # [M, hidden]
+    logits = vocabulary_logits(g, trunks[0], hidden, weights, float_type)  # [M, V]
+    # Another [M, V]; on ONNX Runtime's CPU ReduceLogSumExp, which needs none, is ten times less exact.
     everywhere = g.op("LogSoftmax", logits, name="own/all_log_probs", axis=1)
     log_prob = g.op("GatherElements", everywhere, own, name="own/log_prob", axis=1)
     g.op("Squeeze", log_prob, axis1, name="own/log_probs", output=contract.TOKEN_LOG_PROBS)
     g.output(contract.TOKEN_LOG_PROBS, _FLOAT, [contract.TOKENS])
     candidates = _candidates(g, logits, own)
-    among = g.op("GatherElements", logits, candidates, name="base/logits", axis=1)  # [T, k]
+    among = g.op("GatherElements", logits, candidates, name="base/logits", axis=1)  # [M, k]
     _first_log_probs(g, among, name="base", output=contract.BASE_LOG_PROBS)
     g.output(contract.BASE_LOG_PROBS, _FLOAT, [contract.TOKENS])
     for trunk, hidden in zip(trunks, states, strict=True):
@@ -55,12 +55,12 @@ def build_score_graph(trunks: Sequence[Trunk], weights: WeightsFile, storage: St
 
 
 def _candidates(g: GraphWriter, logits: str, own: str) -> str:
-    """The token itself, then the k - 1 others that are likeliest: [T, k].
+    """The token itself, then the k - 1 others that are likeliest: [M, k].
 
     Of the top k, those behind the token's own place move up by one; where it has none, the last one is left out.
     """
     top_k = g.input(contract.MAX_TOP_K, _INT64, [1])
-    _, best = g.ops("TopK", logits, top_k, name="top_k_", outputs=["best/logits", "best"], axis=-1)  # [T, k]
+    _, best = g.ops("TopK", logits, top_k, name="top_k_", outputs=["best/logits", "best"], axis=-1)  # [M, k]
     is_own = g.op("Cast", g.op("Equal", best, own, name="best/is_own"), name="best/own", to=_INT64)
     passed = g.op("CumSum", is_own, g.constant(1, np.int64), name="best/passed")  # 1 from the token's own place on
     start, end = g.constant([0], np.int64), g.constant([np.iinfo(np.int64).max], np.int64)
@@ -68,7 +68,7 @@ def _candidates(g: GraphWriter, logits: str, own: str) -> str:
     before = g.op("Slice", best, start, last, axis, name="others/before")
     behind = g.op("Slice", best, second, end, axis, name="others/behind")
     moves = g.op("Cast", g.op("Slice", passed, start, last, axis, name="others/passed"), name="others/move", to=_BOOL)
-    others = g.op("Where", moves, behind, before, name="others")  # [T, k - 1]
+    others = g.op("Where", moves, behind, before, name="others")  # [M, k - 1]
     return g.op("Concat", own, others, name="candidates", axis=1)
 
 

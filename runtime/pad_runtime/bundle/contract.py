@@ -86,15 +86,15 @@ STEP_INPUTS = (
 TRACE_OUTPUTS = (CANDIDATES, BASE_LOGITS, READING_LOGITS, SCORES)
 
 # -- of the score graph -------------------------------------------------------------------------------------------
-# T scored tokens, of all replies one after the other; a trunk's prompts are texts here, replies behind them, and a
+# M scored tokens, of all replies one after the other; a trunk's prompts are texts here, replies behind them, and a
 # reading reads one position of one row. What it takes beside these is as in the step graph.
-SCORED_TOKENS = "scored_tokens"  # [T] int64, the tokens themselves
-BASE_PLACE = "base_place"  # [T, 2] int64, the row of trunk 0 and the position there whose hidden state predicts each
+SCORED_TOKENS = "scored_tokens"  # [M] int64, the tokens themselves
+BASE_PLACE = "base_place"  # [M, 2] int64, the row of trunk 0 and the position there whose hidden state predicts each
 READING_PLACE = "reading_place"  # per trunk [L, 2] int64, the row and position that each reading reads
 READING_TOKEN = "reading_token"  # per trunk [L] int64, the scored token, and so the candidates, that it reads
-TOKEN_LOG_PROBS = "token_log_probs"  # out: [T] float32, the base's, over the whole vocabulary
+TOKEN_LOG_PROBS = "token_log_probs"  # out: [M] float32, the base's, over the whole vocabulary
 BASE_LOG_PROBS = (
-    "base_log_probs"  # out: [T] float32, the base's, over k candidates: the token, then the likeliest others
+    "base_log_probs"  # out: [M] float32, the base's, over k candidates: the token, then the likeliest others
 )
 READING_LOG_PROBS = "reading_log_probs"  # out: per trunk [L, 1 + P] float32, over the same; column 0 is of h itself
 SCORE_TRUNK_INPUTS = (INPUT_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, ROW_PROMPT, READING_PLACE, READING_TOKEN)
@@ -118,7 +118,7 @@ SEQUENCES = "sequences"  # S
 K = "k"  # candidates
 NOISE_STEPS = "noise_steps"  # n
 TOTAL_READINGS = "total_readings"  # L of all trunks
-TOKENS = "tokens"  # T
+TOKENS = "tokens"  # M
 BIAS_SEQUENCES, BIAS_WIDTH = "bias_sequences", "bias_width"
 ALLOWED_SEQUENCES, ALLOWED_WIDTH = "allowed_sequences", "allowed_width"
 WRITTEN_WIDTH = "written_width"

@@ -1,7 +1,7 @@
 """The scorer: log-probabilities and phi of given replies, by the score graph, which keeps no KV cache.
 
-    log_prob(t) = log softmax(z_base)(t)                        over the vocabulary
-    phi_i(t)    = log softmax_T(z_i)(t) - log softmax_T(z_ref)(t)   over T: the base's top k there, with t
+    log_prob(a) = log softmax(z_base)(a)                            over the vocabulary
+    phi_i(a)    = log softmax_T(z_i)(a) - log softmax_T(z_ref)(a)   over T: a and the base's likeliest other tokens
 
 z_i are the logits of a PersRM's feature i, z_ref those of its reference: the base, or its own frozen backbone. These
 are the normalisers of decoding and of training (arXiv 2410.04070), so phi here is what training made large.
