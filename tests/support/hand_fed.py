@@ -236,8 +236,8 @@ class HandFedRun:
                     rank = values[contract.lora_a(trunk.prompt_layers, site)].shape[1]
                     gate = np.array(is_adapted, np.float32)[:, None, None]
                     values[contract.lora_gate(site)] = np.repeat(gate, rank, axis=2)
-            if persrm.trunk == trunk.name and persrm.head:
-                head = load_file(self._graph.bundle / persrm.head)
+            if persrm.trunk == trunk.name and persrm.feature_head:
+                head = load_file(self._graph.bundle / persrm.feature_head)
                 values |= {contract.FEATURE_HEADS: head["heads"], contract.FEATURE_BIASES: head["biases"]}
         return values
 

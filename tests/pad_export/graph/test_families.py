@@ -163,7 +163,7 @@ def run(bundle: Bundle, num_tokens: int = NUM_TOKENS) -> list[Reply]:
     asked = [
         Asked.of(
             plan.plan_rows(
-                manifest, base, [plan.OracleReward(0, tuple(manifest.persrms[0].default_weights), 1.0, reward)], BETA
+                manifest, base, [plan.Reward(0, tuple(manifest.persrms[0].default_weights), 1.0, reward)], BETA
             ),
             new_tokens=num_tokens,
             top_k=TOP_K,

@@ -99,7 +99,7 @@ def test_only_what_is_adapted_has_a_cache_for_every_row(
     # Two sequences: the first one's rewards read what its base row reads, the second one's something else.
     asked = [
         Asked.of(
-            plan.plan_rows(bundle.manifest, BASE, [plan.OracleReward(0, (1.0,), 1.0, prompt)], BETA),
+            plan.plan_rows(bundle.manifest, BASE, [plan.Reward(0, (1.0,), 1.0, prompt)], BETA),
             new_tokens=NUM_TOKENS,
         )
         for prompt in (BASE, OTHER)
