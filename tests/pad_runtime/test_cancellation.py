@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pad_rt import EncodedPrompt, Generator
+from pad_rt import EncodedPrompt, Generator, call
 from pad_runtime.cancellation import Cancellation, run_interruptibly
 from pad_runtime.devices.ort.graph import OrtGraph
 from pad_runtime.errors import CancelledError
@@ -100,7 +100,8 @@ def test_what_a_run_raises_is_raised_by_any_thread() -> None:
 
 @pytest.fixture
 def prompt_runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Calls `at_start` as the graph begins to read a prompt, and notes whether it was read to its end."""
+    """Calls `at_start` as the graph begins to read a prompt, and notes whether it was read to its end, in one part."""
+    monkeypatch.setattr(call, "_PART", LONG)
     seen: dict[str, Any] = {"at_start": lambda: None, "whole": []}
     bind = OrtGraph.bind
 

@@ -77,7 +77,7 @@ class House:
         def resize() -> None:
             self.resized += 1
 
-        self.arena = KvArena(self.manifest, self.memory, block=self.block, before_resize=resize)
+        self.arena = KvArena(self.manifest, self.memory, growth=self.block, before_resize=resize)
         self.seeds = itertools.count()
 
     def lend(self, name: str) -> Lease:
@@ -193,7 +193,7 @@ def test_what_was_given_back_is_lent_again(house: House) -> None:
 )
 def test_capacity_grows_in_blocks(manifest: Manifest, block: int, capacities: list[int]) -> None:
     """And never beyond the bundle's max_length."""
-    house = House(manifest, block=block)
+    house = House(manifest, growth=block)
     lease = house.lend("guided")
     found = []
     for room in (3, 64, 65, 256):

@@ -32,20 +32,24 @@ def all_ids(slot: Slot) -> list[list[int]]:
     return [list(slot.ids(prompt)) for prompt in range(len(slot.lengths))]
 
 
+def pending(slot: Slot) -> list[int]:
+    return [length - cached for length, cached in zip(slot.lengths, slot.lease.cached, strict=True)]
+
+
 def test_what_is_chosen_belongs_to_all_prompts() -> None:
     slot = slot_of()
     assert slot.is_fresh
     append(slot, p0=(1, 2, 3), p1=(4,))
-    assert [slot.pending(prompt) for prompt in (0, 1)] == [3, 1]
+    assert pending(slot) == [3, 1]
     slot.advance(7)
     slot.advance(8)
     assert all_ids(slot) == [[1, 2, 3, 7, 8], [4, 7, 8]]
     assert slot.lease.cached == [4, 2], "all but the newest"
-    assert [slot.pending(prompt) for prompt in (0, 1)] == [1, 1]
+    assert pending(slot) == [1, 1]
     assert (slot.lengths, slot.step, slot.is_fresh) == ((5, 3), 2, False)
     append(slot, p1=(9,))
     assert (slot.lengths, slot.step) == ((5, 4), 0), "a reply begins"
-    assert [slot.pending(prompt) for prompt in (0, 1)] == [1, 2]
+    assert pending(slot) == [1, 2]
     assert [list(slot.ids(1, start, stop)) for start, stop in ((1, None), (0, 2), (2, 99))] == [
         [7, 8, 9],
         [4, 7],

@@ -171,7 +171,7 @@ def test_a_copy_on_a_device_is_one_call_that_nobody_waits_for(runtime: FakeRunti
 def test_caches_that_do_not_go_together_are_not_copied(
     memory: DeviceMemory, source: tuple[int, ...], target: tuple[int, ...], length: int
 ) -> None:
-    with pytest.raises(ValueError, match="slots of"):
+    with pytest.raises(ValueError, match="positions of"):
         memory.copy(memory.zeros(source, np.float16), memory.zeros(target, np.float16), length)
 
 
