@@ -193,7 +193,7 @@ def test_what_was_given_back_is_lent_again(house: House) -> None:
 )
 def test_capacity_grows_in_blocks(manifest: Manifest, block: int, capacities: list[int]) -> None:
     """And never beyond the bundle's max_length."""
-    house = House(manifest, growth=block)
+    house = House(manifest, block=block)
     lease = house.lend("guided")
     found = []
     for room in (3, 64, 65, 256):

@@ -142,7 +142,7 @@ def test_people_who_read_the_same_replies_share_the_bases_answer(
         return run_base(model, batch, k)
 
     monkeypatch.setattr(train, "_run_base", watched)
-    monkeypatch.setattr(RewardModel, "refer", counted)
+    monkeypatch.setattr(RewardModel, "run_base", counted)
     margins = {"eggs": 1.0, "noise": -1.0}
     some = [replace(pair, weights={}, margins=margins) for pair in tiny_training.make_pairs(3, features=["eggs"])]
     fit(base, some, tmp_path / "taste", replace(OPTIONS, epochs=0.2, head_epochs=0.0))
