@@ -150,8 +150,8 @@ def test_people_who_read_the_same_replies_share_the_bases_answer(
     assert len(items) == 3 * 2  # two single people and a mixture for each of two pairs
     assert asked[: asked.index(0)] == [2]
     for item, expected in zip(items, alone, strict=True):
-        assert torch.equal(item.reference.candidates[:, 0], expected.candidates[:, 0])
-        torch.testing.assert_close(item.reference.log_probs[:, 0], expected.log_probs[:, 0], atol=1e-4, rtol=1e-4)
+        assert torch.equal(item.base.candidates[:, 0], expected.candidates[:, 0])
+        torch.testing.assert_close(item.base.log_probs[:, 0], expected.log_probs[:, 0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("epochs", "head_epochs"), [(0.0, 1.0), (1.0, 0.0)])
