@@ -153,3 +153,16 @@ def test_a_lone_row_is_offered_its_ends_alone_as_in_a_batch(load_world: Callable
             assert run(bundle.decoder(), [Asked.of(guided), asked], 1)[1] == alone
             found |= set(alone)
     assert [end in found for found in tokens.values()] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["shared", "shared, standard", "pair", "captured"])
+def test_more_weights_than_features_in_one_batch(load_world: Callable[[str], World], name: str) -> None:
+    """Then the heads themselves are used, and not a mix for each; beside other batches, of which each has its own."""
+    bundle = load_world(name).bundle
+    asked = [Asked.of(plan(bundle, wishes(1, seed=seed)), top_k=TOP_K) for seed in range(5)]
+    asked.append(Asked.of(plan(bundle, [((1.0,), 1.0)], "official"), top_k=TOP_K))
+    alone = [run(bundle.decoder(), [each], NUM_TOKENS)[0] for each in asked]
+    assert len(set(map(tuple, alone))) > 4
+    decoder = bundle.decoder()
+    for chosen in (range(6), range(2), range(5), [5, 0], range(4, -1, -1), range(6)):
+        assert run(decoder, [asked[number] for number in chosen], NUM_TOKENS) == [alone[number] for number in chosen]
