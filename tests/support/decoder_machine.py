@@ -212,6 +212,7 @@ class DecoderMachine(RuleBasedStateMachine):
         self.num_events = self.num_tokens = 0
         self.vocab_size = world.bundle.manifest.vocab_size
         self.ends = world.bundle.manifest.eos_token_ids
+        self.near = ROUNDED if world.rounds else tolerance()
         tally.cases += 1
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -420,9 +421,7 @@ class DecoderMachine(RuleBasedStateMachine):
                     )
                     differences = [_difference(*pair) for pair in pairs]
                     self.tally.difference = max(self.tally.difference, *differences)
-                    assert max(differences) <= (ROUNDED if self.world.rounds else tolerance()), (
-                        "what is cached is wrong"
-                    )
+                    assert max(differences) <= self.near, "what is cached is wrong"
 
     def expect(self, book: Book, token: int, trace: SequenceTrace | None) -> None:
         """A slot chose a token: its sequence alone chooses the same."""
@@ -433,11 +432,8 @@ class DecoderMachine(RuleBasedStateMachine):
         if token != alone:
             again = Alone(self.world.host, book).trace()
             values = choose(again.candidates, again.scores, book.sequence.sampling, book.step).values
-            behind = values[alone] - values.get(token, -np.inf)
-            assert self.world.rounds, f"{token} in the batch and {alone} alone, by {behind}"
-            assert behind <= ROUNDED * max(1.0, float(np.abs(again.scores).max())), (
-                f"{token} in the batch and {alone} alone, by {behind}"
-            )
+            behind = (values[alone] - values.get(token, -np.inf)) / max(1.0, float(np.abs(again.scores).max()))
+            assert behind <= self.near, f"{token} in the batch and {alone} alone, by {behind}"
             self.tally.near_ties += 1
             book.happened()
         if trace is not None and not self.world.rounds:
