@@ -62,11 +62,19 @@ class FakeRuntime(types.ModuleType):
     @property
     def taken(self) -> int:
         """Bytes."""
-        return sum(map(len, self.blocks.copy().values()))  # what is collected meanwhile gives memory back
+        return sum(len(block) for _, block in self._taken())
 
     def holds(self, address: int, size: int) -> bool:
         """Whether these bytes lie within one block that was not given back."""
-        return any(start <= address and address + size <= start + len(it) for start, it in self.blocks.copy().items())
+        return any(start <= address and address + size <= start + len(block) for start, block in self._taken())
+
+    def _taken(self) -> list[tuple[int, ctypes.Array[Any]]]:
+        """Blocks by address. What is collected just then gives memory back in the middle of a look at them."""
+        while True:
+            try:
+                return list(self.blocks.items())
+            except RuntimeError:
+                continue
 
     def let_go(self) -> None:
         """Memory that was given back may be used again from now on."""
