@@ -6,11 +6,13 @@ FIND_SMOLLM2 := $(BIN)/python -m demo.smollm2
 SOURCES := $(shell find pad_rt runtime export -name '*.py')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test check runtime-only bench export-time gpu-bench peers fuzz gemma engines persrm persrm-words pairs guided-pairs quality clean
+.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers fuzz gemma engines persrm persrm-words pairs guided-pairs quality clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
 	@echo "make test          the whole test suite, on the built wheel"
+	@echo "make stateful      random use of the decoder, over 600 cases in 15 kinds of bundle (minutes)"
+	@echo "make score-phi     phi of the score graph against training's (minutes; writes benchmarks/results/score_phi.json)"
 	@echo "make check         ruff, mypy strict, import contracts"
 	@echo "make runtime-only  the wheel in an environment with no torch, on a bundle made here"
 	@echo "make persrm        trains the shipped PersRM again (half an hour; writes build/persrm)"
@@ -54,6 +56,12 @@ demo: .venv/wheel .venv/smollm2
 
 test: .venv/wheel .venv/smollm2
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+
+stateful: .venv/wheel
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --hypothesis-profile thorough tests/pad_runtime/decode/test_stateful.py
+
+score-phi: .venv/wheel .venv/smollm2
+	$(BIN)/python -m benchmarks.score_phi
 
 check: .venv/wheel
 	$(BIN)/ruff check $(CODE)
