@@ -91,11 +91,11 @@ class Call:
                 self.requests[slots[slot]].reply.trace.append(trace)
             for slot, id in zip(waiting, ids, strict=True):
                 yield slots[slot], id
-            if any(self.requests[slots[slot]].reply.ended for slot in waiting):
-                for slot in waiting:
-                    if self.requests[slots[slot]].reply.ended:
-                        decoder.close(slot)
-                waiting = tuple(slot for slot in waiting if not self.requests[slots[slot]].reply.ended)
+            ended = [slot for slot in waiting if self.requests[slots[slot]].reply.ended]
+            if ended:
+                for slot in ended:
+                    decoder.close(slot)
+                waiting = tuple(slot for slot in waiting if slot not in ended)
 
     def _read(self, decoder: Decoder, lock: threading.Lock, slots: dict[Slot, int]) -> None:
         """Read the prompts, but for the last part of each, which the first step takes in."""

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from pad_runtime.errors import CancelledError
+
 _LOOK_EVERY_S = 0.1  # on some systems a wait without a timeout cannot be interrupted
 
 
@@ -64,6 +66,33 @@ def run_interruptibly(run: Callable[[], object], cancellation: Cancellation) -> 
         raise
     if worker.failure:
         raise worker.failure
+
+
+def run_or_cancel(
+    run: Callable[[], object], cancellation: Cancellation, doing: str, *, returns_at_once: bool = False
+) -> None:
+    """Run interruptibly; a run that was ended is one error, whatever its library raises.
+
+    Args:
+        run: what is run.
+        cancellation: ends it.
+        doing: what it does, for the error.
+        returns_at_once: the run is only put on a device's stream, so that there is nothing to interrupt.
+
+    Raises:
+        CancelledError: the end was wanted.
+        Exception: any other that `run` raised.
+    """
+    try:
+        if returns_at_once:
+            run()
+        else:
+            run_interruptibly(run, cancellation)
+    except Exception:
+        if not cancellation.is_wanted:
+            raise
+    if cancellation.is_wanted:
+        raise CancelledError(f"{doing} was cancelled")
 
 
 class _Worker(threading.Thread):

@@ -57,7 +57,7 @@ class Binder:
 
     @property
     def capacity(self) -> int:
-        """Slots of the KV caches."""
+        """Positions of the KV caches."""
         return self._arena.capacity
 
     def trunks(self, name: str) -> list[TrunkInfo]:

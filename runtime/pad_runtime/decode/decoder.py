@@ -28,6 +28,7 @@ from pad_runtime.decode.ready import Chosen, ReadyStep
 from pad_runtime.decode.run import Run
 from pad_runtime.decode.slot import Slot
 from pad_runtime.decode.trace import split_trace, trace_shapes
+from pad_runtime.devices.binding import is_on_host
 from pad_runtime.devices.ids import BYTES_PER_ID
 from pad_runtime.devices.provider import Graph, Provider
 from pad_runtime.errors import OutOfMemoryError, PromptError
@@ -58,7 +59,7 @@ class Decoder:
         memory = provider.memory
         self._manifest, self._freezes = manifest, provider.freezes_host_inputs
         self._limits = Limits(manifest)
-        self._arena = KvArena(manifest, memory, growth=_block(provider, manifest), before_resize=self._let_go)
+        self._arena = KvArena(manifest, memory, growth=_growth(provider, manifest), before_resize=self._let_go)
         self._binder = Binder(graph, manifest, files, memory, self._arena, captures=self._freezes)
         self._reader = Reader(self._binder, rows_together=manifest.dialect == "standard")
         self._runs: Recent[tuple[object, ...], Run] = Recent(_KEPT_CAPTURES if self._freezes else _KEPT_RUNS)
@@ -277,7 +278,7 @@ class Decoder:
         # A run keeps its adapters, and as long as it is kept, their ids are no others'.
         key = (name, windows, trace, *map(id, adapters.values()), *sizes)
         if self._freezes:
-            on_host = [array for each, array in arrays.items() if each.rpartition(".")[2] in graph.host_inputs]
+            on_host = [array for each, array in arrays.items() if is_on_host(graph, each)]
             key += tuple(array.tobytes() for array in on_host)
 
         def make() -> Run:
@@ -358,8 +359,8 @@ class Decoder:
             raise PromptError("a slot that was closed", expected="one that is open in this decoder")
 
 
-def _block(provider: Provider, manifest: Manifest) -> int:
-    """Slots by which caches grow."""
+def _growth(provider: Provider, manifest: Manifest) -> int:
+    """Positions by which caches grow."""
     if provider.fixes_capacity:
         return manifest.max_length
     return _CAPTURED_GROWTH if provider.freezes_host_inputs else _GROWTH

@@ -13,6 +13,7 @@ from pad_runtime.adapters.heads import FeatureHeads
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest, TrunkInfo
 from pad_runtime.rows.batch import Batch, Member, TrunkPart
+from pad_runtime.rows.padding import pad_right
 
 Array = npt.NDArray[Any]
 END_OFFERED = 1e9  # beyond the logits of any model
@@ -70,9 +71,7 @@ def _reading(part: TrunkPart) -> dict[str, Array]:
     """New tokens of a trunk's prompts, right-padded, and their positions."""
     new = np.array([len(prompt.ids) for prompt in part.prompts], np.int64)
     past = np.array([prompt.past for prompt in part.prompts], np.int64)
-    ids = np.zeros((len(new), new.max()), np.int64)
-    for row, prompt in zip(ids, part.prompts, strict=True):
-        row[: len(prompt.ids)] = prompt.ids
+    ids = pad_right([prompt.ids for prompt in part.prompts])
     return {
         contract.INPUT_IDS: ids,
         contract.SEQLENS_K: (past + new - 1).astype(np.int32),

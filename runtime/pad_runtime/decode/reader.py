@@ -8,13 +8,13 @@ from typing import Any
 import numpy.typing as npt
 
 from pad_runtime.bundle import contract
-from pad_runtime.cancellation import Cancellation, run_interruptibly
+from pad_runtime.cancellation import Cancellation, run_or_cancel
 from pad_runtime.decode.batches import even, next_batch, rows_in_turn
 from pad_runtime.decode.binder import Binder, Windows
 from pad_runtime.decode.ready import Chosen
 from pad_runtime.decode.slot import Slot
 from pad_runtime.decode.trace import SequenceTrace, split_trace, trace_shapes
-from pad_runtime.errors import CancelledError
+from pad_runtime.devices.binding import bind, upload
 from pad_runtime.rows.batch import Batch
 
 Array = npt.NDArray[Any]
@@ -47,8 +47,8 @@ class Reader:
         """Bring caches of a slot up to lengths, by prompt; each is longer than what is cached.
 
         All rows read at once where all prompts go on. Behind a cache, GroupQueryAttention takes several new tokens for
-        one row at a time; the standard dialect's attention takes all rows, as long as each has slots for as many as the
-        longest brings.
+        one row at a time; the standard dialect's attention takes all rows, as long as each has positions for as many
+        as the longest brings.
         """
         name = contract.BASE_GRAPH if slot.sequence.is_plain else contract.STEP_GRAPH
         num_trunks = len(self._binder.trunks(name))
@@ -75,25 +75,11 @@ class Reader:
         """Run a graph once; returns the chosen ids and the trace's outputs."""
         graph, memory = self._binder.graph(name), self._binder.memory
         inputs, outputs = self._binder.caches(windows)
-        inputs |= self._binder.adapters(name, batch)
-        for each, array in self._binder.arrays(name, batch).items():
-            inputs[each] = memory.upload(array, host=each.rpartition(".")[2] in graph.host_inputs)
+        inputs |= self._binder.adapters(name, batch) | upload(graph, memory, self._binder.arrays(name, batch))
         ids = memory.ids(len(batch.members))
         weighed = {each: memory.zeros(*kind) for each, kind in trace_shapes(batch).items()} if trace else {}
         outputs |= {contract.NEXT_IDS: ids.buffer, **weighed}
-        bound = {value.name: outputs[value.name] for value in graph.outputs if value.name in outputs}
-        ordered = {value.name: inputs[value.name] for value in graph.inputs}
-        run = ids.bind(graph.bind(ordered, bound, repeated=False, cancellation=cancellation))
-        self._last = (ordered, bound, run)  # until the next run, for freeing device memory waits for this one
-        try:
-            if ids.ahead:  # the run is put on the device's stream and returns at once
-                run()
-            else:
-                run_interruptibly(run, cancellation)
-        except Exception:  # a library's own exception for a run that was ended
-            if cancellation.is_wanted:
-                raise CancelledError("the reading of a prompt was cancelled") from None
-            raise
-        if cancellation.is_wanted:
-            raise CancelledError("the reading of a prompt was cancelled")
+        run = ids.bind(bind(graph, inputs, outputs, repeated=False, cancellation=cancellation))
+        self._last = (inputs, outputs, run)  # until the next run, for freeing device memory waits for this one
+        run_or_cancel(run, cancellation, "the reading of a prompt", returns_at_once=ids.ahead)
         return list(ids.take()), {each: buffer.read() for each, buffer in weighed.items()}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy.typing as npt
 
 from pad_runtime.bundle import contract
+from pad_runtime.devices.binding import bind, upload
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.devices.provider import Graph
@@ -46,11 +47,8 @@ class Run:
         state: Mapping[str, str],
         trace: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]],
     ) -> None:
-        self._inputs = {
-            # A copy: on a host a buffer is the array's own memory, and this one will be written to.
-            name: memory.upload(array.copy(), host=name.rpartition(".")[2] in graph.host_inputs)
-            for name, array in arrays.items()
-        }
+        # Copies: on a host a buffer is the array's own memory, and these will be written to.
+        self._inputs = upload(graph, memory, {name: array.copy() for name, array in arrays.items()})
         self._next = {name: memory.zeros(arrays[name].shape, arrays[name].dtype) for name in state}
         self._ids = memory.ids(len(arrays[contract.BASE_ROW]))
         self._trace = {name: memory.zeros(shape, dtype) for name, (shape, dtype) in trace.items()}
@@ -62,9 +60,7 @@ class Run:
             inputs = {**turns[turn], **kept}
             outputs = {state[name]: turns[1 - turn][name] for name in state}
             outputs |= {contract.NEXT_IDS: self._ids.buffer, **self._trace, **caches[1]}
-            bound = {value.name: outputs[value.name] for value in graph.outputs if value.name in outputs}
-            ordered = {value.name: inputs[value.name] for value in graph.inputs}
-            self._turns.append(self._ids.bind(graph.bind(ordered, bound, repeated=True)))
+            self._turns.append(self._ids.bind(bind(graph, inputs, outputs, repeated=True)))
         self._turn, self._is_ahead = 0, False
         self.ahead = self._ids.ahead
         self._take = self._ids.take

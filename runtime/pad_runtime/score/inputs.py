@@ -13,6 +13,7 @@ from pad_runtime.adapters.factors import LoraFactors
 from pad_runtime.adapters.heads import FeatureHeads
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.rows.padding import pad_right
 from pad_runtime.rows.row import Row
 from pad_runtime.score.parts import Part
 from pad_runtime.score.request import ReplyScores, RewardPrompt
@@ -160,13 +161,10 @@ class ScoreInputs:
         trunk = self._manifest.trunks[index]
         at = contract.trunk_prefix(trunk.name)
         read, rows = list(texts.texts) or [(0,)], list(texts.rows) or [Row(index, 0)]
-        lengths = [len(text) for text in read]
-        ids = np.zeros((len(read), max(lengths)), np.int64)
-        for row, text in zip(ids, read, strict=True):
-            row[: len(text)] = text
+        ids = pad_right(read)
         values: dict[str, Array] = {
             contract.INPUT_IDS: ids,
-            contract.SEQLENS_K: np.array(lengths, np.int32) - 1,
+            contract.SEQLENS_K: np.array([len(text) - 1 for text in read], np.int32),
             contract.TOTAL_SEQUENCE_LENGTH: np.array(ids.shape[1], np.int32),
             contract.ROW_PROMPT: np.array([row.prompt for row in rows], np.int64),
             contract.READING_PLACE: np.array(texts.places or [(0, 0)], np.int64),

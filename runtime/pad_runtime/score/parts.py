@@ -39,7 +39,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RunLimits:
     """What one run may come to.
 
     Attributes:
@@ -53,7 +53,7 @@ class Limits:
 
 
 def cut(
-    requests: Sequence[ScoreRequest], manifest: Manifest, *, top_k: int, limits: Limits
+    requests: Sequence[ScoreRequest], manifest: Manifest, *, top_k: int, limits: RunLimits
 ) -> Iterator[tuple[Part, ...]]:
     """Runs that score all tokens of all replies, short texts first.
 

@@ -18,11 +18,12 @@ from pad_runtime.adapters.heads import FeatureHeads
 from pad_runtime.adapters.persrm_files import PersRMFiles
 from pad_runtime.bundle.held_file import BundleFiles
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.cancellation import Cancellation, run_interruptibly
+from pad_runtime.cancellation import Cancellation, run_or_cancel
+from pad_runtime.devices.binding import bind, upload
 from pad_runtime.devices.provider import Graph, Provider
-from pad_runtime.errors import CancelledError, OptionError, PreferenceError, PromptError
+from pad_runtime.errors import OptionError, PreferenceError, PromptError
 from pad_runtime.score.inputs import Array, ScoreInputs, ScoreRun
-from pad_runtime.score.parts import Limits, cut
+from pad_runtime.score.parts import RunLimits, cut
 from pad_runtime.score.request import ReplyScores, ScoreRequest
 
 
@@ -37,14 +38,14 @@ class Scorer:
     """
 
     def __init__(
-        self, graph: Graph, manifest: Manifest, files: BundleFiles, provider: Provider, limits: Limits | None = None
+        self, graph: Graph, manifest: Manifest, files: BundleFiles, provider: Provider, limits: RunLimits | None = None
     ) -> None:
         self._graph, self._manifest, self._memory = graph, manifest, provider.memory
         persrms = PersRMFiles(files, manifest)
         self._factors = LoraFactors(persrms, manifest, self._memory)
         self._heads = FeatureHeads(persrms, manifest, self._memory)
         self._inputs = ScoreInputs(manifest, self._factors, self._heads)
-        self._limits = limits or Limits()
+        self._limits = limits or RunLimits()
 
     def score(
         self, replies: Sequence[ScoreRequest], *, top_k: int, cancellation: Cancellation | None = None
@@ -82,18 +83,10 @@ class Scorer:
         for trunk in self._manifest.trunks:
             if trunk.has_features:
                 values |= self._heads.buffers(trunk, self._heads.features(trunk, run.active))
-        for name, array in run.arrays.items():
-            values[name] = memory.upload(array, host=name.rpartition(".")[2] in graph.host_inputs)
-        inputs = {value.name: values[value.name] for value in graph.inputs}
+        values |= upload(graph, memory, run.arrays)
         outputs = {name: memory.zeros(shape, np.float32) for name, shape in run.shapes.items()}
-        try:
-            run_interruptibly(graph.bind(inputs, outputs, repeated=False, cancellation=cancellation), cancellation)
-        except Exception:  # whatever the library raises when it is told to end
-            if cancellation.is_wanted:
-                raise _cancelled() from None
-            raise
-        if cancellation.is_wanted:
-            raise _cancelled()
+        bound = bind(graph, values, outputs, repeated=False, cancellation=cancellation)
+        run_or_cancel(bound, cancellation, "the scoring of replies")
         return {name: buffer.read() for name, buffer in outputs.items()}
 
     def _joined(self, request: ScoreRequest, parts: Sequence[ReplyScores]) -> ReplyScores:
@@ -125,7 +118,3 @@ class Scorer:
         for token in (token for ids in (*prompts, request.reply) for token in ids):
             if not 0 <= token < vocab_size:
                 raise PromptError(f"token id {token}", expected=f"0 to {vocab_size - 1}")
-
-
-def _cancelled() -> CancelledError:
-    return CancelledError("the scoring of replies was cancelled")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_runtime.bundle.manifest import Manifest, read_manifest
-from pad_runtime.score.parts import Limits, Part, cut
+from pad_runtime.score.parts import Part, RunLimits, cut
 from pad_runtime.score.request import RewardPrompt, ScoreRequest
 
 NUM_HEADS = 6  # of the tiny bundle
@@ -35,7 +35,7 @@ requests = st.lists(st.builds(make_request, lengths, st.integers(0, 40), st.list
 def test_every_token_is_scored_once_and_in_order(
     manifest: Manifest, requests: list[ScoreRequest], positions: int, tokens: int, top_k: int
 ) -> None:
-    limits = Limits(positions=positions, floats=tokens * manifest.vocab_size)
+    limits = RunLimits(positions=positions, floats=tokens * manifest.vocab_size)
     runs = list(cut(requests, manifest, top_k=top_k, limits=limits))
     scored = [(part.number, token) for run in runs for part in run for token in range(part.start, part.stop)]
     assert [token for token in scored if token[0] == 0] == sorted(token for token in scored if token[0] == 0)
@@ -66,9 +66,9 @@ def num_positions(run: Sequence[Part]) -> int:
 
 
 def test_short_replies_share_a_run_and_long_ones_are_cut(manifest: Manifest) -> None:
-    (run,) = cut([make_request(4, 5, [6])] * 3, manifest, top_k=4, limits=Limits())
+    (run,) = cut([make_request(4, 5, [6])] * 3, manifest, top_k=4, limits=RunLimits())
     assert [(part.number, part.start, part.stop) for part in run] == [(0, 0, 5), (1, 0, 5), (2, 0, 5)]
-    small = Limits(floats=2 * 2 * manifest.vocab_size)  # logits and their softmax
+    small = RunLimits(floats=2 * 2 * manifest.vocab_size)  # logits and their softmax
     runs = list(cut([make_request(4, 5, [])], manifest, top_k=4, limits=small))
     assert [(part.start, part.stop) for run in runs for part in run] == [(0, 2), (2, 4), (4, 5)]
     assert [part.text((1, 2)) for run in runs for part in run] == [(1, 2, 6), (1, 2, 6, 6, 6), (1, 2, 6, 6, 6, 6)]
@@ -77,11 +77,11 @@ def test_short_replies_share_a_run_and_long_ones_are_cut(manifest: Manifest) -> 
 def test_candidates_and_the_rows_of_references_count(manifest: Manifest) -> None:
     """What is looked up for each reading takes memory too, and a backbone's row is one more."""
     request = make_request(4, 40, [6])
-    limits = Limits(floats=40 * manifest.vocab_size)
+    limits = RunLimits(floats=40 * manifest.vocab_size)
     few, many = (list(cut([request], manifest, top_k=top_k, limits=limits)) for top_k in (1, 300))
     assert len(few) < len(many)
     persrm = replace(manifest.persrms[0], reference_trunk="base")
     backbone = replace(manifest, persrms=[persrm])
     four = [make_request(4, 5, [6])] * 2
-    three_rows = Limits(positions=4 * 10)
+    three_rows = RunLimits(positions=4 * 10)
     assert [len(list(cut(four, each, top_k=1, limits=three_rows))) for each in (manifest, backbone)] == [1, 2]

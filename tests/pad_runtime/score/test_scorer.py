@@ -14,7 +14,7 @@ import torch
 
 from pad_runtime.errors import OptionError, PreferenceError, PromptError
 from pad_runtime.loaded_bundle import Bundle
-from pad_runtime.score.parts import Limits
+from pad_runtime.score.parts import RunLimits
 from pad_runtime.score.request import ReplyScores, RewardPrompt, ScoreRequest
 from pad_runtime.score.scorer import Scorer
 from tests.support import score_oracle, tiny_bundles, tiny_models
@@ -198,10 +198,10 @@ def test_any_number_of_candidates(models: Callable[[str], Models], top_k: int) -
 
 @pytest.mark.parametrize(("topology", "dialect"), [("shared", "ort"), ("pair", "ort"), ("shared", "standard")])
 @pytest.mark.parametrize(
-    "limits", [Limits(floats=1), Limits(positions=1), Limits(positions=100), Limits(floats=20_000)]
+    "limits", [RunLimits(floats=1), RunLimits(positions=1), RunLimits(positions=100), RunLimits(floats=20_000)]
 )
 def test_a_reply_is_worth_what_it_is_worth_alone(
-    models: Callable[[str], Models], topology: str, dialect: str, limits: Limits
+    models: Callable[[str], Models], topology: str, dialect: str, limits: RunLimits
 ) -> None:
     """In any company, and cut into any parts: one token at a time, one reply at a time, and between."""
     known = models("llama")
