@@ -13,6 +13,8 @@ from typing import Any
 
 from pad_runtime.errors import OptionError
 
+MAX_SEED = 2**63
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -61,7 +63,7 @@ class GenerationConfig:
             "max_new_tokens": _check_int("max_new_tokens", self.max_new_tokens, minimum=1),
             "temperature": _check_float("temperature", self.temperature, expected="a finite number >= 0", minimum=0.0),
             "top_p": _check_float("top_p", self.top_p, expected="a number in (0, 1]", minimum=0.0, maximum=1.0),
-            "seed": _check_int("seed", self.seed, minimum=0, limit=2**63),
+            "seed": _check_int("seed", self.seed, minimum=0, limit=MAX_SEED),
             "stop": _check_stop(self.stop),
             "stop_token_ids": _check_ids("stop_token_ids", self.stop_token_ids),
             "template_args": _check_template_args(self.template_args),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import collections.abc
-import threading
+import asyncio
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from numbers import Real
 from pathlib import Path
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any, NoReturn, TypeAlias
 
-from pad_rt.call import Call
-from pad_rt.config import GenerationConfig
+from pad_rt.config import MAX_SEED, GenerationConfig
+from pad_rt.engine.engine import Engine
+from pad_rt.engine.ticket import Event, Ticket
 from pad_rt.planner import RowPlanner
 from pad_rt.preference import PreferenceLike
-from pad_rt.request import RequestMaker, asks_for_reward
+from pad_rt.request import Request, RequestMaker, asks_for_reward
 from pad_rt.result import GenerationResult
 from pad_rt.stream import TextStream
 from pad_rt.text.chat_template import ChatTemplate
@@ -27,16 +30,29 @@ from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
 from pad_runtime.loaded_bundle import Bundle
 
+ConfigLike: TypeAlias = GenerationConfig | Mapping[str, Any] | None
+
 
 class Generator:
     """Guided decoding with one bundle (PAD, arXiv 2410.04070).
 
         score(a) = z_base(a) + beta * sum_i w_i * phi_i(a)      a in the base's top k;  next = argmax, or a sample
 
-    Calls may overlap, in threads or as half-read streams: they take turns step by step in one decoder.
+    Calls from any thread share one running batch: a request joins it between two steps, and leaves it when it ends.
+    What it generates depends on no other request.
+
+    Args:
+        bundle: an open bundle.
+        max_waiting: requests that may wait for a place in the batch.
+        max_cache_mib: memory for the KV caches of requests that run; None sets no limit but the bundle's max_batch.
+        keep_mib: memory for KV caches of replies that ended. A prompt that begins like an earlier one, reply included,
+            goes on from there. The latest reply's is kept in any case, until a request runs that has no use for it.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(
+        self, bundle: Bundle, *, max_waiting: int = 256, max_cache_mib: float | None = None, keep_mib: float = 256
+    ) -> None:
+        _check_limits(max_waiting, max_cache_mib, keep_mib)
         self._bundle = bundle
         manifest = bundle.manifest
         special = {"bos_token": manifest.tokenizer.bos_token, "eos_token": manifest.tokenizer.eos_token}
@@ -49,11 +65,25 @@ class Generator:
             self._tokenizer, template, vocab_size=manifest.vocab_size, max_length=manifest.max_length
         )
         self._requests = RequestMaker(manifest, RowPlanner(manifest, encoder), self._tokenizer)
-        self._decoder, self._lock = bundle.decoder(), threading.Lock()
+        self._engine = Engine(
+            bundle.decoder(),
+            max_running=manifest.max_batch,
+            max_waiting=max_waiting,
+            max_bytes=None if max_cache_mib is None else int(max_cache_mib * 2**20),
+            kept_bytes=int(keep_mib * 2**20),
+        )
 
     @classmethod
     def load(
-        cls, bundle: str | Path, *, device: str = "auto", num_threads: int | None = None, check: bool = False
+        cls,
+        bundle: str | Path,
+        *,
+        device: str = "auto",
+        num_threads: int | None = None,
+        check: bool = False,
+        max_waiting: int = 256,
+        max_cache_mib: float | None = None,
+        keep_mib: float = 256,
     ) -> Generator:
         """Open a bundle folder written by pad-export, as it is now: what happens to the folder afterwards changes none
         of its tokens.
@@ -64,6 +94,7 @@ class Generator:
                 bundle's TensorRT engines, CUDA, the CPU.
             num_threads: threads inside one operator; None takes the number of physical cores.
             check: hash every file, the weights too.
+            max_waiting, max_cache_mib, keep_mib: as of the class.
 
         Raises:
             BundleError: the bundle is missing, truncated, altered or inconsistent.
@@ -72,7 +103,7 @@ class Generator:
         opened = Bundle(Path(bundle), device=device, num_threads=num_threads, check=check)
         for note in opened.notes:
             warnings.warn(note, RuntimeWarning, stacklevel=2)
-        generator = cls(opened)
+        generator = cls(opened, max_waiting=max_waiting, max_cache_mib=max_cache_mib, keep_mib=keep_mib)
         generator.open(guided=True)
         return generator
 
@@ -90,7 +121,7 @@ class Generator:
         prompt: Prompt,
         *,
         preference: PreferenceLike = None,
-        config: GenerationConfig | Mapping[str, Any] | None = None,
+        config: ConfigLike = None,
         trace: bool = False,
     ) -> GenerationResult:
         """Reply to one prompt.
@@ -108,57 +139,101 @@ class Generator:
             OutOfMemoryError: the KV cache does not fit.
             BundleError: a file of the bundle was written to since it was loaded.
         """
-        return self._run([prompt], [preference], config, trace)[0]
+        return self._run([prompt], [preference], [config], trace)[0]
 
     def generate_batch(
         self,
         prompts: Sequence[Prompt],
         *,
         preferences: Sequence[PreferenceLike] | None = None,
-        config: GenerationConfig | Mapping[str, Any] | None = None,
+        config: ConfigLike = None,
+        configs: Sequence[ConfigLike] | None = None,
         trace: bool = False,
     ) -> list[GenerationResult]:
-        """Reply to several prompts at once, each with its own preference; sequence i samples from seed + i.
+        """Reply to any number of prompts, each with its own preference; the bundle's max_batch run side by side.
+
+        The same prompt several times with a temperature gives several samples: it is read once.
+
+        Args:
+            prompts: as `generate` takes them.
+            preferences: one for each prompt; None: no preference for any.
+            config: for all prompts; sequence i samples from seed + i.
+            configs: one for each prompt, with its own seed, instead of `config`.
+            trace: as `generate`.
 
         Raises:
-            OptionError: more prompts than the bundle's max_batch, or not one preference a prompt.
-            PromptError, PreferenceError, OutOfMemoryError: as `generate`.
+            OptionError: not one preference, or not one config, a prompt.
+            PromptError, PreferenceError, OutOfMemoryError: as `generate`; no reply is given then.
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             kind = type(prompts).__name__
             raise PromptError(f"a {kind} for generate_batch", expected="a list of prompts", hint="use generate for one")
+        if configs is None:
+            config = _make_config(config)
+            configs = [replace(config, seed=_seed(config.seed, number)) for number in range(len(prompts))]
+        elif config is not None:
+            raise OptionError("config beside configs", expected="one of them")
         if preferences is None:
             preferences = [None] * len(prompts)
         if isinstance(preferences, str) or not isinstance(preferences, Sequence):
             kind = type(preferences).__name__
             raise PreferenceError(f"preferences of type {kind}", expected="a list with one for each prompt")
-        if len(preferences) != len(prompts):
-            raise OptionError(f"{len(preferences)} preferences for {len(prompts)} prompts", expected="one for each")
-        return self._run(list(prompts), list(preferences), config, trace) if prompts else []
+        for what, given in (("preferences", preferences), ("configs", configs)):
+            if isinstance(given, Mapping) or len(given) != len(prompts):
+                raise OptionError(f"{len(given)} {what} for {len(prompts)} prompts", expected="one for each")
+        return self._run(prompts, preferences, configs, trace)
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        preference: PreferenceLike = None,
-        config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> TextStream:
+    def stream(self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None) -> TextStream:
         """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there.
 
         What `generate` returns is the stream's `result`, after the last piece.
         """
-        call = self._prepare([prompt], [preference], config, trace=False)
-        return TextStream(self._stream(call), call.cancellation)
+        (ticket,) = self._submit([prompt], [preference], [config], trace=False, wait=True)
+        return TextStream(ticket)
 
-    def room(
-        self,
-        prompt: Prompt,
-        *,
-        preference: PreferenceLike = None,
-        config: GenerationConfig | Mapping[str, Any] | None = None,
-    ) -> int:
+    def submit(
+        self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None, trace: bool = False
+    ) -> Ticket:
+        """Queue one request and return at once. Arguments as for `generate`.
+
+        Raises:
+            QueueFullError: `max_waiting` requests wait already.
+            PromptError, PreferenceError, OptionError: as `generate`; what fails later is raised by the ticket.
+        """
+        return self._submit([prompt], [preference], [config], trace=trace, wait=False)[0]
+
+    async def agenerate(
+        self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None, trace: bool = False
+    ) -> GenerationResult:
+        """`generate` for asyncio: other tasks go on meanwhile. A task that is cancelled cancels the request."""
+        tickets = await asyncio.to_thread(self._submit, [prompt], [preference], [config], trace=trace, wait=True)
+        async for _ in _events(tickets[0]):
+            pass
+        return tickets[0].result()
+
+    async def astream(
+        self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None
+    ) -> AsyncIterator[Event]:
+        """The events of one reply, for asyncio. A task that is cancelled, or leaves the loop, cancels the request."""
+        tickets = await asyncio.to_thread(self._submit, [prompt], [preference], [config], trace=False, wait=True)
+        async for event in _events(tickets[0]):
+            yield event
+
+    def room(self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None) -> int:
         """Tokens of reply that fit behind a prompt; below 1, it is too long itself. Arguments as for `generate`."""
         return self.manifest.max_length - self._requests.plan(prompt, preference, _make_config(config)).longest
+
+    def close(self) -> None:
+        """Cancel all requests and give the memory of all KV caches back; a closed generator takes no requests."""
+        self._engine.close()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __reduce__(self) -> NoReturn:
         """It belongs to its process.
@@ -168,50 +243,66 @@ class Generator:
         """
         raise not_copied("a Generator")
 
-    # -- the loops ----------------------------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     def _run(
         self,
-        prompts: list[Prompt],
-        preferences: list[PreferenceLike],
-        config: GenerationConfig | Mapping[str, Any] | None,
+        prompts: Sequence[Prompt],
+        preferences: Sequence[PreferenceLike],
+        configs: Sequence[ConfigLike],
         trace: bool,
     ) -> list[GenerationResult]:
-        """Text: the pieces of every reply, joined."""
-        call = self._prepare(prompts, preferences, config, trace=trace)
-        for _ in call.pieces(self._decoder, self._lock):
-            pass
-        return call.results()
+        """The whole replies; whatever ends this call ends all its requests."""
+        tickets = self._submit(prompts, preferences, configs, trace=trace, wait=True)
+        try:
+            return [ticket.result() for ticket in tickets]
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            raise
 
-    def _stream(self, call: Call) -> collections.abc.Generator[str, None, GenerationResult]:
-        """Text: the pieces of one reply, and then the whole."""
-        with closing(call.pieces(self._decoder, self._lock)) as pieces:
-            for _, piece in pieces:
-                yield piece
-        return call.results()[0]
-
-    def _prepare(
+    def _submit(
         self,
-        prompts: list[Prompt],
-        preferences: list[PreferenceLike],
-        config: GenerationConfig | Mapping[str, Any] | None,
+        prompts: Sequence[Prompt],
+        preferences: Sequence[PreferenceLike],
+        configs: Sequence[ConfigLike],
         *,
         trace: bool,
-    ) -> Call:
-        """Check everything, and turn prompts and preferences into requests."""
-        started = time.perf_counter()
-        config, manifest = _make_config(config), self.manifest
-        if len(prompts) > manifest.max_batch:
-            raise OptionError(
-                f"{len(prompts)} prompts at once", expected=f"at most {manifest.max_batch}, the bundle's max_batch"
-            )
-        requests = [
-            self._requests.make(prompt, preference, config, seed=config.seed + number, trace=trace)
-            for number, (prompt, preference) in enumerate(zip(prompts, preferences, strict=True))
+        wait: bool,
+        owner: object = None,
+    ) -> list[Ticket]:
+        """Check everything, turn prompts and preferences into requests, and queue them."""
+        called = time.perf_counter()
+        requests: list[Request] = [
+            self._requests.make(prompt, preference, _make_config(config), trace=trace, owner=owner)
+            for prompt, preference, config in zip(prompts, preferences, configs, strict=True)
         ]
-        if trace and not any(map(asks_for_reward, prompts, preferences)):
+        if trace and prompts and not any(map(asks_for_reward, prompts, preferences)):
             raise OptionError("trace without a preference", hint="the base alone weighs nothing: leave trace out")
-        return Call(requests, trace, started)
+        return self._engine.submit(requests, called, wait=wait)
+
+
+async def _events(ticket: Ticket) -> AsyncIterator[Event]:
+    """The events of a ticket, which is cancelled when nobody takes them any more."""
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # the loop was closed
+            loop.call_soon_threadsafe(news.set)
+
+    ticket.listen(tell)
+    try:
+        while True:
+            await news.wait()
+            news.clear()
+            while (event := ticket.poll()) is not None:
+                yield event
+            if ticket.has_ended:
+                break
+        for event in ticket:
+            yield event
+    finally:
+        ticket.cancel()
 
 
 def _read_text(file: HeldFile) -> str:
@@ -221,7 +312,7 @@ def _read_text(file: HeldFile) -> str:
         raise BundleError(f"{file.path} cannot be read: {error}", hint="export the bundle again") from None
 
 
-def _make_config(config: GenerationConfig | Mapping[str, Any] | None) -> GenerationConfig:
+def _make_config(config: ConfigLike) -> GenerationConfig:
     if config is None:
         return GenerationConfig()
     if isinstance(config, Mapping):
@@ -229,3 +320,16 @@ def _make_config(config: GenerationConfig | Mapping[str, Any] | None) -> Generat
     if not isinstance(config, GenerationConfig):
         raise OptionError(f"a config of type {type(config).__name__}", expected="a GenerationConfig or a mapping")
     return config
+
+
+def _seed(first: int, number: int) -> int:
+    return (first + number) % MAX_SEED
+
+
+def _check_limits(max_waiting: int, max_cache_mib: float | None, keep_mib: float) -> None:
+    if isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 1:
+        raise OptionError(f"max_waiting={max_waiting!r}", expected="an integer >= 1")
+    for name, value in (("max_cache_mib", max_cache_mib), ("keep_mib", keep_mib)):
+        is_number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 2**40
+        if not is_number and not (value is None and name == "max_cache_mib"):
+            raise OptionError(f"{name}={value!r}", expected="a number of MiB, 0 or more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass
 
+from pad_rt.allowed.allowed_tokens import AllowedTokens
 from pad_rt.config import GenerationConfig
 from pad_rt.planner import RowPlanner
 from pad_rt.preference import PreferenceLike
@@ -27,12 +28,18 @@ class Request:
         prompts: token ids by prompt of the sequence.
         room: positions that the longest prompt and the reply may come to.
         reply: what the chosen ids become.
+        wants_trace: whether what each step weighed is kept.
+        allowed: tokens that the reply may go on with; None: all.
+        owner: whose it is, such as a conversation; None: nobody's.
     """
 
     sequence: SequenceSpec
     prompts: tuple[tuple[int, ...], ...]
     room: int
     reply: Reply
+    wants_trace: bool = False
+    allowed: AllowedTokens | None = None
+    owner: object = None
 
 
 class RequestMaker:
@@ -42,7 +49,7 @@ class RequestMaker:
         self._manifest, self._planner, self._tokenizer = manifest, planner, tokenizer
 
     def make(
-        self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig, *, seed: int, trace: bool
+        self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig, *, trace: bool, owner: object = None
     ) -> Request:
         """Check everything, and turn prompt and preference into rows.
 
@@ -71,7 +78,7 @@ class RequestMaker:
             top_k=min(config.top_k + num_ends * guided, manifest.vocab_size),
             temperature=min(config.temperature, MAX_STRENGTH),  # any hotter, and all candidates are as likely
             top_p=config.top_p,
-            seed=seed,
+            seed=config.seed,
             offer_end=config.offer_end and guided,
         )
         special = self._tokenizer.special_tokens if config.stop else {}
@@ -83,7 +90,9 @@ class RequestMaker:
             stop=StopStrings(config.stop, special.values()),
             special=special,
         )
-        return Request(plan.sequence(sampling), plan.prompts, plan.longest + limit, reply)
+        return Request(
+            plan.sequence(sampling), plan.prompts, plan.longest + limit, reply, wants_trace=trace, owner=owner
+        )
 
     def plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> RowPlan:
         """Rows and readings alone."""

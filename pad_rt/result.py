@@ -12,16 +12,19 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of one call went, in seconds. A batch is timed as a whole.
+    """Where the time of one request went, in seconds.
 
     Attributes:
-        prefill_s: reading the prompts and choosing the first token.
-        first_token_s: from the call to the first token: encoding, buffers and prefill.
-        step_s: median of the decode steps after the first token; 0 where there was none.
-        tokens_per_s: tokens of all sequences over prefill and steps.
+        queue_s: from the call until the request had a slot: encoding, and waiting for others.
+        prefill_s: from then to the first token: reading the prompts, and choosing.
+        first_token_s: from the call to the first token.
+        step_s: median time from a token to the next, the steps of others that come between included; 0 where there was
+            one token.
+        tokens_per_s: tokens of the reply over the time in which the request had a slot.
         bytes_to_host_per_token: bytes read back from the device for each token of a sequence.
     """
 
+    queue_s: float
     prefill_s: float
     first_token_s: float
     step_s: float
@@ -36,10 +39,12 @@ class Usage:
     Attributes:
         prompt_tokens: tokens of the base's prompt; a PersRM's prompt does not count.
         completion_tokens: tokens of the reply, without the end-of-turn token.
+        cached_tokens: tokens of the base's prompt that were in the KV cache already, from an earlier request.
     """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class GenerationResult:
         finish_reason: "stop" if the reply ended at an end-of-turn token or a stop string; "length" if it was cut, at
             max_new_tokens or at the bundle's max_length.
         usage: tokens of prompt and reply.
-        timing: times of the call, shared by all replies of a batch.
+        timing: times of the request.
         trace: with `trace=True`, one `SequenceTrace` a chosen token (the end-of-turn token too): candidates [k],
             base_logits [k], reading_logits [readings - 1, k] and scores [k]; row_logits [readings, k] are the logits
             of all readings, the base's first.

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 
+from pad_rt.engine.ticket import Ticket
 from pad_rt.result import FinishReason, GenerationResult, Usage
-from pad_runtime.cancellation import Cancellation
-from pad_runtime.errors import CancelledError
 
 
 class TextStream(Iterator[str]):
     """An iterator over the pieces of one reply; joined, they are its text.
 
-    Args:
-        pieces: yields the pieces, and returns the whole reply.
-        cancellation: ends the reading of the prompt.
+    The reply goes on whether or not its pieces are taken, until it ends or the stream is closed, or forgotten.
 
     Attributes:
         result: the whole reply, after the last piece; None before that, and for a stream that was closed.
     """
 
-    def __init__(self, pieces: Generator[str, None, GenerationResult], cancellation: Cancellation) -> None:
-        self._pieces, self._cancellation = pieces, cancellation
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
         self.result: GenerationResult | None = None
 
     def __next__(self) -> str:
         """Wait for the next piece; its text will not change. A closed stream ends here."""
-        if self._cancellation.is_wanted:
-            self._pieces.close()
         try:
-            return next(self._pieces)
-        except CancelledError:
-            raise StopIteration from None
-        except StopIteration as end:
-            self.result = self.result or end.value
-            raise StopIteration from None
+            while not self._ticket.cancellation.is_wanted:
+                event = next(self._ticket)
+                if event.finish_reason is not None:
+                    self.result = self._ticket.result()
+                if event.text:
+                    return event.text
+            raise StopIteration
+        except BaseException:  # Ctrl-C too
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the reply here.
 
         Any thread may close a stream while another reads it: the reading of a prompt ends before the graph's next
-        operator, a reply after its next piece.
+        operator, a reply after its next token.
         """
-        self._cancellation.want()
-        with suppress(ValueError):  # another thread is inside the generator
-            self._pieces.close()
+        self._ticket.cancel()
+
+    def __del__(self) -> None:
+        self._ticket.cancel()
 
     @property
     def finish_reason(self) -> FinishReason | None:

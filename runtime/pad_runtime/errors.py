@@ -69,7 +69,11 @@ class EngineError(PadError):
 
 
 class CancelledError(PadError):
-    """A prompt whose reading was cancelled before it ended."""
+    """A request that was cancelled before it ended."""
+
+
+class QueueFullError(PadError):
+    """Too many requests wait already."""
 
 
 class OutOfMemoryError(PadError):

@@ -173,6 +173,28 @@ class KvArena:
                 ]
             )
 
+    def release(self) -> None:
+        """Let all buffers go; no lease is in use."""
+        self._before_resize()
+        for group in (*(group for groups in self._groups for group in groups), *self._spare):
+            group.release()
+        self.capacity = 0
+
+    def num_bytes(self, sequence: SequenceSpec, room: int) -> int:
+        """Bytes of the rows of a sequence, with a capacity of at least `room`."""
+        capacity = self._capacity_of(room)
+        return sum(
+            capacity
+            * (
+                below.position_bytes * len(sequence.prompts_on(trunk))
+                + above.position_bytes * len(sequence.rows_on(trunk))
+            )
+            for trunk, (below, above) in enumerate(self._groups)
+        )
+
+    def _capacity_of(self, room: int) -> int:
+        return min(-(-room // self._growth) * self._growth, self._manifest.max_length)
+
     # -- windows ------------------------------------------------------------------------------------------------------
 
     def window(self, leases: Sequence[Lease], trunk: int) -> tuple[Window, Window] | None:
@@ -244,7 +266,7 @@ class KvArena:
         Leases that join one by one have half as many rows again made at a time; whatever is made with nothing in the
         arena has the rows that are needed. Rows and capacity that were needed lately are kept.
         """
-        capacity = min(-(-room // self._growth) * self._growth, self._manifest.max_length)
+        capacity = self._capacity_of(room)
         idle = not any(move for trunk in moves for side in trunk for move in side)
         if not idle or self.capacity < _ROOMY * self._capacity_lately.look(capacity):
             capacity = max(capacity, self.capacity)

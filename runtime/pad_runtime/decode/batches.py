@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 
 from pad_runtime.decode.slot import Slot
 from pad_runtime.rows.batch import Batch, Member, PromptPart, RowPart, TrunkPart
 from pad_runtime.rows.row import Row
 from pad_runtime.rows.sequence import SequenceSpec
-
-_PADDED = 1.5  # times the tokens of prompts that are read together
 
 
 def next_batch(
@@ -78,14 +76,3 @@ def row_origins(source: SequenceSpec, target: SequenceSpec, trunk: int) -> list[
     """For each row of the target on a trunk, the place of the same row in the source; None if it has none."""
     places = {source.rows[row]: number for number, row in enumerate(source.rows_on(trunk))}
     return [places.get(target.rows[row]) for row in target.rows_on(trunk)]
-
-
-def alike(slots: Sequence[Slot]) -> list[tuple[Slot, ...]]:
-    """Neighbours in the arena that are all fresh, or all not."""
-    return [tuple(group) for _, group in groupby(slots, key=lambda slot: slot.is_fresh)]
-
-
-def even(slots: tuple[Slot, ...]) -> list[tuple[Slot, ...]]:
-    """All slots together, unless most of that would be padding: then each alone."""
-    lengths = [max(slot.lengths) for slot in slots]
-    return [slots] if max(lengths) * len(slots) <= _PADDED * sum(lengths) else [(slot,) for slot in slots]

@@ -20,7 +20,7 @@ from pad_runtime.bundle.held_file import BundleFiles
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.cancellation import Cancellation
 from pad_runtime.decode.arena import KvArena
-from pad_runtime.decode.batches import alike, next_batch, row_origins
+from pad_runtime.decode.batches import next_batch, row_origins
 from pad_runtime.decode.binder import Binder
 from pad_runtime.decode.limits import Limits
 from pad_runtime.decode.reader import Reader
@@ -95,7 +95,7 @@ class Decoder:
         """Append tokens to prompts of a slot; a reply begins behind them.
 
         What was appended to them before is computed now, and the new tokens by what comes next: so a prompt is read in
-        parts by as many calls, and the step after the last one takes in the last part and chooses at once.
+        parts by as many calls, and the step after the last one reads the last part first.
 
         Args:
             slot: one of this decoder.
@@ -193,6 +193,40 @@ class Decoder:
         if slot.ready is not None and not slot.ready.allow(slot, slot.allowed):
             self._touch(slot)
 
+    def resize(self, slot: Slot, room: int) -> None:
+        """Give a slot another room.
+
+        Args:
+            slot: one of this decoder.
+            room: as `open` takes it.
+
+        Raises:
+            PromptError: the bundle has not as much, or the slot has more tokens.
+        """
+        self._check([slot])
+        self._limits.check_room(room)
+        self._touch(slot)
+        slot.resize(room)
+
+    def park(self, slot: Slot) -> None:
+        """Give a slot's cache rows back and keep its tokens, which are read again when the slot goes on."""
+        self._check([slot])
+        self._touch(slot)
+        self._arena.give_back(slot.lease)
+        slot.lease.cached[:] = [0] * len(slot.lease.cached)
+
+    def release(self) -> None:
+        """Give the memory of all caches back; slots that are open are parked."""
+        self._collect()
+        for slot in self._slots:
+            if not slot.lease.is_free:
+                self.park(slot)
+        self._arena.release()
+
+    def cache_bytes(self, sequence: SequenceSpec, room: int) -> int:
+        """Bytes of the KV caches of a sequence that has a room; in company, all rows have the largest room."""
+        return self._arena.num_bytes(sequence, room)
+
     def close(self, slot: Slot) -> None:
         """Give a slot's rows back; closing one again does nothing. From any thread, at any time."""
         self._closed.append(slot)
@@ -242,24 +276,8 @@ class Decoder:
         plain = not trace and all(slot.sequence.is_plain for slot in slots)
         name = contract.BASE_GRAPH if plain else contract.STEP_GRAPH
         for slot in slots:
-            if not slot.is_fresh:
-                self._compute(slot, {prompt: length - 1 for prompt, length in enumerate(slot.lengths)}, cancellation)
-        groups = alike(self._gather(slots))
-        fresh = [group for group in groups if group[0].is_fresh]
-        if not fresh:
-            return self._ready(name, slots, trace).step()
-        # Readings may be cancelled, or not fit, so they come before the steps: all slots get a token, or none does.
-        steps = [(group, self._reader.choose(name, group, trace, cancellation)) for group in fresh]
-        ready = [self._ready(name, group, trace) for group in groups if group not in fresh]
-        steps += [(each.slots, each.step()) for each in ready]
-        chosen = {slot: id for group, step in steps for slot, id in zip(group, step.ids, strict=True)}
-        traces = {
-            slot: weighed for group, step in steps if trace for slot, weighed in zip(group, step.trace(), strict=True)
-        }
-        for group in fresh:
-            for slot in group:
-                slot.advance(chosen[slot])
-        return Chosen([chosen[slot] for slot in slots], lambda: [traces[slot] for slot in slots])
+            self._compute(slot, {prompt: length - 1 for prompt, length in enumerate(slot.lengths)}, cancellation)
+        return self._ready(name, slots, trace).step()
 
     def _ready(self, name: str, slots: tuple[Slot, ...], trace: bool) -> ReadyStep:
         """The step of slots with one pending token a prompt, which lie side by side."""
@@ -310,7 +328,11 @@ class Decoder:
 
     def _compute(self, slot: Slot, lengths: Mapping[int, int], cancellation: Cancellation) -> None:
         """Bring the caches of a slot's prompts up to lengths, where they are shorter."""
-        new = {prompt: length for prompt, length in lengths.items() if length > slot.lease.cached[prompt]}
+        cached = slot.lease.cached
+        new = {prompt: length for prompt, length in lengths.items() if length > cached[prompt]}
+        for prompt, length in new.items():
+            if length - cached[prompt] == 1:  # one token alone is rounded in another way than several
+                cached[prompt] = max(0, cached[prompt] - 1)
         if new:
             self._touch(slot)
             self._gather([slot])
@@ -320,6 +342,9 @@ class Decoder:
 
     def _gather(self, slots: Sequence[Slot]) -> list[Slot]:
         """Have slots lie side by side, in memory; they are returned in the order in which they lie."""
+        for slot in slots:
+            if slot.lease.is_free:  # it was parked
+                slot.lease = self._arena.lend(slot.sequence)
         before = {slot: slot.lease.first for slot in self._slots}
         by_lease = {slot.lease: slot for slot in slots}
         leases = self._arena.gather(by_lease, max(slot.room for slot in self._slots))
@@ -347,7 +372,8 @@ class Decoder:
             if slot in self._slots:
                 self._touch(slot)
                 self._slots.remove(slot)
-                self._arena.give_back(slot.lease)
+                if not slot.lease.is_free:
+                    self._arena.give_back(slot.lease)
 
     def _check(self, slots: Sequence[Slot]) -> None:
         self._collect()

@@ -65,6 +65,11 @@ class KvGroup:
         """Whether there is anything to cache."""
         return bool(self._names)
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one position of a row, in all layers."""
+        return len(self._names) * self._trunk.num_kv_heads * self._trunk.head_dim * self._dtype.itemsize
+
     def release(self) -> None:
         """Let the buffers go."""
         self._buffers, self.num_rows, self.capacity = {}, 0, 0

@@ -1,23 +1,16 @@
-"""Reading: runs that fill the caches of slots, and the one that also chooses a first token."""
+"""Reading: runs that fill the caches of slots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy.typing as npt
 
 from pad_runtime.bundle import contract
 from pad_runtime.cancellation import Cancellation, run_or_cancel
-from pad_runtime.decode.batches import even, next_batch, rows_in_turn
+from pad_runtime.decode.batches import next_batch, rows_in_turn
 from pad_runtime.decode.binder import Binder, Windows
-from pad_runtime.decode.ready import Chosen
 from pad_runtime.decode.slot import Slot
-from pad_runtime.decode.trace import SequenceTrace, split_trace, trace_shapes
 from pad_runtime.devices.binding import bind, upload
 from pad_runtime.rows.batch import Batch
-
-Array = npt.NDArray[Any]
 
 
 class Reader:
@@ -31,17 +24,6 @@ class Reader:
     def __init__(self, binder: Binder, *, rows_together: bool) -> None:
         self._binder, self._rows_together = binder, rows_together
         self._last: object = None
-
-    def choose(self, name: str, slots: tuple[Slot, ...], trace: bool, cancellation: Cancellation) -> Chosen:
-        """Read all that is pending of slots with nothing in the cache, side by side, and choose their first tokens."""
-        chosen: list[int] = []
-        traces: list[SequenceTrace] = []
-        for group in even(slots):
-            batch = next_batch(group, group, len(self._binder.trunks(name)))
-            ids, weighed = self._run(name, batch, self._binder.windows(name, group), cancellation, trace=trace)
-            chosen += ids
-            traces += split_trace(batch, weighed) if trace else []
-        return Chosen(chosen, lambda: traces)
 
     def fill(self, slot: Slot, lengths: Mapping[int, int], cancellation: Cancellation) -> None:
         """Bring caches of a slot up to lengths, by prompt; each is longer than what is cached.
@@ -69,17 +51,14 @@ class Reader:
         """Drop the buffers of the last run."""
         self._last = None
 
-    def _run(
-        self, name: str, batch: Batch, windows: Windows, cancellation: Cancellation, *, trace: bool = False
-    ) -> tuple[list[int], dict[str, Array]]:
-        """Run a graph once; returns the chosen ids and the trace's outputs."""
+    def _run(self, name: str, batch: Batch, windows: Windows, cancellation: Cancellation) -> None:
+        """Run a graph once; the ids that it chooses are nobody's."""
         graph, memory = self._binder.graph(name), self._binder.memory
         inputs, outputs = self._binder.caches(windows)
         inputs |= self._binder.adapters(name, batch) | upload(graph, memory, self._binder.arrays(name, batch))
         ids = memory.ids(len(batch.members))
-        weighed = {each: memory.zeros(*kind) for each, kind in trace_shapes(batch).items()} if trace else {}
-        outputs |= {contract.NEXT_IDS: ids.buffer, **weighed}
+        outputs |= {contract.NEXT_IDS: ids.buffer}
         run = ids.bind(bind(graph, inputs, outputs, repeated=False, cancellation=cancellation))
         self._last = (inputs, outputs, run)  # until the next run, for freeing device memory waits for this one
         run_or_cancel(run, cancellation, "the reading of a prompt", returns_at_once=ids.ahead)
-        return list(ids.take()), {each: buffer.read() for each, buffer in weighed.items()}
+        ids.take()

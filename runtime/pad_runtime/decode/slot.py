@@ -115,6 +115,20 @@ class Slot:
                 if prompt == 0:
                     self.step = max(0, self.step - forgotten)
 
+    def resize(self, room: int) -> None:
+        """Have another room.
+
+        Raises:
+            PromptError: a prompt has more tokens.
+        """
+        least = max(self._known) - 1
+        if room < least:
+            raise PromptError(f"a room of {room} tokens", expected=f"{least} or more, as the slot has tokens")
+        for number, ids in enumerate(self._ids):
+            kept = ids[: self._known[number]]
+            self._ids[number] = kept + array("q", bytes(8 * (room + 1 - len(kept))))
+        self.room = room
+
     def take_over(self, other: Slot) -> None:
         """Know the tokens that another slot knows, as far as their prompts have the same numbers, and go on there."""
         for mine, theirs in zip(range(len(self._ids)), other._ids, strict=False):

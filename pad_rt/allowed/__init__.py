@@ -1,0 +1,1 @@
+"""Which tokens a reply may go on with."""

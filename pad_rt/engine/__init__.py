@@ -1,0 +1,1 @@
+"""The engine: one decoder for the requests of all threads, side by side."""
