@@ -34,7 +34,7 @@ class Active:
     @property
     def num_pending(self) -> int:
         """Tokens that the decoder was given and has not computed."""
-        return sum(self.slot.lengths) - sum(self.slot.lease.cached)
+        return sum(map(self.slot.num_pending, range(self.slot.sequence.num_prompts)))
 
     @property
     def is_reading(self) -> bool:

@@ -143,8 +143,8 @@ class Engine:
         size = self._decoder.cache_bytes(request.sequence, request.room)
         if self._max_bytes is not None and size > self._max_bytes:
             raise OutOfMemoryError(
-                f"a request of {size / 2**20:,.0f} MiB of KV cache",
-                expected=f"at most {self._max_bytes / 2**20:,.0f}",
+                f"a request of {size / 2**20:,.1f} MiB of KV cache",
+                expected=f"at most {self._max_bytes / 2**20:,.1f}, the max_cache_mib",
                 hint="use a shorter prompt or fewer new tokens, or load with a larger max_cache_mib",
             )
 
@@ -261,11 +261,8 @@ class Engine:
     def _open(self, ticket: Ticket, prefix: Prefix | None) -> Active:
         """Give a request a slot, which may know the beginning of its prompts."""
         decoder, request = self._decoder, ticket.request
-        known: dict[int, int] = {}
-        if prefix is None or prefix.num_tokens < _WORTHWHILE:
-            slot = decoder.open(request.sequence, request.room)
-        else:
-            slot, known = self._go_on(prefix, request)
+        begun = self._go_on(prefix, request) if prefix and prefix.num_tokens >= _WORTHWHILE else None
+        slot, known = begun or (decoder.open(request.sequence, request.room), {})
         self.kept.shrink([slot, *(active.slot for active in self._active)], request.room)
         if request.allowed is not None:
             decoder.allow(slot, request.allowed.packed())
@@ -273,24 +270,25 @@ class Engine:
         parts = deque(in_parts(request.prompts, known, _SHORT_PART if self._active else _PART))
         return Active(ticket, slot, parts, cached_tokens=known.get(0, 0))
 
-    def _go_on(self, prefix: Prefix, request: Request) -> tuple[Slot, dict[int, int]]:
-        """A slot that begins as another does: that slot, if it is kept and has little else; or a fork of it."""
+    def _go_on(self, prefix: Prefix, request: Request) -> tuple[Slot, dict[int, int]] | None:
+        """A slot that begins as another does: that slot, if it is kept and has little else; or a fork of it.
+
+        Returns:
+            The slot and the tokens that it knows, by prompt; None if there is no memory for both.
+        """
         decoder, source = self._decoder, prefix.slot
-        is_kept = source in set(self.kept)
-        if is_kept and 2 * prefix.num_tokens >= sum(source.lengths):
-            self.kept.take(source)
-            slot = source
-        else:
-            slot = decoder.fork(source, request.sequence)
         known = {number: prefix.lengths.get(number, 0) for number in range(request.sequence.num_prompts)}
+        takes_over = source in set(self.kept) and 2 * prefix.num_tokens >= sum(source.lengths)
         try:
+            slot = source if takes_over else decoder.fork(source, request.sequence)
             decoder.adopt(slot, request.sequence)
-            decoder.rewind(slot, known)
-            decoder.resize(slot, request.room)
-            decoder.allow(slot, None)
-        except PadError:
-            decoder.close(slot)
-            raise
+        except OutOfMemoryError:  # nothing is cached any more
+            return None
+        if takes_over:
+            self.kept.take(source)
+        decoder.rewind(slot, known)
+        decoder.resize(slot, request.room)
+        decoder.allow(slot, None)
         return slot, known
 
     # -- decoding -----------------------------------------------------------------------------------------------------

@@ -112,7 +112,9 @@ class Decoder:
         slot.check_room(new)
         if not new:
             return
-        self._compute(slot, {prompt: slot.lengths[prompt] for prompt in new}, cancellation or Cancellation())
+        # A single pending token, as there is behind a reply, is read with what follows: a run of its own is as dear.
+        pending = {prompt: slot.lengths[prompt] for prompt in new if slot.num_pending(prompt) > 1}
+        self._compute(slot, pending, cancellation or Cancellation())
         self._touch(slot)
         slot.append(new)
 

@@ -59,6 +59,10 @@ class Slot:
             return left
         return min(left, len(self.noise.steps(self.step)) - self.step)
 
+    def num_pending(self, prompt: int) -> int:
+        """Tokens of a prompt that are not in the cache."""
+        return self._known[prompt] - self.lease.cached[prompt]
+
     def ids(self, prompt: int, start: int = 0, stop: int | None = None) -> Sequence[int]:
         """Token ids of a prompt, chosen ones with it."""
         known = self._known[prompt]

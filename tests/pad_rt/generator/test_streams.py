@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import zip_longest
-from typing import Any
 
 import pytest
 
 from pad_rt import EncodedPrompt, Generator, Usage
-from pad_runtime.decode.decoder import Decoder
-from pad_runtime.decode.slot import Slot
+from pad_runtime.errors import CancelledError
 from tests.support import tiny_bundles
 from tests.support.bundle_text import read_tokenizer
 from tests.support.guided_models import PREFERENCES, PROMPTS, Models, config
@@ -84,22 +82,11 @@ def test_streams_read_in_turns_do_not_mix(generator: Generator) -> None:
     assert again == expected
 
 
-def test_a_stream_left_half_read_gives_its_rows_back(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is asked for next has the same ones; beside a stream that is read, it has others."""
-    generator, slots, real = tiny_bundles.load(models.bundle("base")), list[Slot](), Decoder.open
-
-    def note(self: Decoder, *arguments: Any) -> Slot:
-        slots.append(real(self, *arguments))
-        return slots[-1]
-
-    monkeypatch.setattr(Decoder, "open", note)
-    for _ in range(3):
-        stream = generator.stream(PROMPTS[0], preference="be kind", config=config())
+def test_a_stream_that_is_forgotten_ends_its_reply(models: Models) -> None:
+    with tiny_bundles.load(models.bundle("base")) as generator:
+        stream = generator.stream(PROMPTS[0], preference="be kind", config=config(max_new_tokens=400))
         next(stream)
-        generator.generate(PROMPTS[1], preference="be kind", config=config(max_new_tokens=3))
-        assert not slots[-2].lease.is_free
+        ticket = stream._ticket
         del stream
-        generator.generate(PROMPTS[2], preference="be kind", config=config(max_new_tokens=3))
-        assert slots[-3].lease.is_free
-    assert [slot.lease.first for slot in slots[-3:]] == [slot.lease.first for slot in slots[:3]]
-    assert slots[0].lease.first == slots[2].lease.first != slots[1].lease.first
+        with pytest.raises(CancelledError, match="the request was cancelled before its reply ended"):
+            ticket.result()

@@ -1,0 +1,452 @@
+"""The engine, one behaviour at a time: who joins when, what is read, who is refused, and what an end leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
+from pad_rt.engine.ticket import Event
+from pad_runtime.decode.decoder import Decoder
+from pad_runtime.decode.slot import Slot
+from pad_runtime.errors import CancelledError, OptionError, PadError, PromptError, QueueFullError
+from tests.support import tiny_bundles
+from tests.support.guided_models import PROMPTS, Models, config
+
+KIND = Preference(weights={"kind": 0.9})
+LONG = config(max_new_tokens=300)
+PART, SHORT_PART = 32, 8
+VOCAB_BYTES = 45  # 356 tokens
+
+
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pad_rt.engine.engine._PART", PART)
+    monkeypatch.setattr("pad_rt.engine.engine._SHORT_PART", SHORT_PART)
+
+
+@pytest.fixture
+def generator(models: Models) -> Iterator[Generator]:
+    generator = Generator(tiny_bundles.open_bundle(models.bundle("base")), max_waiting=3)
+    yield generator
+    generator.close()
+
+
+@pytest.fixture
+def done(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the decoder does: tokens that it reads, by prompt, and how many slots it steps."""
+    decoder, found = generator._engine._decoder, list[Any]()
+    fill, step = decoder._reader.fill, decoder.step
+
+    def noting_fill(slot: Slot, lengths: dict[int, int], cancellation: Any) -> None:
+        found.append({prompt: length - slot.lease.cached[prompt] for prompt, length in lengths.items()})
+        fill(slot, lengths, cancellation)
+
+    def noting_step(slots: list[Slot], **options: Any) -> Any:
+        found.append(len(slots))
+        return step(slots, **options)
+
+    monkeypatch.setattr(decoder._reader, "fill", noting_fill)
+    monkeypatch.setattr(decoder, "step", noting_step)
+    return found
+
+
+def ids(count: int, first: int = 3) -> EncodedPrompt:
+    return EncodedPrompt([first + number % 60 for number in range(count)])
+
+
+def guided(base: Sequence[int]) -> EncodedPrompt:
+    """A prompt that the PersRM reads as the base does."""
+    return EncodedPrompt(base, base)
+
+
+def fills(done: list[Any]) -> list[dict[int, int]]:
+    return [each for each in done if isinstance(each, dict)]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+class Held:
+    """Keeps the engine's thread in a job until it is let go."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._let_go, begun = threading.Event(), threading.Event()
+
+        def job(_: Decoder) -> None:
+            begun.set()
+            self._let_go.wait(60)
+
+        self._thread = threading.Thread(target=generator._engine.run, args=(job,))
+        self._thread.start()
+        begun.wait(60)
+
+    def let_go(self) -> None:
+        self._let_go.set()
+        self._thread.join()
+
+
+# -- events and results -----------------------------------------------------------------------------------------------
+
+
+def test_events_are_the_reply(generator: Generator) -> None:
+    for preference in (None, KIND, "be kind"):
+        result = generator.generate(PROMPTS[0], preference=preference, config=config())
+        ticket = generator.submit(PROMPTS[0], preference=preference, config=config())
+        events = list(ticket)
+        assert "".join(event.text for event in events) == result.text
+        assert tuple(id for event in events for id in event.token_ids) == result.token_ids
+        assert {(event.finish_reason, event.usage, event.timing) for event in events[:-1]} == {(None, None, None)}
+        last, again = events[-1], ticket.result()
+        assert (last.finish_reason, last.usage, last.timing) == (again.finish_reason, again.usage, again.timing)
+        assert (again.text, again.token_ids) == (result.text, result.token_ids)
+        assert list(ticket) == []
+
+
+def test_timing_adds_up(generator: Generator) -> None:
+    timing = generator.generate(PROMPTS[0], preference=KIND, config=config()).timing
+    assert 0 < timing.queue_s < timing.first_token_s
+    assert timing.queue_s + timing.prefill_s == pytest.approx(timing.first_token_s)
+    assert 0 < timing.step_s < timing.first_token_s * 1000
+
+
+# -- joining and reading ----------------------------------------------------------------------------------------------
+
+
+def test_requests_go_on_side_by_side(generator: Generator, done: list[Any]) -> None:
+    held = Held(generator)
+    tickets = [generator.submit(ids(6, first), config=config(max_new_tokens=4)) for first in (3, 20, 40)]
+    held.let_go()
+    for ticket in tickets:
+        ticket.result()
+    assert [each for each in done if isinstance(each, int)] == [3] * 4
+
+
+def test_replies_go_on_while_a_long_prompt_is_read(generator: Generator, done: list[Any]) -> None:
+    """A reply waits for one short part of it at a time."""
+    first = generator.submit(ids(5), config=LONG)
+    next(first)
+    second = generator.submit(ids(200, 20), config=config(max_new_tokens=1))
+    second.result()
+    first.cancel()
+    from_here = done[next(number for number, each in enumerate(done) if each == {0: SHORT_PART}) :]
+    read = fills(from_here)
+    assert sum(each[0] for each in read) == 199
+    assert max(each[0] for each in read) <= SHORT_PART + 1
+    between = np.diff([number for number, each in enumerate(from_here) if isinstance(each, dict)])
+    assert min(between) >= 2, "a step between any two parts"
+
+
+def test_alone_a_prompt_is_read_in_large_parts(generator: Generator, done: list[Any]) -> None:
+    """The control."""
+    generator.generate(ids(200), config=config(max_new_tokens=1))
+    assert fills(done)[0] == {0: PART}
+
+
+@pytest.mark.parametrize("preference", [None, KIND])
+def test_a_prompt_of_several_requests_is_read_once(
+    generator: Generator, done: list[Any], preference: Preference | None
+) -> None:
+    """Samples of one prompt, and people who share its beginning."""
+    sampled = config(temperature=1.5, max_new_tokens=6)
+    make = guided if preference else EncodedPrompt
+    results = generator.generate_batch([make(ids(90).base)] * 8, preferences=[preference] * 8, config=sampled)
+    assert len({result.token_ids for result in results}) > 1
+    assert sum(each[0] for each in fills(done)) <= 90 + 8
+    assert [result.usage.cached_tokens for result in results] == [0] + [90] * 7
+    del done[:]
+    behind = [make([*ids(80).base, number, number]) for number in range(3, 11)]
+    results = generator.generate_batch(behind, preferences=[preference] * 8, config=sampled)
+    assert sum(each[0] for each in fills(done)) <= 8 * 4
+    assert {result.usage.cached_tokens for result in results} == {80}
+
+
+def test_nothing_is_kept_where_nothing_may_be(models: Models) -> None:
+    """The control: but the latest reply's, until another request runs."""
+    with Generator(tiny_bundles.open_bundle(models.bundle("base")), keep_mib=0) as generator:
+        for first in (3, 10, 3):
+            assert generator.generate(ids(90, first), config=config(max_new_tokens=3)).usage.cached_tokens == 0
+        assert generator.generate(ids(90), config=config(max_new_tokens=3)).usage.cached_tokens == 90
+        assert len(list(generator._engine.kept)) == 1
+
+
+def test_a_reply_is_part_of_what_is_kept(generator: Generator) -> None:
+    prompt = guided(ids(40).base)
+    result = generator.generate(prompt, preference=KIND, config=config(max_new_tokens=20))
+    further = guided([*prompt.base, *result.token_ids, 5, 6, 7])
+    assert generator.generate(further, preference=Preference(weights={"odd": 2.0})).usage.cached_tokens == 40 + 19
+    assert generator.generate(further, preference="be kind").usage.cached_tokens < 40, "another PersRM reads it anew"
+
+
+def test_more_than_the_batch_holds(models: Models, generator: Generator) -> None:
+    """As many as there are, in their order, each with a config of its own."""
+    prompts = [guided(ids(4 + number).base) for number in range(21)]
+    configs = [config(max_new_tokens=1 + number % 5, beta=float(number)) for number in range(21)]
+    results = generator.generate_batch(prompts, preferences=[KIND] * 21, configs=configs)
+    for prompt, each, result in zip(prompts, configs, results, strict=True):
+        alone = generator.generate(prompt, preference=KIND, config=each)
+        assert (result.token_ids, len(result.token_ids)) == (alone.token_ids, each.max_new_tokens)
+    assert generator.generate_batch([]) == []
+
+
+# -- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancel_ends_a_reply_within_a_step(generator: Generator, done: list[Any]) -> None:
+    ticket = generator.submit(ids(5), config=LONG)
+    next(ticket)
+    ticket.cancel()
+    steps = len(done)
+    wait_until(lambda: ticket.has_ended)
+    assert len(done) <= steps + 2
+    assert len(list(ticket)) < 10
+    with pytest.raises(CancelledError, match=r"^the request was cancelled before its reply ended; the text so far is"):
+        ticket.result()
+
+
+def test_a_cancel_ends_the_reading_of_a_prompt(generator: Generator, done: list[Any]) -> None:
+    ticket = generator.submit(ids(400), config=LONG)
+    wait_until(lambda: len(done) > 1)
+    ticket.cancel()
+    wait_until(lambda: ticket.has_ended)
+    assert sum(each[0] for each in fills(done)) < 400
+    assert not any(isinstance(each, int) for each in done)
+
+
+def test_a_request_that_waits_is_cancelled_at_once(generator: Generator) -> None:
+    held = Held(generator)
+    first, second = (generator.submit(ids(5, n), config=config(max_new_tokens=2)) for n in (3, 9))
+    first.cancel()
+    held.let_go()
+    assert len(second.result().token_ids) == 2
+    with pytest.raises(CancelledError):
+        first.result()
+
+
+def test_a_full_queue_refuses_or_waits(generator: Generator) -> None:
+    held = Held(generator)
+    tickets = [generator.submit(ids(5, n), config=config(max_new_tokens=2)) for n in (3, 9, 15)]
+    with pytest.raises(
+        QueueFullError,
+        match=r"^3 requests that wait; expected at most 3; try again later, or load with a larger max_waiting$",
+    ):
+        generator.submit(ids(5))
+    results: list[Any] = []
+    waiting = threading.Thread(target=lambda: results.append(generator.generate(ids(5), config=config())))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    held.let_go()
+    waiting.join(60)
+    assert len(results) == 1
+    assert all(ticket.result() for ticket in tickets)
+
+
+def test_a_device_that_fails_fails_its_requests_alone(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator._engine._decoder, "step", step)
+        tickets = [generator.submit(ids(5, n), config=LONG) for n in (3, 9)]
+        for ticket in tickets:
+            with pytest.raises(RuntimeError, match="the device is gone"):
+                ticket.result()
+            with pytest.raises(RuntimeError, match="the device is gone"):
+                list(ticket)
+    assert generator.generate(ids(5), config=config()).token_ids
+
+
+def test_one_request_of_a_batch_that_fails_ends_the_others(generator: Generator) -> None:
+    with pytest.raises(PromptError, match="no base ids"):
+        generator.generate_batch([ids(5), EncodedPrompt([])])
+    with pytest.raises(PromptError, match="a prompt of 600 tokens"):
+        generator.generate_batch([ids(5), ids(600)], config=LONG)
+    wait_until(lambda: generator._engine._thread is None)
+    assert generator._engine.num_running == 0
+
+
+def test_ctrl_c_ends_the_requests_of_a_call(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pad_rt.engine.ticket.Ticket.result", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate_batch([ids(5), ids(9)], config=LONG)
+    monkeypatch.undo()
+    wait_until(lambda: generator._engine._thread is None)
+    stream = generator.stream(ids(5), config=LONG)
+    next(stream)
+    monkeypatch.setattr("pad_rt.engine.ticket.Ticket.__next__", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    monkeypatch.undo()
+    assert list(stream) == []
+    wait_until(lambda: generator._engine._thread is None)
+
+
+def interrupt(ticket: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_closed_generator(models: Models) -> None:
+    with tiny_bundles.load(models.bundle("base")) as generator:
+        ticket = generator.submit(ids(5), config=LONG)
+        next(ticket)
+    assert ticket.has_ended
+    with pytest.raises(CancelledError):
+        ticket.result()
+    message = "^a generator that was closed; expected one that is open; load the bundle again$"
+    for call in (generator.generate, generator.submit, generator.stream):
+        with pytest.raises(PadError, match=message):
+            call(ids(5))
+    generator.close()
+    assert "pad-engine" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_job_sees_the_decoder_between_steps(generator: Generator) -> None:
+    ticket = generator.submit(ids(5), config=LONG)
+    next(ticket)
+    assert generator._engine.run(lambda decoder: len(decoder._slots)) == 1
+    with pytest.raises(OptionError, match="wrong"):
+        generator._engine.run(fail)
+    ticket.cancel()
+
+
+def fail(_: Decoder) -> None:
+    raise OptionError("wrong")
+
+
+# -- allowed tokens ---------------------------------------------------------------------------------------------------
+
+
+class Alternating:
+    """Allows even ids and odd ids in turn; after some tokens, none."""
+
+    def __init__(self, last: int) -> None:
+        self.turn, self._last = 0, last
+
+    def packed(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if self.turn == self._last:
+            raise OptionError("no token that may come next")
+        return np.full(VOCAB_BYTES, 0x55 if self.turn % 2 == 0 else 0xAA, np.uint8)
+
+    def push(self, token_id: int) -> None:
+        self.turn += 1
+
+
+@pytest.mark.parametrize("preference", [None, KIND])
+def test_allowed_tokens_are_asked_at_every_step(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch, preference: Preference | None
+) -> None:
+    real, limits = generator._requests.make, iter((99, 4))
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        request = real(*arguments, **options)
+        object.__setattr__(request, "allowed", Alternating(next(limits)))
+        return request
+
+    monkeypatch.setattr(generator._requests, "make", make)
+    held = Held(generator)
+    asked = GenerationConfig(max_new_tokens=12)
+    prompt = guided(ids(5).base) if preference else ids(5)
+    good, bad = (generator.submit(prompt, preference=preference, config=asked) for _ in range(2))
+    held.let_go()
+    assert [id % 2 for id in good.result().token_ids] == [0, 1] * 6
+    with pytest.raises(OptionError, match="no token that may come next"):
+        bad.result()
+
+
+# -- asyncio ----------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_share_the_batch(generator: Generator) -> None:
+    async def ask() -> list[Any]:
+        return await asyncio.gather(
+            *(generator.agenerate(guided(ids(n).base), preference=KIND, config=config()) for n in (3, 9))
+        )
+
+    expected = [generator.generate(guided(ids(n).base), preference=KIND, config=config()) for n in (3, 9)]
+    assert [result.token_ids for result in asyncio.run(ask())] == [result.token_ids for result in expected]
+
+
+def test_events_for_asyncio(generator: Generator) -> None:
+    async def ask() -> list[Event]:
+        return [event async for event in generator.astream(ids(5), config=config())]
+
+    events = asyncio.run(ask())
+    result = generator.generate(ids(5), config=config())
+    assert tuple(id for event in events for id in event.token_ids) == result.token_ids
+    assert [event.finish_reason for event in events if event.finish_reason] == ["length"]
+
+
+def test_a_task_that_ends_ends_its_request(generator: Generator) -> None:
+    async def leave() -> None:
+        events = generator.astream(ids(5), config=LONG)
+        await anext(events)
+        await events.aclose()  # type: ignore[attr-defined]
+
+    async def cancel() -> None:
+        task = asyncio.create_task(generator.agenerate(ids(5), config=LONG))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def fail_at_once() -> None:
+        with pytest.raises(PromptError):
+            await generator.agenerate("")
+
+    for act in (leave, cancel, fail_at_once):
+        asyncio.run(act())
+        wait_until(lambda: generator._engine._thread is None)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_waiting": 0}, "max_waiting=0; expected an integer >= 1"),
+        ({"max_waiting": True}, "max_waiting=True; expected an integer >= 1"),
+        ({"keep_mib": -1}, "keep_mib=-1; expected a number of MiB, 0 or more"),
+        ({"keep_mib": None}, "keep_mib=None; expected a number of MiB, 0 or more"),
+        ({"max_cache_mib": float("nan")}, "max_cache_mib=nan; expected a number of MiB, 0 or more"),
+    ],
+)
+def test_limits_that_are_none(models: Models, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Generator.load(models.bundle("base"), **options)
+    assert str(caught.value) == message
+
+
+def test_a_request_that_takes_more_memory_than_all_may(models: Models) -> None:
+    with (
+        Generator(tiny_bundles.open_bundle(models.bundle("base")), max_cache_mib=0.01) as generator,
+        pytest.raises(PadError, match=r"^a request of 0.\d MiB of KV cache; expected at most 0.0, the max_cache_mib; "),
+    ):
+        generator.generate(ids(100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"configs": [None]}, "1 configs for 2 prompts; expected one for each"),
+        ({"configs": {"beta": 1, "top_k": 2}}, "2 configs for 2 prompts; expected one for each"),
+        ({"config": {}, "configs": [None, None]}, "config beside configs; expected one of them"),
+        ({"configs": [None, 3]}, "a config of type int; expected a GenerationConfig or a mapping"),
+        ({"preferences": [None] * 3}, "3 preferences for 2 prompts; expected one for each"),
+    ],
+)
+def test_batches_that_do_not_add_up(generator: Generator, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        generator.generate_batch([ids(3), ids(4)], **options)
+    assert str(caught.value) == message
