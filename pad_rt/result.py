@@ -20,6 +20,7 @@ class Timing:
         first_token_s: from the call to the first token.
         step_s: median time from a token to the next, the steps of others that come between included; 0 where there was
             one token.
+        between_s: the part of step_s in which the decoder did not step: ids to text, and parts of others' prompts.
         tokens_per_s: tokens of the reply over the time in which the request had a slot.
         bytes_to_host_per_token: bytes read back from the device for each token of a sequence.
     """
@@ -28,6 +29,7 @@ class Timing:
     prefill_s: float
     first_token_s: float
     step_s: float
+    between_s: float
     tokens_per_s: float
     bytes_to_host_per_token: int
 

@@ -171,7 +171,7 @@ class ReplyTimes:
 
 
 def measure_replies(generator: Generator, workload: Workload, *, batch: int = 1) -> ReplyTimes:
-    """Generate `rounds` guided replies, or batches of them; what their steps do not account for is the host's."""
+    """Generate `rounds` guided replies, or batches of them; what lies between the decoder's steps is the host's."""
     prompts, config = [workload.prompt(generator.manifest)] * batch, workload.config
     generator.generate_batch(prompts, config=replace(config, max_new_tokens=2))  # buffers are there from now on
     host_us, tokens_per_s, num_bytes = [], [], 0
@@ -179,8 +179,7 @@ def measure_replies(generator: Generator, workload: Workload, *, batch: int = 1)
         start = time.perf_counter()
         timing = generator.generate_batch(prompts, config=config)[0].timing
         after_first = time.perf_counter() - start - timing.first_token_s
-        in_steps = batch * workload.new_tokens / timing.tokens_per_s - timing.prefill_s
-        host_us.append((after_first - in_steps) * 1e6 / (workload.new_tokens - 1))
+        host_us.append(timing.between_s * 1e6)
         tokens_per_s.append((workload.new_tokens - 1) / after_first)
         num_bytes = timing.bytes_to_host_per_token
     return ReplyTimes(host_us, tokens_per_s, num_bytes)

@@ -45,7 +45,6 @@ class Active:
         """Take the token that a step chose into the reply, and give out the event; whether the reply has ended."""
         ticket, request = self.ticket, self.ticket.request
         reply = request.reply
-        ticket.clock.tick()
         if trace is not None and request.wants_trace:
             reply.trace.append(trace)
         known = len(reply.token_ids)

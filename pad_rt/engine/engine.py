@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -118,7 +119,7 @@ class Engine:
         with self._changed:
             if self._is_closed:
                 return
-            tickets = [*self._waiting, *(active.ticket for active in (*self._active, *self._parked))]
+            tickets = self._tickets()
         for ticket in tickets:
             ticket.cancel()
         self.run(self._release)
@@ -152,6 +153,9 @@ class Engine:
         if self._is_closed:
             raise PadError("a generator that was closed", expected="one that is open", hint="load the bundle again")
 
+    def _tickets(self) -> list[Ticket]:
+        return [*self._waiting, *(active.ticket for active in (*self._active, *self._parked))]
+
     def _note_cancel(self) -> None:
         self._has_cancels = True
 
@@ -177,7 +181,8 @@ class Engine:
                     self._thread = None
                     return
             if not threading.main_thread().is_alive():  # the interpreter waits for this thread, and nobody for replies
-                self._fail_all(cancelled())
+                for ticket in self._tickets():
+                    ticket.cancel()
             self._turn()
 
     def _turn(self) -> None:
@@ -233,10 +238,8 @@ class Engine:
                 self._changed.notify_all()
             try:
                 self._active.append(self._open(ticket, prefix))
-            except PadError as error:
+            except Exception as error:  # this request's own fault, or its memory's
                 ticket.fail(error)
-                if isinstance(error, OutOfMemoryError):
-                    return
 
     def _fits(self, request: Request) -> bool:
         """Whether a request can join those that are running."""
@@ -264,8 +267,11 @@ class Engine:
         begun = self._go_on(prefix, request) if prefix and prefix.num_tokens >= _WORTHWHILE else None
         slot, known = begun or (decoder.open(request.sequence, request.room), {})
         self.kept.shrink([slot, *(active.slot for active in self._active)], request.room)
-        if request.allowed is not None:
-            decoder.allow(slot, request.allowed.packed())
+        try:
+            decoder.allow(slot, None if request.allowed is None else request.allowed.packed())
+        except Exception:
+            decoder.close(slot)
+            raise
         ticket.clock.admit()
         parts = deque(in_parts(request.prompts, known, _SHORT_PART if self._active else _PART))
         return Active(ticket, slot, parts, cached_tokens=known.get(0, 0))
@@ -288,7 +294,6 @@ class Engine:
             self.kept.take(source)
         decoder.rewind(slot, known)
         decoder.resize(slot, request.room)
-        decoder.allow(slot, None)
         return slot, known
 
     # -- decoding -----------------------------------------------------------------------------------------------------
@@ -304,13 +309,15 @@ class Engine:
         for active in joining:
             active.ticket.cancellation.on_want(cancellation.want)
         trace = any(active.ticket.request.wants_trace for active in stepped)
+        start = time.perf_counter()
         chosen = self._decoder.step([active.slot for active in stepped], trace=trace, cancellation=cancellation)
         traces = chosen.trace() if trace else [None] * len(stepped)
-        ids = tuple(chosen.ids)
+        ids, took = tuple(chosen.ids), time.perf_counter() - start
         for active, id, weighed in zip(stepped, ids, traces, strict=True):
+            active.ticket.clock.tick(took)
             try:
                 has_ended = active.take(id, weighed, self._decoder)
-            except PadError as error:  # no token is allowed, for example
+            except Exception as error:  # no token is allowed, for example
                 active.ticket.fail(error)
                 has_ended = True
             if has_ended:

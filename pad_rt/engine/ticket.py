@@ -44,24 +44,27 @@ class Clock:
         admitted: it got a slot.
         first: its first token was chosen.
         last: its latest token was.
-        steps: seconds between tokens.
+        intervals: seconds between tokens.
+        between: the part of them in which the decoder did not step.
     """
 
     called: float
     admitted: float = 0.0
     first: float = 0.0
     last: float = 0.0
-    steps: list[float] = field(default_factory=list)
+    intervals: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
 
     def admit(self) -> None:
         """It got a slot."""
         self.admitted = time.perf_counter()
 
-    def tick(self) -> None:
-        """A token was chosen."""
+    def tick(self, step_s: float) -> None:
+        """A token was chosen, by a step that took so long."""
         now = time.perf_counter()
         if self.first:
-            self.steps.append(now - self.last)
+            self.intervals.append(now - self.last)
+            self.between.append(now - self.last - step_s)
         else:
             self.first = now
         self.last = now
@@ -72,7 +75,8 @@ class Clock:
             queue_s=self.admitted - self.called,
             prefill_s=self.first - self.admitted,
             first_token_s=self.first - self.called,
-            step_s=statistics.median(self.steps) if self.steps else 0.0,
+            step_s=statistics.median(self.intervals or [0.0]),
+            between_s=statistics.median(self.between or [0.0]),
             tokens_per_s=num_tokens / (self.last - self.admitted),
             bytes_to_host_per_token=bytes_per_token,
         )

@@ -15,7 +15,7 @@ class Cancellation:
     """A request to end one run. Any thread may make it at any time; it cannot be taken back."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream may be collected, and cancel, at any point of any thread
         self._stops: list[Callable[[], object]] = []
         self._is_wanted = False
 
