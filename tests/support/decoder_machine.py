@@ -413,7 +413,7 @@ class DecoderMachine(RuleBasedStateMachine):
         decoder.read(slot, {number: book.prompts[number][:length] for number, length in enumerate(cached)})
         decoder.read(slot, {number: [0] for number, length in enumerate(cached) if length})
         for number, row in enumerate(book.sequence.rows):
-            if cached[row.prompt]:
+            if cached[row.prompt] > 1:  # a single token is read with what follows
                 self.tally.caches += 1
                 for layer in range(self.world.bundle.manifest.trunks[row.trunk].num_layers):
                     pairs = zip(

@@ -73,8 +73,8 @@ class SequenceSpec:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the base's own graph decodes it: one row, and no ends of the turn that it does not know of."""
-        return len(self.rows) == 1 and not self.sampling.offer_end
+        """Whether the base's own graph decodes it: the base's row alone, and no ends of the turn that are offered."""
+        return self.rows == (Row(0, 0),) and not self.sampling.offer_end
 
     @property
     def num_prompts(self) -> int:

@@ -295,8 +295,6 @@ def test_a_prompt_at_and_over_max_length(generator: Generator) -> None:
 def test_limits_of_the_bundle(generator: Generator) -> None:
     with refused(OptionError, given="top_k 21", expected="at most 20", hint="--max-top-k"):
         generator.generate("hi", config=GenerationConfig(top_k=21))
-    with refused(OptionError, given="4 prompts at once", expected="at most 3, the bundle's max_batch"):
-        generator.generate_batch(["hi"] * 4)
     with refused(OptionError, given="1 preferences for 2 prompts", expected="one for each"):
         generator.generate_batch(["hi"] * 2, preferences=["short"])
     with refused(PromptError, given="a str for generate_batch", hint="use generate"):

@@ -57,7 +57,7 @@ def test_no_token_of_other_weights(pair: Any, bundle: Path, change: Callable[[Pa
     assert say(generator, "guided") == pair.tokens["guided"]
     started = stream(generator)
     next(started)
-    change(bundle, pair.second)
+    generator._engine.run(lambda _: change(bundle, pair.second))
     for go_on in (lambda: list(started), lambda: say(generator, "guided"), lambda: say(generator, "base")):
         with refused(BundleError, given=f"{bundle / 'weights.bin'} was changed after it was loaded", hint="load the"):
             go_on()
@@ -80,7 +80,7 @@ def test_a_change_while_a_step_runs(pair: Any, bundle: Path, monkeypatch: pytest
     with refused(BundleError, given="weights.bin was changed after it was loaded", hint="load the bundle again"):
         for _ in range(9):
             given.append(list(decoder.step(slots).ids))
-    assert len(given) == 3
+    assert len(given) == 2, "the first run reads the prompt"
 
 
 def test_what_leaves_the_content_alone(pair: Any, bundle: Path, say: Say) -> None:
