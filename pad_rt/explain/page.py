@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -56,14 +57,9 @@ def make_page(
         base=manifest.base,
         count=len(choices),
         changed=sum(choice.changed for choice in choices),
+        full=math.exp(_FULL_COLOUR),
         tokens=[
-            {
-                "text": piece,
-                "is_end": len(result.token_ids) <= place,
-                "gain": choice.gain,
-                "colour": min(1.0, abs(choice.gain) / _FULL_COLOUR),
-                "changed": choice.changed,
-            }
+            _token(piece, choice, is_end=place >= len(result.token_ids))
             for place, (piece, choice) in enumerate(zip(pieces, choices, strict=True))
         ],
         data=[_record(choice, tokenizer) for choice in choices],
@@ -92,6 +88,20 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
+def _token(piece: str, choice: Choice, *, is_end: bool) -> dict[str, Any]:
+    """One token for the page's text: spaces in front of a word have no colour."""
+    word = piece.lstrip(" ") or piece
+    return {
+        "space": piece.removesuffix(word),
+        "lines": word.split("\n"),
+        "is_silent": not piece,
+        "is_end": is_end,
+        "gain": choice.gain,
+        "colour": min(1.0, abs(choice.gain) / _FULL_COLOUR),
+        "changed": choice.changed,
+    }
+
+
 def _record(choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
     """One token for the page's table."""
     rows = [
@@ -103,6 +113,7 @@ def _record(choice: Choice, tokenizer: Tokenizer) -> dict[str, Any]:
         "chosen": rows.index(choice.chosen),
         "favourite": rows.index(choice.favourite),
         "gain": round(choice.gain, 4),
+        "changed": choice.changed,
         "more": len(choice.candidates) - len(rows),
         "candidates": [
             [

@@ -102,9 +102,12 @@ class Tokenizer:
         return [*pieces[:-1], pieces[-1] + decoder.flush()] if pieces else []
 
     def name(self, token_id: int) -> str:
-        r"""The text of one token by itself, behind others; bytes that are no text are written as \x and two digits."""
-        data = self._token_bytes_with_special.following(token_id)
-        return "" if data is None else data.decode(errors="backslashreplace")
+        """The text of one token by itself, behind others; of part of a character the bytes, such as <0xE2>."""
+        data = self._token_bytes_with_special.following(token_id) or b""
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "".join(chr(byte) if byte < 0x80 else f"<0x{byte:02X}>" for byte in data)
 
     def stream_decoder(self, *, has_begun: bool = False) -> StreamDecoder:
         """A new decoder that leaves special tokens out; `has_begun`: there is text before the first token."""
