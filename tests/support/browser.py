@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,14 +54,19 @@ class Page:
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
         self.call("Page.navigate", url=file.as_uri())
-        while self.evaluate("document.readyState") != "complete":
-            pass
+        self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
-        given = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        given = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in given, given
         return given["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Wait until a JavaScript expression holds."""
+        end = time.monotonic() + _PATIENCE_S
+        while not self.evaluate(expression):
+            assert time.monotonic() < end, expression
 
     def point_at(self, selector: str) -> None:
         """Move the pointer onto the middle of the first line of an element."""
@@ -78,6 +84,12 @@ class Page:
         """Press and let go a key, by its name and its virtual code."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def tap(self, x: float, y: float) -> None:
+        """Touch the window at a place and let go. What a browser makes of it comes a little later."""
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def picture(self, file: Path) -> None:
         """Write what the window shows as a PNG."""
