@@ -84,5 +84,5 @@ def weigh(trace: SequenceTrace, chosen: int) -> Choice:
 
 def _log_softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     shifted = values - values.max()
-    log_sum: np.float64 = np.log(np.exp(shifted).sum())
-    return shifted - log_sum
+    normalised: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return normalised
