@@ -257,8 +257,9 @@ class Generator:
             OutOfMemoryError: too little memory to score in.
             BundleError: a file of the bundle was written to since it was loaded.
         """
-        options: dict[str, Any] = {"ended": ended, "top_k": top_k, "template_args": template_args}
-        return self.score_batch([prompt], [reply], [preference], **options)[0]
+        return self.score_batch([prompt], [reply], [preference], ended=ended, top_k=top_k, template_args=template_args)[
+            0
+        ]
 
     def score_batch(
         self,

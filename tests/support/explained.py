@@ -58,6 +58,6 @@ def explain_hostile(folder: Path, manifest: Manifest) -> Explained:
         scores = base + np.where(candidates == id, 3.5, generator.normal(size=4) * 0.5).astype(np.float32)
         trace.append(SequenceTrace(candidates, base, np.zeros((1, 4), np.float32), scores))
     result = GenerationResult(
-        tokenizer.decode(ids), tuple(ids), "stop", Usage(3, len(ids)), Timing(0.1, 0.1, 0.1, 1.0, 8), tuple(trace)
+        tokenizer.decode(ids), tuple(ids), "stop", Usage(3, len(ids)), Timing(0.0, 0.1, 0.1, 0.1, 1.0, 8), tuple(trace)
     )
     return Explained(result, tokenizer, manifest)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -228,6 +229,20 @@ def test_a_contrast_needs_words(models: Models) -> None:
     (name,) = worded.features
     assert worded.features[name] == pytest.approx(worded.reward or 0.0)
     assert abs(worded.features[name]) > 0.1
+
+
+def test_threads_that_score_while_others_generate(models: Models) -> None:
+    """Everybody gets what they get alone."""
+    generator = tiny_bundles.load(models.bundle("base"))
+    work: list[Callable[[], Any]] = [
+        lambda: generator.score(PROMPTS[0], REPLY, "be kind"),
+        lambda: generator.generate(PROMPTS[1], preference="be kind", config={"max_new_tokens": 12}).token_ids,
+        lambda: generator.score(PROMPTS[2], "a " * 30),
+    ]
+    expected = [job() for job in work]
+    with ThreadPoolExecutor(6) as pool:
+        given = [pool.submit(job) for _ in range(4) for job in work]
+        assert [future.result() for future in given] == expected * 4
 
 
 WRONG: Mapping[str, tuple[type[PadError], dict[str, Any], str]] = {
