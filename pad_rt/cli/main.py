@@ -233,7 +233,7 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
         metavar="K",
         type=int,
         default=TRAINING_TOP_K,
-        help=f"tokens among which features rate one (default {TRAINING_TOP_K}, as in training)",
+        help=f"tokens that a feature's rating is normalised over (default {TRAINING_TOP_K}, as in training)",
     )
     _add_machine(score)
     score.add_argument("--json", action="store_true", help="print one JSON object")
