@@ -16,6 +16,7 @@ from pad_runtime.decode.trace import SequenceTrace
 from tests.support import tiny_tokenizers
 
 HOSTILE = "</script><script>hit = 1</script><!--<script><img src=http://127.0.0.1:9/x onerror='hit = 1'>&amp;{{ 7*7 }}"
+_UNTIMED = Timing(**dict.fromkeys(Timing.__dataclass_fields__, 0))
 EGG = ("<0xF0>", "<0x9F>", "<0xA5>", "<0x9A>")  # tokens of a byte each
 REPLY = ("the", " egg", "</script>", "<b>", "\n", "\n", *EGG, " &amp;", "\u2028", "é")
 PROMPT = [{"role": "system", "content": "<i>Be</i> kind."}, {"role": "user", "content": HOSTILE}]
@@ -57,7 +58,5 @@ def explain_hostile(folder: Path, manifest: Manifest) -> Explained:
         candidates = np.array([others[0], id, *others[1:3]] if place % 2 else [id, *others[:3]])
         scores = base + np.where(candidates == id, 3.5, generator.normal(size=4) * 0.5).astype(np.float32)
         trace.append(SequenceTrace(candidates, base, np.zeros((1, 4), np.float32), scores))
-    result = GenerationResult(
-        tokenizer.decode(ids), tuple(ids), "stop", Usage(3, len(ids)), Timing(0.0, 0.1, 0.1, 0.1, 1.0, 8), tuple(trace)
-    )
+    result = GenerationResult(tokenizer.decode(ids), tuple(ids), "stop", Usage(3, len(ids)), _UNTIMED, tuple(trace))
     return Explained(result, tokenizer, manifest)
