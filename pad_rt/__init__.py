@@ -8,6 +8,7 @@ from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference
 from pad_rt.result import GenerationResult, Timing, Usage
+from pad_rt.score.reply_score import ReplyScore, TokenScore
 from pad_rt.stream import TextStream
 from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.errors import PadError
@@ -19,7 +20,9 @@ __all__ = [
     "Generator",
     "PadError",
     "Preference",
+    "ReplyScore",
     "TextStream",
     "Timing",
+    "TokenScore",
     "Usage",
 ]

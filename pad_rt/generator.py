@@ -17,12 +17,14 @@ from pad_rt.config import MAX_SEED, GenerationConfig
 from pad_rt.engine.engine import Engine
 from pad_rt.engine.ticket import Event, Ticket
 from pad_rt.planner import RowPlanner
-from pad_rt.preference import PreferenceLike
+from pad_rt.preference import PreferenceLike, normalize_preferences
 from pad_rt.request import Request, RequestMaker, asks_for_reward
 from pad_rt.result import GenerationResult
+from pad_rt.score.reply_score import ReplyScore
+from pad_rt.score.reply_scorer import TRAINING_TOP_K, ReplyScorer
 from pad_rt.stream import TextStream
 from pad_rt.text.chat_template import ChatTemplate
-from pad_rt.text.prompt import Prompt, PromptEncoder
+from pad_rt.text.prompt import Prompt, PromptEncoder, ReplyLike
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import HeldFile
@@ -64,7 +66,9 @@ class Generator:
         encoder = PromptEncoder(
             self._tokenizer, template, vocab_size=manifest.vocab_size, max_length=manifest.max_length
         )
-        self._requests = RequestMaker(manifest, RowPlanner(manifest, encoder), self._tokenizer)
+        planner = RowPlanner(manifest, encoder)
+        self._requests = RequestMaker(manifest, planner, self._tokenizer)
+        self._scorer = ReplyScorer(bundle, planner, encoder, self._tokenizer)
         self._engine = Engine(
             bundle.decoder(),
             max_running=manifest.max_batch,
@@ -183,12 +187,14 @@ class Generator:
                 raise OptionError(f"{len(given)} {what} for {len(prompts)} prompts", expected="one for each")
         return self._run(prompts, preferences, configs, trace)
 
-    def stream(self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None) -> TextStream:
+    def stream(
+        self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None, trace: bool = False
+    ) -> TextStream:
         """Reply to one prompt piece by piece; joined, they are `generate`'s text. Arguments and errors as there.
 
         What `generate` returns is the stream's `result`, after the last piece.
         """
-        (ticket,) = self._submit([prompt], [preference], [config], trace=False, wait=True)
+        (ticket,) = self._submit([prompt], [preference], [config], trace=trace, wait=True)
         return TextStream(ticket)
 
     def submit(
@@ -222,6 +228,87 @@ class Generator:
     def room(self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None) -> int:
         """Tokens of reply that fit behind a prompt; below 1, it is too long itself. Arguments as for `generate`."""
         return self.manifest.max_length - self._requests.plan(prompt, preference, _make_config(config)).longest
+
+    def score(
+        self,
+        prompt: Prompt,
+        reply: ReplyLike,
+        preference: PreferenceLike = None,
+        *,
+        ended: bool = False,
+        top_k: int = TRAINING_TOP_K,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> ReplyScore:
+        """What a reply that is given is worth: how likely the base finds it, and phi of every feature.
+
+        Args:
+            prompt: as for `generate`. Behind a message of the assistant the reply is what goes on with its words.
+            reply: what the assistant would have written, as text or token ids. A text is tokenized by itself, as in
+                training.
+            preference: as for `generate`: the PersRMs that it calls on are asked, each on what it reads in decoding,
+                and rewards are weighted by it. None asks every PersRM, on the prompt without a preference.
+            ended: the end of the turn is scored too, behind the reply.
+            top_k: tokens over which phi is normalised, the reply's own among them; the default is that of training.
+            template_args: as in `GenerationConfig`.
+
+        Raises:
+            PromptError, PreferenceError, OptionError: what was given, what was expected, what to do.
+            DeviceError: the device runs engines, and there is none that scores.
+            OutOfMemoryError: too little memory to score in.
+            BundleError: a file of the bundle was written to since it was loaded.
+        """
+        return self.score_batch([prompt], [reply], [preference], ended=ended, top_k=top_k, template_args=template_args)[
+            0
+        ]
+
+    def score_batch(
+        self,
+        prompts: Sequence[Prompt],
+        replies: Sequence[ReplyLike],
+        preferences: Sequence[PreferenceLike] | None = None,
+        *,
+        ended: bool = False,
+        top_k: int = TRAINING_TOP_K,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> list[ReplyScore]:
+        """Score any number of replies, each behind its prompt and under its preference; each is worth what it is alone.
+
+        Raises:
+            OptionError: not one reply, or not one preference a prompt.
+            PromptError, PreferenceError, DeviceError, OutOfMemoryError, BundleError: as `score`.
+        """
+        return self._scorer.score(
+            prompts, replies, preferences, ended=ended, top_k=top_k, template_args=template_args or {}
+        )
+
+    def explain(
+        self,
+        result: GenerationResult,
+        prompt: Prompt,
+        *,
+        preference: PreferenceLike = None,
+        config: ConfigLike = None,
+    ) -> str:
+        """An HTML page that shows what the reward changed, token by token. It loads nothing.
+
+        Args:
+            result: what `generate` made of the other arguments, with `trace=True`.
+            prompt, preference, config: as they were given to `generate`.
+
+        Raises:
+            OptionError: a result without a trace.
+            PromptError, PreferenceError: as `generate`.
+        """
+        from pad_rt.explain.page import make_page
+
+        return make_page(
+            result,
+            prompt,
+            normalize_preferences(preference),
+            _make_config(config),
+            manifest=self.manifest,
+            tokenizer=self._tokenizer,
+        )
 
     def close(self) -> None:
         """Cancel all requests and give the memory of all KV caches back; a closed generator takes no requests."""

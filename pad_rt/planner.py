@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.text.prompt import EncodedPrompt, Prompt, PromptEncoder
-from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.bundle.manifest import Manifest, PersRMInfo
 from pad_runtime.errors import PreferenceError
 from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.sequence import MAX_STRENGTH
+from pad_runtime.score.request import RewardPrompt
 
 _MAX_WEIGHT = {
     "float32": MAX_STRENGTH,
@@ -42,15 +43,8 @@ class RowPlanner:
             PreferenceError: an unknown feature, words where the PersRM has no place for them, or a strength that
                 float32 cannot hold.
         """
-        pairs = normalize_preferences(preference)
-        if isinstance(prompt, EncodedPrompt) and prompt.reward is not None and not pairs:
-            pairs = ((Preference(weights=self._default_weights()), 1.0),)  # the ids carry the preference
-        rewards = [
-            Reward(persrm, weights, scale, self._reward_prompt(prompt, wish, persrm, template_args))
-            for wish, scale in pairs
-            for persrm, weights in self._weights(wish).items()
-        ]
-        worded = [wish for wish, _ in pairs if wish.text]
+        rewards = self.rewards(prompt, preference, template_args)
+        worded = [wish for wish, _ in normalize_preferences(preference) if wish.text]
         if base_sees_preference and worded and not isinstance(prompt, EncodedPrompt):
             reader = next(iter(self._weights(worded[0])))  # reads words, or its reward's prompt would have been refused
             template = self._manifest.persrms[reader].prompt_template
@@ -61,6 +55,39 @@ class RowPlanner:
         plan = plan_rows(self._manifest, tuple(base), rewards, beta)
         _check_strengths(plan, _MAX_WEIGHT[self._manifest.float_type])
         return plan
+
+    def rewards(
+        self, prompt: Prompt, preference: PreferenceLike, template_args: Mapping[str, Any]
+    ) -> tuple[Reward, ...]:
+        """PersRMs that a preference calls on, each with its weights and what it reads; none without a preference.
+
+        Raises:
+            PromptError, OptionError, PreferenceError: as `plan`.
+        """
+        pairs = normalize_preferences(preference)
+        if isinstance(prompt, EncodedPrompt) and prompt.reward is not None and not pairs:
+            pairs = ((Preference(weights=self._default_weights()), 1.0),)  # the ids carry the preference
+        return tuple(
+            Reward(persrm, weights, scale, self._reward_prompt(prompt, wish.text, persrm, template_args))
+            for wish, scale in pairs
+            for persrm, weights in self._weights(wish).items()
+        )
+
+    def unguided(self, prompt: Prompt, template_args: Mapping[str, Any]) -> tuple[RewardPrompt, ...]:
+        """Every PersRM of the bundle, and what it reads of a prompt without a preference.
+
+        None for a contrast, which says nothing without words, and for an `EncodedPrompt` without reward ids.
+
+        Raises:
+            PromptError, OptionError: as `plan`.
+        """
+        if isinstance(prompt, EncodedPrompt) and prompt.reward is None:
+            return ()
+        return tuple(
+            RewardPrompt(index, self._reward_prompt(prompt, None, index, template_args))
+            for index, info in enumerate(self._manifest.persrms)
+            if not self._is_contrast(info)
+        )
 
     def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:
         """Preference weights by PersRM: features find theirs; words alone go to the first that reads words."""
@@ -84,39 +111,48 @@ class RowPlanner:
         return dict(zip(first.features, first.default_weights, strict=True))
 
     def _reward_prompt(
-        self, prompt: Prompt, preference: Preference, persrm: int, template_args: Mapping[str, Any]
+        self, prompt: Prompt, words: str | None, persrm: int, template_args: Mapping[str, Any]
     ) -> tuple[int, ...]:
         """What a reward row reads, in its PersRM's own form."""
         info = self._manifest.persrms[persrm]
-        contrast = info.trunk == self._manifest.trunks[0].name and info.adapter is None and info.feature_head is None
-        if contrast and not preference.text and not isinstance(prompt, EncodedPrompt):
+        if self._is_contrast(info) and not words and not isinstance(prompt, EncodedPrompt):
             raise PreferenceError(
                 "a preference without text for a bundle without a PersRM",
                 expected="words",
                 hint="this bundle contrasts the base with and without them",
             )
-        if preference.text and not info.takes_text:
+        if words and not info.takes_text:
             raise PreferenceError(
                 f"a preference in words for PersRM '{info.name}', which was trained without",
                 expected=f"weights for {', '.join(info.features)}",
             )
-        return tuple(self._encoder.encode_reward(prompt, preference.text, info.prompt_template, template_args))
+        return tuple(self._encoder.encode_reward(prompt, words, info.prompt_template, template_args))
+
+    def _is_contrast(self, info: PersRMInfo) -> bool:
+        """Whether the base with the preference in its prompt stands in for the PersRM."""
+        return info.trunk == self._manifest.trunks[0].name and info.adapter is None and info.feature_head is None
 
 
 def _check_strengths(plan: RowPlan, max_weight: float) -> None:
     """What lies beyond would make scores infinite."""
-    for values, limit, hint in (
-        (
-            [reading.strength for reading in plan.readings],
-            MAX_STRENGTH,
-            "it is the product of beta and the weights: lower them",
-        ),
-        (
-            [weight for reading in plan.readings for weight in reading.weights],
-            max_weight,
-            "lower the weights and raise beta instead",
-        ),
-    ):
-        beyond = [value for value in values if not abs(value) <= limit]  # NaN too
-        if beyond:
-            raise PreferenceError(f"a preference of strength {beyond[0]:g}", expected=f"at most {limit:g}", hint=hint)
+    check_strength(
+        [reading.strength for reading in plan.readings],
+        MAX_STRENGTH,
+        hint="it is the product of beta and the weights: lower them",
+    )
+    check_strength(
+        [weight for reading in plan.readings for weight in reading.weights],
+        max_weight,
+        hint="lower the weights and raise beta instead",
+    )
+
+
+def check_strength(values: Iterable[float], limit: float, *, hint: str) -> None:
+    """Refuse factors of logits beyond a limit.
+
+    Raises:
+        PreferenceError: one of them, NaN too.
+    """
+    beyond = [value for value in values if not abs(value) <= limit]
+    if beyond:
+        raise PreferenceError(f"a preference of strength {beyond[0]:g}", expected=f"at most {limit:g}", hint=hint)

@@ -1,4 +1,4 @@
-"""The command `pad`: generate, chat, info and bench."""
+"""The command `pad`: generate, chat, score, info and bench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.history import History
 from pad_rt.preference import Preference, parse_weight
+from pad_rt.result import GenerationResult
+from pad_rt.score.reply_scorer import TRAINING_TOP_K
 from pad_rt.text.prompt import Prompt
+from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.command import read_stdin, run_command
 from pad_runtime.devices.choice import DEVICES
 from pad_runtime.errors import OptionError
@@ -54,11 +57,16 @@ def _show_warning(
 
 def _generate(options: argparse.Namespace) -> None:
     config, preference = _read_config(options), _read_preference(options)
-    text = read_stdin().rstrip("\r\n") if options.prompt == "-" else options.prompt
-    prompt: Prompt = text if options.system is None else History(options.system).prompt(text)
+    if options.explain is not None and preference is None:
+        raise OptionError(
+            "--explain without a preference", expected="--preference or --weight", hint="the base alone weighs nothing"
+        )
+    prompt = _read_prompt(options)
     generator = _open(options, preference)
+    trace = options.explain is not None
+    result: GenerationResult | None
     if options.json:
-        result = generator.generate(prompt, preference=preference, config=config)
+        result = generator.generate(prompt, preference=preference, config=config, trace=trace)
         record = {
             "text": result.text,
             "token_ids": result.token_ids,
@@ -69,13 +77,27 @@ def _generate(options: argparse.Namespace) -> None:
             "config": asdict(config),
         }
         print(json.dumps(record, ensure_ascii=False))
-        return
-    stream = generator.stream(prompt, preference=preference, config=config)
-    for piece in stream:
-        print(piece, end="", flush=True)
-    print(flush=True)
-    if stream.result and stream.result.finish_reason == "length":
-        print(f"pad: {stream.result.describe_cut(config.max_new_tokens)}", file=sys.stderr)
+    else:
+        stream = generator.stream(prompt, preference=preference, config=config, trace=trace)
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print(flush=True)
+        result = stream.result
+        if result and result.finish_reason == "length":
+            print(f"pad: {result.describe_cut(config.max_new_tokens)}", file=sys.stderr)
+    if trace and result:
+        _write_page(options.explain, generator.explain(result, prompt, preference=preference, config=config))
+
+
+def _write_page(path: Path, page: str) -> None:
+    try:
+        write_whole(path, page.encode())
+    except (OSError, ValueError) as error:  # ValueError: a path without a name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise OptionError(
+            f"--explain {path} cannot be written: {reason or error}",
+            expected="the path of a file, in a folder that exists",
+        ) from None
 
 
 def _chat(options: argparse.Namespace) -> None:
@@ -83,6 +105,21 @@ def _chat(options: argparse.Namespace) -> None:
 
     config, preference = _read_config(options), _read_preference(options)
     Chat(_open(options, preference), config, preference, system=options.system).run()
+
+
+def _score(options: argparse.Namespace) -> None:
+    from pad_rt.cli.score import show
+
+    if options.prompt == options.reply == "-":
+        raise OptionError("- for both PROMPT and REPLY", expected="one of them on stdin")
+    preference, prompt = _read_preference(options), _read_prompt(options)
+    reply = read_stdin("reply").rstrip("\r\n") if options.reply == "-" else options.reply
+    template_args = _read_template_args(options.template_arg)
+    generator = Generator(_open_bundle(options))
+    score = generator.score(
+        prompt, reply, preference, ended=options.ended, top_k=options.top_k, template_args=template_args
+    )
+    show(score, preference, as_json=options.json)
 
 
 def _info(options: argparse.Namespace) -> None:
@@ -97,12 +134,22 @@ def _info(options: argparse.Namespace) -> None:
 
 def _open(options: argparse.Namespace, preference: Preference | None) -> Generator:
     """Open only the graph that will run."""
+    generator = Generator(_open_bundle(options))
+    generator.open(guided=preference is not None)
+    return generator
+
+
+def _open_bundle(options: argparse.Namespace) -> Bundle:
     bundle = Bundle(options.bundle, device=options.device, num_threads=options.threads)
     for note in bundle.notes:
         print(f"pad: {note}", file=sys.stderr)
-    generator = Generator(bundle)
-    generator.open(guided=preference is not None)
-    return generator
+    return bundle
+
+
+def _read_prompt(options: argparse.Namespace) -> Prompt:
+    """The user's message, behind the system message if there is one."""
+    text = read_stdin().rstrip("\r\n") if options.prompt == "-" else options.prompt
+    return text if options.system is None else History(options.system).prompt(text)
 
 
 def _read_config(options: argparse.Namespace) -> GenerationConfig:
@@ -156,6 +203,12 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
     generate.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from stdin")
     _add_guidance(generate)
     generate.add_argument("--json", action="store_true", help="print one JSON object at the end, no stream")
+    generate.add_argument(
+        "--explain",
+        metavar="PAGE",
+        type=Path,
+        help="also write an HTML page that shows what the preference changed, token by token",
+    )
 
     chat = commands.add_parser(
         "chat", help="talk, one line a turn; /help lists what it understands", allow_abbrev=False
@@ -163,6 +216,27 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
     chat.set_defaults(run=_chat)
     _add_bundle(chat)
     _add_guidance(chat)
+
+    score = commands.add_parser(
+        "score", help="say what a reply is worth: how likely it is, and each feature's rating", allow_abbrev=False
+    )
+    score.set_defaults(run=_score)
+    _add_bundle(score)
+    score.add_argument("prompt", metavar="PROMPT", help="the user's message; - reads it from stdin")
+    score.add_argument("reply", metavar="REPLY", help="what the assistant replied; - reads it from stdin")
+    _add_turn(score)
+    _add_preference(score.add_argument_group("preference", "without it, every feature of the bundle is rated"))
+    scoring = score.add_argument_group("scoring")
+    scoring.add_argument("--ended", action="store_true", help="score the end of the turn, too")
+    scoring.add_argument(
+        "--top-k",
+        metavar="K",
+        type=int,
+        default=TRAINING_TOP_K,
+        help=f"tokens that a feature's rating is normalised over (default {TRAINING_TOP_K}, as in training)",
+    )
+    _add_machine(score)
+    score.add_argument("--json", action="store_true", help="print one JSON object")
 
     info = commands.add_parser("info", help="show what a bundle holds", allow_abbrev=False)
     info.set_defaults(run=_info)
@@ -186,8 +260,8 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder written by pad-export")
 
 
-def _add_guidance(parser: argparse.ArgumentParser) -> None:
-    defaults = GenerationConfig()
+def _add_turn(parser: argparse.ArgumentParser) -> None:
+    """What the chat template writes beside the user's message."""
     parser.add_argument("--system", metavar="TEXT", help="the system message, for chat models that take one")
     parser.add_argument(
         "--template-arg",
@@ -196,11 +270,20 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a variable of the chat template, such as enable_thinking=false: a JSON value, or else text",
     )
-    guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
-    guidance.add_argument("--preference", metavar="TEXT", help='what the user likes, such as "cheerful and concise"')
-    guidance.add_argument(
+
+
+def _add_preference(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--preference", metavar="TEXT", help='what the user likes, such as "cheerful and concise"')
+    group.add_argument(
         "--weight", metavar="NAME=W", action="append", default=[], help="weight of a feature (pad info lists them)"
     )
+
+
+def _add_guidance(parser: argparse.ArgumentParser) -> None:
+    defaults = GenerationConfig()
+    _add_turn(parser)
+    guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
+    _add_preference(guidance)
     # An option that was not given leaves no trace, so that the defaults are those of GenerationConfig alone.
     given: dict[str, Any] = {"default": argparse.SUPPRESS}
     guidance.add_argument(

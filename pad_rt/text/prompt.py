@@ -42,6 +42,8 @@ class EncodedPrompt:
 Prompt: TypeAlias = str | Sequence[Message] | EncodedPrompt
 """What a caller may give: one user turn; a chat, which ends with a message to reply to or with the beginning of the
 reply; or token ids."""
+ReplyLike: TypeAlias = str | Sequence[int]
+"""A reply that is given: text, or token ids."""
 
 
 class PromptEncoder:
@@ -122,6 +124,23 @@ class PromptEncoder:
         reworded = {**turns[asked], "content": filled}
         return self._encode_turns([*turns[:asked], reworded, *turns[asked + 1 :]], arguments)
 
+    def encode_reply(self, reply: ReplyLike, *, has_begun: bool = False) -> list[int]:
+        """Ids of a reply that is given, to stand behind a prompt's.
+
+        A text is encoded by itself, as in training: the prompt's last token and the reply's first never merge.
+
+        Args:
+            reply: a string, in which special tokens that are written out become those tokens; or ids.
+            has_begun: the prompt ends with the beginning of the reply.
+
+        Raises:
+            PromptError: it is neither, too long, or has tokens that the model has not.
+        """
+        if isinstance(reply, str):
+            ids = self._encode_text(reply, add_special_tokens=False, what="reply", has_begun=has_begun)
+            return self._check_known(ids, what="reply")
+        return self._check_range(_check_ids(reply, name="reply")) if reply not in ([], ()) else []
+
     def _check_turns(self, prompt: object) -> str | list[Message]:
         if isinstance(prompt, str):
             if not prompt.strip():
@@ -150,24 +169,31 @@ class PromptEncoder:
             )
         if not ids:
             raise PromptError("a prompt that gives no tokens", expected="some text")
-        if max(ids) >= self._vocab_size:
-            raise PromptError(
-                f"a prompt with the token {self._tokenizer.decode([max(ids)], skip_special_tokens=False)!r}",
-                expected=f"tokens that the model has: its ids end at {self._vocab_size - 1}",
-                hint="leave that token out",
-            )
-        return ids
+        return self._check_known(ids, what="prompt")
 
-    def _encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _encode_text(
+        self, text: str, *, add_special_tokens: bool, what: str = "prompt", has_begun: bool = False
+    ) -> list[int]:
         """Encode a text, unless it is too long even if all its tokens are the vocabulary's longest."""
         limit = self._max_length
         if limit is not None and len(text) > limit and len(text) > limit * self._tokenizer.longest_token:
             raise PromptError(
-                f"a prompt of {len(text):,} characters",
+                f"a {what} of {len(text):,} characters",
                 expected=f"at most {limit - 1} tokens: the bundle's max_length, less a token of reply",
                 hint="shorten it, or export with a larger --max-length",
             )
+        if has_begun:
+            return self._tokenizer.encode_continuation(text)
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _check_known(self, ids: list[int], *, what: str) -> list[int]:
+        if ids and max(ids) >= self._vocab_size:
+            raise PromptError(
+                f"a {what} with the token {self._tokenizer.decode([max(ids)], skip_special_tokens=False)!r}",
+                expected=f"tokens that the model has: its ids end at {self._vocab_size - 1}",
+                hint="leave that token out",
+            )
+        return ids
 
     def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
         read = sorted(self._chat_template.variables) if self._chat_template and arguments else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -69,10 +69,45 @@ class Tokenizer:
             ) from error
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that others of the same turn stand before, without special tokens added.
+
+        A tokenizer that puts a space in front of every text would put one into the middle of this turn. Behind a line
+        feed it puts none: then the ids are those that follow the line feed's.
+
+        Raises:
+            PromptError: as `encode`.
+        """
+        ids = self.encode(text, add_special_tokens=False)
+        if "".join(self.pieces(ids, has_begun=True)) != text:
+            before, behind = (self.encode(part, add_special_tokens=False) for part in ("\n", "\n" + text))
+            if behind[: len(before)] == before:
+                return behind[len(before) :]
+        return ids
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of all ids: exactly the pieces of a `StreamDecoder` joined."""
         decoder = StreamDecoder(self._token_bytes if skip_special_tokens else self._token_bytes_with_special)
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
+
+    def pieces(self, ids: Sequence[int], *, has_begun: bool = False) -> list[str]:
+        """The text that each token adds, special tokens by their names. The last token of a character adds it all.
+
+        Args:
+            ids: of a reply.
+            has_begun: there is text before the first token.
+        """
+        decoder = StreamDecoder(self._token_bytes_with_special, has_begun=has_begun)
+        pieces = [decoder.push(token_id) for token_id in ids]
+        return [*pieces[:-1], pieces[-1] + decoder.flush()] if pieces else []
+
+    def name(self, token_id: int) -> str:
+        """The text of one token by itself, behind others; of part of a character the bytes, such as <0xE2>."""
+        data = self._token_bytes_with_special.following(token_id) or b""
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "".join(chr(byte) if byte < 0x80 else f"<0x{byte:02X}>" for byte in data)
 
     def stream_decoder(self, *, has_begun: bool = False) -> StreamDecoder:
         """A new decoder that leaves special tokens out; `has_begun`: there is text before the first token."""

@@ -150,29 +150,30 @@ def show_error(name: str, error: PadError) -> None:
     print(f"{name}: error: {error}", file=sys.stderr)
 
 
-def read_stdin() -> str:
-    """All of stdin.
+def read_stdin(what: str = "prompt") -> str:
+    """All of stdin, which is to be the prompt, or what else a command asks for.
 
     Raises:
         PromptError: it is closed, cannot be read, or does not end within `MAX_STDIN` characters.
     """
-    return _read(lambda stream: stream.read(MAX_STDIN + 1))
+    return _read(lambda stream: stream.read(MAX_STDIN + 1), what)
 
 
 def read_line() -> str:
     """The next line of stdin with its line feed, or "" at the end. Errors as `read_stdin`."""
-    return _read(lambda stream: stream.readline(MAX_STDIN + 1))
+    return _read(lambda stream: stream.readline(MAX_STDIN + 1), "prompt")
 
 
-def _read(read: Callable[[TextIO], str]) -> str:
+def _read(read: Callable[[TextIO], str], what: str) -> str:
+    expected = f"the {what} on stdin"
     if sys.stdin is None:
-        raise PromptError("stdin is closed", expected="the prompt on stdin")
+        raise PromptError("stdin is closed", expected=expected)
     try:
         text = read(sys.stdin)
     except OSError as error:
-        raise PromptError(f"stdin cannot be read: {error.strerror or error}", expected="the prompt on stdin") from None
+        raise PromptError(f"stdin cannot be read: {error.strerror or error}", expected=expected) from None
     if len(text) > MAX_STDIN:
-        raise PromptError(f"more than {MAX_STDIN:,} characters on stdin", expected="a prompt", hint="shorten it")
+        raise PromptError(f"more than {MAX_STDIN:,} characters on stdin", expected=f"a {what}", hint="shorten it")
     return text
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from pad_rt import GenerationConfig, Generator, Preference
@@ -31,6 +32,12 @@ def main() -> int:
         print(f"{'ok' if same else 'WRONG'}: {case['name']}, {len(result.token_ids)} tokens")
     pad = Path(sys.executable).with_name("pad")
     subprocess.run([pad, "info", bundle, "--check"], check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "page.html"
+        guided = ("--preference", "short", "--max-new-tokens", "2")
+        subprocess.run([pad, "generate", bundle, "hi", *guided, "--explain", page], check=True)
+        subprocess.run([pad, "score", bundle, "hi", "egg"], check=True)
+        wrong += "</html>" not in page.read_text(encoding="utf-8")  # its template is in the wheel
     exported = subprocess.run([pad.with_name("pad-export"), "--base", ".", "-o", "x"], capture_output=True, check=False)
     if exported.returncode != 2 or b"pad-rt[export]" not in exported.stderr:
         print(f"WRONG: pad-export without torch says {exported.stderr.decode()!r}")

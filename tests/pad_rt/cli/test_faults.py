@@ -24,6 +24,7 @@ TRAIN = [sys.executable, "-c", "import sys; from pad_train.cli import main; sys.
 COMMANDS = {
     "pad generate": [*PAD, "generate", "BUNDLE", "hi", "--threads", "1"],
     "pad generate --json": [*PAD, "generate", "BUNDLE", "hi", "--json", "--threads", "1"],
+    "pad score": [*PAD, "score", "BUNDLE", "hi", "egg", "--threads", "1"],
     "pad chat": [*PAD, "chat", "BUNDLE", "--threads", "1", "--max-new-tokens", "2"],
     "pad info": [*PAD, "info", "BUNDLE"],
     "pad info --json": [*PAD, "info", "BUNDLE", "--json"],

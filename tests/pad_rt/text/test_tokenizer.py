@@ -9,7 +9,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_rt.text.stream_decoder import StreamDecoder, TokenBytes
+from pad_rt.text.stream_decoder import StreamDecoder, TokenBytes, _byte_level_alphabet
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.errors import BundleError, PromptError
 from tests.support import tiny_tokenizers
@@ -265,3 +265,51 @@ def test_the_backend_takes_letters_of_an_added_token_for_bytes() -> None:
     backend.add_tokens(ACCENTED)
     decoded = [backend.decode([find(backend, token)]) for token in ("café", "đem", "č")]
     assert decoded == ["caf\ufffd", "\x11em", "\r"]
+
+
+@given(text=texts)
+def test_the_pieces_of_a_reply_are_its_text(case: Case, text: str) -> None:
+    """One for each token; a character that several tokens spell is the last one's."""
+    backend, tokenizer = case
+    ids = backend.encode(text, add_special_tokens=False).ids
+    pieces = tokenizer.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@given(before=texts, text=texts)
+def test_what_goes_on_with_a_text_has_no_space_in_front(case: Case, before: str, text: str) -> None:
+    """Behind any words, the ids of a continuation say what those of a text by itself say, and no more."""
+    _, tokenizer = case
+    alone = tokenizer.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode_continuation(text)
+    assert "".join(tokenizer.pieces(ids, has_begun=True)) == tokenizer.decode(alone, skip_special_tokens=False)
+    both = [*tokenizer.encode("a" + before, add_special_tokens=False), *ids]
+    assert tokenizer.decode(both, skip_special_tokens=False).endswith(
+        tokenizer.decode(alone, skip_special_tokens=False)
+    )
+
+
+def test_a_tokenizer_that_puts_spaces_in_front(llama2: Case) -> None:
+    _, tokenizer = llama2
+    alone, behind = tokenizer.encode("egg", add_special_tokens=False), tokenizer.encode_continuation("egg")
+    assert tokenizer.pieces(alone, has_begun=True) == [" egg"]  # the control
+    assert "".join(tokenizer.pieces(behind, has_begun=True)) == "egg"
+    assert tokenizer.encode_continuation(" egg") == alone
+
+
+def test_names_of_tokens(byte_level: Case) -> None:
+    backend, tokenizer = byte_level
+    assert tokenizer.pieces([]) == []
+    (special,) = tokenizer.encode("</s>", add_special_tokens=False)
+    assert (tokenizer.name(special), tokenizer.pieces([special])) == ("</s>", ["</s>"])
+    spelled = [id for byte in "🥚".encode() for id in [_byte(backend, byte)]]
+    assert [tokenizer.name(id) for id in spelled] == ["<0xF0>", "<0x9F>", "<0xA5>", "<0x9A>"]
+    assert tokenizer.pieces(spelled) == ["", "", "", "🥚"]
+    assert tokenizer.pieces(spelled[:2]) == ["", "\ufffd"]
+    assert tokenizer.name(10**6) == ""
+
+
+def _byte(backend: tokenizers.Tokenizer, byte: int) -> int:
+    """The token of one byte of a byte-level vocabulary."""
+    return find(backend, {value: character for character, value in _byte_level_alphabet().items()}[byte])

@@ -1,0 +1,1 @@
+"""A page that shows what the reward changed in a reply, token by token."""

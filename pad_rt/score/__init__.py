@@ -1,0 +1,1 @@
+"""Replies that are given, scored by token, with text around the runtime's scorer."""
