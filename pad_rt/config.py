@@ -5,15 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
 from pad_runtime.errors import OptionError
+from pad_runtime.rows.sequence import MAX_STRENGTH
 
 MAX_SEED = 2**63
+_DIGITS = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,16 @@ class GenerationConfig:
         max_new_tokens: cap on the generated tokens, >= 1.
         temperature: >= 0; 0 is greedy.
         top_p: sample from the likeliest candidates that together have this probability, 0 < top_p <= 1; 1 keeps all.
+        min_p: sample from candidates of at least this part of the likeliest one's probability, 0 <= min_p < 1; 0 keeps
+            all.
         seed: seed of the sampling noise, 0 <= seed < 2**63.
+        repetition_penalty: divides the base's logits above 0, and multiplies those below, of tokens that its prompt or
+            the reply has, > 0; 1 is off (CTRL, arXiv 1909.05858).
+        presence_penalty: taken off the base's logit of each token that the reply has; 0 is off.
+        frequency_penalty: taken off for each time that the reply has the token; 0 is off.
+        no_repeat_ngram: a reply never has so many tokens in a row that it, or the base's prompt, had before; 0 is off.
+        logit_bias: added to the base's logits, by token id.
+        banned_token_ids: ids that a reply never has; a single id is taken as a list of one.
         stop: strings before which a reply ends; a single string is one stop string. They may contain special tokens,
             such as "<|im_end|>", although replies do not show those.
         stop_token_ids: ids that end a reply, in addition to the bundle's ends of turn; a single id is taken as a list
@@ -49,7 +61,14 @@ class GenerationConfig:
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    banned_token_ids: Sequence[int] = ()
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     base_sees_preference: bool = False
@@ -58,18 +77,28 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         checked = {
-            "beta": _check_float("beta", self.beta, expected="a finite number"),
+            "beta": _check_float("beta", self.beta),
             "top_k": _check_int("top_k", self.top_k, minimum=1),
             "max_new_tokens": _check_int("max_new_tokens", self.max_new_tokens, minimum=1),
-            "temperature": _check_float("temperature", self.temperature, expected="a finite number >= 0", minimum=0.0),
-            "top_p": _check_float("top_p", self.top_p, expected="a number in (0, 1]", minimum=0.0, maximum=1.0),
+            "temperature": _check_float("temperature", self.temperature, "a finite number >= 0", lambda t: t >= 0),
+            "top_p": _check_float("top_p", self.top_p, "a number in (0, 1]", lambda p: 0 < p <= 1),
+            "min_p": _check_float("min_p", self.min_p, "a number in [0, 1)", lambda p: 0 <= p < 1),
             "seed": _check_int("seed", self.seed, minimum=0, limit=MAX_SEED),
+            "repetition_penalty": _check_float(
+                "repetition_penalty",
+                self.repetition_penalty,
+                f"a number from {1 / MAX_STRENGTH:g} to {MAX_STRENGTH:g}",
+                lambda p: 1 / MAX_STRENGTH <= p <= MAX_STRENGTH,
+            ),
+            "presence_penalty": _check_strength("presence_penalty", self.presence_penalty),
+            "frequency_penalty": _check_strength("frequency_penalty", self.frequency_penalty),
+            "no_repeat_ngram": _check_int("no_repeat_ngram", self.no_repeat_ngram, minimum=0),
+            "logit_bias": _check_bias(self.logit_bias),
+            "banned_token_ids": _check_ids("banned_token_ids", self.banned_token_ids),
             "stop": _check_stop(self.stop),
             "stop_token_ids": _check_ids("stop_token_ids", self.stop_token_ids),
             "template_args": _check_template_args(self.template_args),
         }
-        if checked["top_p"] == 0.0:
-            raise OptionError(f"top_p={self.top_p!r}", expected="a number in (0, 1]")
         for name in ("base_sees_preference", "offer_end"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r}", expected="True or False")
@@ -96,16 +125,24 @@ class GenerationConfig:
 
 
 def _check_float(
-    name: str, value: object, *, expected: str, minimum: float = -math.inf, maximum: float = math.inf
+    name: str,
+    value: object,
+    expected: str = "a finite number",
+    is_within: Callable[[float], bool] = math.isfinite,
 ) -> float:
     if isinstance(value, Real) and not isinstance(value, bool):
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if math.isfinite(number) and minimum <= number <= maximum:
+        if math.isfinite(number) and is_within(number):
             return number
     raise OptionError(f"{name}={value!r}", expected=expected)
+
+
+def _check_strength(name: str, value: object) -> float:
+    expected = f"a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}"
+    return _check_float(name, value, expected, lambda number: abs(number) <= MAX_STRENGTH)
 
 
 def _check_int(name: str, value: object, *, minimum: int, limit: int | None = None) -> int:
@@ -129,6 +166,20 @@ def _check_ids(name: str, ids: object) -> tuple[int, ...]:
     if not isinstance(listed, list | tuple):
         raise OptionError(f"{name}={reprlib.repr(ids)}", expected="an integer >= 0 or a list of them")
     return tuple(_check_int(name, id, minimum=0) for id in listed)
+
+
+def _check_bias(bias: object) -> dict[int, float]:
+    """Numbers by token id; OpenAI's clients write ids as strings, for their JSON has no other keys."""
+    if not isinstance(bias, Mapping):
+        raise OptionError(f"logit_bias={reprlib.repr(bias)}", expected="token ids and numbers, such as {50256: -100}")
+    checked: dict[int, float] = {}
+    for key, value in bias.items():
+        is_written = isinstance(key, str) and _DIGITS.fullmatch(key)
+        id = _check_int("token id of logit_bias", int(key) if is_written else key, minimum=0)
+        if id in checked:
+            raise OptionError(f"logit_bias of token {id} given twice", expected="one number a token")
+        checked[id] = _check_strength(f"logit_bias of token {id}", value)
+    return checked
 
 
 def _check_template_args(arguments: object) -> dict[str, Any]:

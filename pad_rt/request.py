@@ -16,7 +16,7 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PromptError
 from pad_runtime.rows.plan import RowPlan
-from pad_runtime.rows.sequence import MAX_STRENGTH, Sampling, SequenceSpec
+from pad_runtime.rows.sequence import MAX_STRENGTH, Controls, Sampling, SequenceSpec
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ class RequestMaker:
         """
         manifest = self._manifest
         num_ends = self._num_ends(config)
-        beyond = [id for id in config.stop_token_ids if id >= manifest.vocab_size]
-        if beyond:
-            raise OptionError(
-                f"stop_token_ids with {reprlib.repr(beyond[0])}",
-                expected=f"ids below {manifest.vocab_size}, the vocabulary's size",
-            )
+        for name in ("stop_token_ids", "logit_bias", "banned_token_ids"):
+            beyond = [id for id in getattr(config, name) if id >= manifest.vocab_size]
+            if beyond:
+                raise OptionError(
+                    f"{name} with {reprlib.repr(beyond[0])}",
+                    expected=f"ids below {manifest.vocab_size}, the vocabulary's size",
+                )
         plan = self.plan(prompt, preference, config)
         if plan.longest >= manifest.max_length:
             raise PromptError(
@@ -78,8 +79,15 @@ class RequestMaker:
             top_k=min(config.top_k + num_ends * guided, manifest.vocab_size),
             temperature=min(config.temperature, MAX_STRENGTH),  # any hotter, and all candidates are as likely
             top_p=config.top_p,
+            min_p=config.min_p,
             seed=config.seed,
             offer_end=config.offer_end and guided,
+        )
+        controls = Controls(
+            bias=config.logit_bias,
+            repetition_penalty=config.repetition_penalty,
+            presence_penalty=config.presence_penalty,
+            frequency_penalty=config.frequency_penalty,
         )
         special = self._tokenizer.special_tokens if config.stop else {}
         reply = Reply(
@@ -91,7 +99,7 @@ class RequestMaker:
             special=special,
         )
         return Request(
-            plan.sequence(sampling), plan.prompts, plan.longest + limit, reply, wants_trace=trace, owner=owner
+            plan.sequence(sampling, controls), plan.prompts, plan.longest + limit, reply, wants_trace=trace, owner=owner
         )
 
     def plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> RowPlan:

@@ -156,7 +156,25 @@ def _read_config(options: argparse.Namespace) -> GenerationConfig:
     """The options that were given over the defaults of `GenerationConfig`."""
     names = GenerationConfig.__dataclass_fields__
     given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
-    return GenerationConfig(**given, template_args=_read_template_args(options.template_arg))
+    return GenerationConfig(
+        **given,
+        logit_bias=_read_logit_bias(options.logit_bias_pairs),
+        template_args=_read_template_args(options.template_arg),
+    )
+
+
+def _read_logit_bias(arguments: list[str]) -> dict[int, float]:
+    read: dict[int, float] = {}
+    for argument in arguments:
+        name, _, number = argument.partition("=")
+        try:
+            id, bias = int(name), float(number)
+        except ValueError:
+            raise OptionError(f"--logit-bias {argument!r}", expected="ID=B", hint="such as 50256=-100") from None
+        if id in read:
+            raise OptionError(f"--logit-bias {id} given twice", expected="one number a token")
+        read[id] = bias
+    return read
 
 
 def _read_template_args(arguments: list[str]) -> dict[str, Any]:
@@ -330,7 +348,59 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         help=f"sample from the likeliest candidates of this probability mass (default {defaults.top_p})",
         **given,
     )
+    sampling.add_argument(
+        "--min-p",
+        metavar="P",
+        type=float,
+        help=f"sample from candidates with this part of the likeliest one's chance (default {defaults.min_p})",
+        **given,
+    )
     sampling.add_argument("--seed", metavar="S", type=int, help=f"of the sampling (default {defaults.seed})", **given)
+    sampling.add_argument(
+        "--repetition-penalty",
+        metavar="R",
+        type=float,
+        help=f"makes tokens of the prompt and the reply less likely, above 1 (default {defaults.repetition_penalty})",
+        **given,
+    )
+    sampling.add_argument(
+        "--presence-penalty",
+        metavar="A",
+        type=float,
+        help=f"taken off the logits of the reply's tokens (default {defaults.presence_penalty})",
+        **given,
+    )
+    sampling.add_argument(
+        "--frequency-penalty",
+        metavar="A",
+        type=float,
+        help=f"taken off for each time that the reply has a token (default {defaults.frequency_penalty})",
+        **given,
+    )
+    sampling.add_argument(
+        "--no-repeat-ngram",
+        metavar="N",
+        type=int,
+        help="never write N tokens in a row that were there before; 0 is off (default 0)",
+        **given,
+    )
+    sampling.add_argument(
+        "--logit-bias",
+        metavar="ID=B",
+        dest="logit_bias_pairs",
+        action="append",
+        default=[],
+        help="added to the logit of a token; may be given several times",
+    )
+    sampling.add_argument(
+        "--banned-token-id",
+        metavar="ID",
+        dest="banned_token_ids",
+        type=int,
+        action="append",
+        help="never write this token; may be given several times",
+        **given,
+    )
     sampling.add_argument(
         "--stop",
         metavar="TEXT",

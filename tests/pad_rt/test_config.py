@@ -22,7 +22,14 @@ def test_defaults_are_the_papers() -> None:
         "max_new_tokens": 128,
         "temperature": 0.0,
         "top_p": 1.0,
+        "min_p": 0.0,
         "seed": 0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "no_repeat_ngram": 0,
+        "logit_bias": {},
+        "banned_token_ids": (),
         "stop": (),
         "stop_token_ids": (),
         "base_sees_preference": False,
@@ -46,6 +53,9 @@ def test_is_frozen_and_keyword_only() -> None:
     [
         ("beta", -3), ("beta", np.float32(0.5)), ("top_k", 1), ("top_k", np.int64(7)), ("max_new_tokens", 1),
         ("temperature", 0), ("top_p", 1), ("top_p", 1e-6), ("seed", 2**63 - 1), ("base_sees_preference", True),
+        ("min_p", 0), ("min_p", 0.999), ("repetition_penalty", 0.5), ("repetition_penalty", 1e25),
+        ("presence_penalty", -2), ("frequency_penalty", np.float32(1.5)), ("frequency_penalty", -1e25),
+        ("no_repeat_ngram", 1), ("no_repeat_ngram", np.int64(3)),
     ],
 )  # fmt: skip
 def test_accepts(name: str, value: Any) -> None:
@@ -64,7 +74,13 @@ def test_accepts(name: str, value: Any) -> None:
         ("seed", -1), ("seed", 2**63), ("seed", 0.0), ("base_sees_preference", 1), ("base_sees_preference", "yes"),
         ("stop", ""), ("stop", ["a", ""]), ("stop", [1]), ("stop", None), ("stop", {"a": 1}), ("stop", b"a"),
         ("stop_token_ids", -1), ("stop_token_ids", True), ("stop_token_ids", "2"), ("stop_token_ids", None),
-        ("stop_token_ids", 1.0),
+        ("stop_token_ids", 1.0), ("banned_token_ids", -1), ("banned_token_ids", "2"), ("banned_token_ids", None),
+        ("min_p", 1), ("min_p", -0.1), ("min_p", math.nan), ("repetition_penalty", 0), ("repetition_penalty", -1),
+        ("repetition_penalty", 1e-26), ("repetition_penalty", 1e26), ("repetition_penalty", math.inf),
+        ("repetition_penalty", True), ("presence_penalty", 1e26), ("presence_penalty", math.nan),
+        ("presence_penalty", "1"), ("frequency_penalty", -1e26), ("frequency_penalty", None),
+        ("no_repeat_ngram", -1), ("no_repeat_ngram", 2.0), ("no_repeat_ngram", True),
+        ("logit_bias", None), ("logit_bias", [(5, 1.0)]), ("logit_bias", "5"),
     ],
 )  # fmt: skip
 def test_refuses_with_name_and_value(name: str, value: Any) -> None:
@@ -86,6 +102,35 @@ def test_stop_token_ids_are_one_or_a_list() -> None:
     for bad in ([1, -2], [True], ["2"], [1.5]):
         with pytest.raises(OptionError, match=r"stop_token_ids=.*expected an integer >= 0"):
             GenerationConfig(stop_token_ids=bad)  # type: ignore[arg-type]
+
+
+def test_logit_bias_takes_ids_as_numbers_and_as_openai_writes_them() -> None:
+    given = {"7": 1, np.int64(2): -100.0, "08": np.float32(0.5)}
+    kept = GenerationConfig(logit_bias=given).logit_bias  # type: ignore[arg-type]
+    given["9"] = 2
+    assert kept == {7: 1.0, 2: -100.0, 8: 0.5}
+    assert all(type(id) is int and type(value) is float for id, value in kept.items())
+    assert GenerationConfig.from_mapping({"logit_bias": {"7": 1}}).logit_bias == {7: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        ({-1: 1.0}, "token id of logit_bias=-1; expected an integer >= 0"),
+        ({"-1": 1.0}, "token id of logit_bias='-1'; expected an integer >= 0"),
+        ({"²": 1.0}, "token id of logit_bias='²'; expected an integer >= 0"),
+        ({" a": 1.0}, "token id of logit_bias=' a'; expected an integer >= 0"),
+        ({1.0: 1.0}, "token id of logit_bias=1.0; expected an integer >= 0"),
+        ({True: 1.0}, "token id of logit_bias=True; expected an integer >= 0"),
+        ({5: math.inf}, r"logit_bias of token 5=inf; expected a number from -1e\+25 to 1e\+25"),
+        ({5: "1"}, "logit_bias of token 5='1'; expected a number from"),
+        ({5: 1e26}, "logit_bias of token 5=1e[+]26; expected a number from"),
+        ({5: 1.0, "5": 2.0}, "logit_bias of token 5 given twice; expected one number a token"),
+    ],
+)
+def test_a_logit_bias_that_is_none(bias: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        GenerationConfig(logit_bias=bias)
 
 
 def test_template_args_are_a_copy_of_json_values() -> None:

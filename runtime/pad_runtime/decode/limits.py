@@ -28,7 +28,7 @@ class Limits:
         Raises:
             OptionError: sampling or controls beyond the vocabulary, the bundle's max_top_k or what float32 can hold.
         """
-        sampling, bias = sequence.sampling, sequence.controls.bias
+        sampling, controls, bias = sequence.sampling, sequence.controls, sequence.controls.bias
         if not 1 <= sampling.top_k <= self._manifest.max_top_k:
             raise OptionError(f"top_k {sampling.top_k}", expected=f"1 to {self._manifest.max_top_k}")
         if sampling.seed < 0:
@@ -39,11 +39,18 @@ class Limits:
         for name, values in (
             ("temperature", [sampling.temperature]),
             ("bias", bias.values()),
+            ("presence penalty", [controls.presence_penalty]),
+            ("frequency penalty", [controls.frequency_penalty]),
             ("reading's strength", [reading.strength for reading in sequence.readings]),
         ):
             for value in values:
                 if not abs(value) <= MAX_STRENGTH:  # NaN too
                     raise OptionError(f"a {name} of {value:g}", expected=f"at most {MAX_STRENGTH:g}")
+        if not 1 / MAX_STRENGTH <= controls.repetition_penalty <= MAX_STRENGTH:
+            raise OptionError(
+                f"a repetition penalty of {controls.repetition_penalty:g}",
+                expected=f"{1 / MAX_STRENGTH:g} to {MAX_STRENGTH:g}",
+            )
 
     def check_room(self, room: int) -> None:
         """Whether the bundle has as many positions.

@@ -100,7 +100,12 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
         "--max-new-tokens": ("2", "max_new_tokens", 2),
         "--temperature": ("0.7", "temperature", 0.7),
         "--top-p": ("0.9", "top_p", 0.9),
+        "--min-p": ("0.01", "min_p", 0.01),
         "--seed": ("7", "seed", 7),
+        "--repetition-penalty": ("1.1", "repetition_penalty", 1.1),
+        "--presence-penalty": ("-0.5", "presence_penalty", -0.5),
+        "--frequency-penalty": ("0.25", "frequency_penalty", 0.25),
+        "--no-repeat-ngram": ("3", "no_repeat_ngram", 3),
     }
     arguments = [word for option, (text, _, _) in options.items() for word in (option, text)]
     arguments += [
@@ -112,6 +117,12 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
         "7",
         "--stop-token-id",
         "9",
+        "--logit-bias",
+        "5=-1.5",
+        "--logit-bias",
+        "6=2",
+        "--banned-token-id",
+        "8",
         "--base-sees-preference",
         "--offer-end",
     ]
@@ -119,8 +130,9 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     assert main(["generate", str(tiny_bundle), "hi", "--json", *arguments]) == 0
     config = json.loads(capsys.readouterr().out)["config"]
     expected = {name: value for _, name, value in options.values()}
-    flags = {"template_args": {}, "base_sees_preference": True, "offer_end": True}
-    assert config == {**expected, "stop": ["xx", "yy"], "stop_token_ids": [7, 9], **flags}
+    expected |= {"stop": ["xx", "yy"], "stop_token_ids": [7, 9], "banned_token_ids": [8]}
+    expected |= {"logit_bias": {"5": -1.5, "6": 2.0}, "template_args": {}}
+    assert config == {**expected, "base_sees_preference": True, "offer_end": True}
 
 
 def test_the_defaults_are_those_of_the_library(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

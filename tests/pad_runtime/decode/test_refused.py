@@ -56,6 +56,15 @@ def biased(bias: dict[int, float]) -> Callable[[SequenceSpec], SequenceSpec]:
         (biased({-1: 1.0}), "a bias of token -1"),
         (biased({3: 1.0, 10**6: 1.0}), "a bias of token 1000000"),
         (biased({3: float("-inf")}), "a bias of -inf"),
+        (
+            lambda sequence: replace(sequence, controls=Controls(presence_penalty=-1e26)),
+            "a presence penalty of -1e",
+        ),
+        (
+            lambda sequence: replace(sequence, controls=Controls(frequency_penalty=float("nan"))),
+            "a frequency penalty of nan",
+        ),
+        (lambda sequence: replace(sequence, controls=Controls(repetition_penalty=0.0)), "a repetition penalty of 0"),
         (lambda sequence: replace(sequence, readings=(Reading(0, (), 1e30),)), "a reading's strength of 1e"),
         (lambda sequence: replace(sequence, readings=(Reading(0, (1e20,), 1e20),)), "a reading's strength of 1e"),
     ],
