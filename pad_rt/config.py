@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from pad_runtime.errors import OptionError
-from pad_runtime.rows.sequence import MAX_STRENGTH
+from pad_runtime.rows.sequence import LEAST_FACTOR, MAX_STRENGTH
 
 MAX_SEED = 2**63
 _DIGITS = re.compile("[0-9]{1,18}")
@@ -87,8 +87,8 @@ class GenerationConfig:
             "repetition_penalty": _check_float(
                 "repetition_penalty",
                 self.repetition_penalty,
-                f"a number from {1 / MAX_STRENGTH:g} to {MAX_STRENGTH:g}",
-                lambda p: 1 / MAX_STRENGTH <= p <= MAX_STRENGTH,
+                f"a number from {LEAST_FACTOR:g} to {MAX_STRENGTH:g}",
+                lambda p: LEAST_FACTOR <= p <= MAX_STRENGTH,
             ),
             "presence_penalty": _check_strength("presence_penalty", self.presence_penalty),
             "frequency_penalty": _check_strength("frequency_penalty", self.frequency_penalty),

@@ -54,6 +54,7 @@ def test_is_frozen_and_keyword_only() -> None:
         ("beta", -3), ("beta", np.float32(0.5)), ("top_k", 1), ("top_k", np.int64(7)), ("max_new_tokens", 1),
         ("temperature", 0), ("top_p", 1), ("top_p", 1e-6), ("seed", 2**63 - 1), ("base_sees_preference", True),
         ("min_p", 0), ("min_p", 0.999), ("repetition_penalty", 0.5), ("repetition_penalty", 1e25),
+        ("repetition_penalty", 1e-25),
         ("presence_penalty", -2), ("frequency_penalty", np.float32(1.5)), ("frequency_penalty", -1e25),
         ("no_repeat_ngram", 1), ("no_repeat_ngram", np.int64(3)),
     ],

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PromptError
-from pad_runtime.rows.sequence import MAX_STRENGTH, SequenceSpec
+from pad_runtime.rows.sequence import LEAST_FACTOR, MAX_STRENGTH, SequenceSpec
 
 
 class Limits:
@@ -46,10 +46,10 @@ class Limits:
             for value in values:
                 if not abs(value) <= MAX_STRENGTH:  # NaN too
                     raise OptionError(f"a {name} of {value:g}", expected=f"at most {MAX_STRENGTH:g}")
-        if not 1 / MAX_STRENGTH <= controls.repetition_penalty <= MAX_STRENGTH:
+        if not LEAST_FACTOR <= controls.repetition_penalty <= MAX_STRENGTH:
             raise OptionError(
                 f"a repetition penalty of {controls.repetition_penalty:g}",
-                expected=f"{1 / MAX_STRENGTH:g} to {MAX_STRENGTH:g}",
+                expected=f"{LEAST_FACTOR:g} to {MAX_STRENGTH:g}",
             )
 
     def check_room(self, room: int) -> None:

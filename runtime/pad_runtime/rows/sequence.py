@@ -9,6 +9,7 @@ from pad_runtime.rows.row import Reading, Row
 
 # Of readings, bias and temperature: times logits or noise, far less than what a token that is not allowed loses (1e30).
 MAX_STRENGTH = 1e25
+LEAST_FACTOR = 1e-25  # of a repetition penalty, which divides logits
 
 
 @dataclass(frozen=True, kw_only=True)

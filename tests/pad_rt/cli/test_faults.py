@@ -173,7 +173,7 @@ def test_arguments_that_are_no_utf8(tiny_bundle: Path, arguments: list[str]) -> 
         (["--top-p", "nan"], "top_p=nan; expected a number in (0, 1]"),
         (["--min-p", "1"], "min_p=1.0; expected a number in [0, 1)"),
         (["--repetition-penalty", "0"], "repetition_penalty=0.0; expected a number from 1e-25 to 1e+25"),
-        (["--repetition-penalty", "1e-25", "--presence-penalty", "1e25", "--frequency-penalty", "-1e25"], ""),
+        (["--repetition-penalty", "1e-25", "--presence-penalty", "1e25", "--frequency-penalty=-1e25"], ""),
         (["--no-repeat-ngram", str(10**30)], ""),
         (["--logit-bias", "5=much"], "--logit-bias '5=much'; expected ID=B; such as 50256=-100"),
         (["--logit-bias", "5=1", "--logit-bias", "05=1"], "--logit-bias 5 given twice; expected one number a token"),
