@@ -113,6 +113,10 @@ class Tokenizer:
         """A new decoder that leaves special tokens out; `has_begun`: there is text before the first token."""
         return StreamDecoder(self._token_bytes, has_begun=has_begun)
 
+    def vocabulary(self, size: int) -> list[bytes]:
+        """Bytes that each of so many ids adds to a text, by id; empty for those that add nothing."""
+        return [self._token_bytes.following(id) or b"" for id in range(size)]
+
     @cached_property
     def longest_token(self) -> int:
         """Most characters that a single token can encode."""
