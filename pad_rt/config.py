@@ -8,14 +8,16 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from pad_runtime.errors import OptionError
 from pad_runtime.rows.sequence import LEAST_FACTOR, MAX_STRENGTH
 
 MAX_SEED = 2**63
+FormKind: TypeAlias = Literal["json_schema", "regex", "grammar"]
 _DIGITS = re.compile("[0-9]{1,18}")
 
 
@@ -43,6 +45,12 @@ class GenerationConfig:
         no_repeat_ngram: a reply never has so many tokens in a row that it, or the base's prompt, had before; 0 is off.
         logit_bias: added to the base's logits, by token id.
         banned_token_ids: ids that a reply never has; a single id is taken as a list of one.
+        json_schema: a JSON schema, as an object or JSON text, that the whole reply is valid by.
+        regex: a regular expression that the whole reply matches.
+        grammar: a grammar in llguidance's Lark that the whole reply is of. At most one of these three; they need the
+            extra `grammar`.
+        logprobs: report log-probabilities of each token and of so many of the likeliest candidates, 0 to top_k; None
+            reports none. See `TokenLogprobs`.
         stop: strings before which a reply ends; a single string is one stop string. They may contain special tokens,
             such as "<|im_end|>", although replies do not show those.
         stop_token_ids: ids that end a reply, in addition to the bundle's ends of turn; a single id is taken as a list
@@ -69,6 +77,10 @@ class GenerationConfig:
     no_repeat_ngram: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     banned_token_ids: Sequence[int] = ()
+    json_schema: Mapping[str, Any] | str | None = field(default=None, hash=False)
+    regex: str | None = None
+    grammar: str | None = None
+    logprobs: int | None = None
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     base_sees_preference: bool = False
@@ -95,6 +107,10 @@ class GenerationConfig:
             "no_repeat_ngram": _check_int("no_repeat_ngram", self.no_repeat_ngram, minimum=0),
             "logit_bias": _check_bias(self.logit_bias),
             "banned_token_ids": _check_ids("banned_token_ids", self.banned_token_ids),
+            "json_schema": _check_schema(self.json_schema),
+            "regex": _check_text("regex", self.regex),
+            "grammar": _check_text("grammar", self.grammar),
+            "logprobs": None if self.logprobs is None else _check_int("logprobs", self.logprobs, minimum=0),
             "stop": _check_stop(self.stop),
             "stop_token_ids": _check_ids("stop_token_ids", self.stop_token_ids),
             "template_args": _check_template_args(self.template_args),
@@ -102,8 +118,23 @@ class GenerationConfig:
         for name in ("base_sees_preference", "offer_end"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r}", expected="True or False")
+        forms = [name for name in ("json_schema", "regex", "grammar") if checked[name] is not None]
+        if len(forms) > 1:
+            raise OptionError(" beside ".join(forms), expected="at most one of json_schema, regex and grammar")
+        if self.logprobs is not None and self.logprobs > self.top_k:
+            raise OptionError(f"logprobs={self.logprobs!r}", expected=f"at most top_k, {self.top_k}")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def form(self) -> tuple[FormKind, Any] | None:
+        """What the whole reply must be of: the option's name and its value; None for any text."""
+        forms: tuple[tuple[FormKind, Any], ...] = (
+            ("json_schema", self.json_schema),
+            ("regex", self.regex),
+            ("grammar", self.grammar),
+        )
+        return next((form for form in forms if form[1] is not None), None)
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> GenerationConfig:
@@ -182,14 +213,41 @@ def _check_bias(bias: object) -> dict[int, float]:
     return checked
 
 
+def _check_schema(schema: object) -> dict[str, Any] | None:
+    """A copy, as JSON values."""
+    if schema is None:
+        return None
+    copied = _copy_json(schema)
+    if copied is None and isinstance(schema, str):
+        with suppress(ValueError, RecursionError):
+            copied = _copy_json(json.loads(schema))
+    if copied is None:
+        raise OptionError(
+            f"json_schema={reprlib.repr(schema)}", expected='a JSON object, such as {"type": "integer"}, or its text'
+        )
+    return copied
+
+
+def _check_text(name: str, text: object) -> str | None:
+    if text is None or isinstance(text, str):
+        return text
+    raise OptionError(f"{name}={reprlib.repr(text)}", expected="text")
+
+
 def _check_template_args(arguments: object) -> dict[str, Any]:
-    if isinstance(arguments, Mapping) and all(isinstance(name, str) for name in arguments):
-        try:
-            copied: dict[str, Any] = json.loads(json.dumps(dict(arguments), allow_nan=False))
-        except (TypeError, ValueError, RecursionError):
-            pass
-        else:
+    copied = _copy_json(arguments)
+    if copied is None:
+        raise OptionError(
+            f"template_args={reprlib.repr(arguments)}",
+            expected='names and JSON values, such as {"enable_thinking": False}',
+        )
+    return copied
+
+
+def _copy_json(value: object) -> dict[str, Any] | None:
+    """A mapping of names to JSON values, copied; None for anything else."""
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        with suppress(TypeError, ValueError, RecursionError):
+            copied: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
             return copied
-    raise OptionError(
-        f"template_args={reprlib.repr(arguments)}", expected='names and JSON values, such as {"enable_thinking": False}'
-    )
+    return None

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pad_rt.allowed.allowed_tokens import AllowedTokens
+from pad_rt.allowed.banned import BannedTokens
+from pad_rt.allowed.grammar import GrammarMaker
+from pad_rt.allowed.joined import JoinedTokens
+from pad_rt.allowed.no_repeat import NoRepeatNgram
 from pad_rt.config import GenerationConfig
 from pad_rt.planner import RowPlanner
 from pad_rt.preference import PreferenceLike
@@ -47,6 +52,7 @@ class RequestMaker:
 
     def __init__(self, manifest: Manifest, planner: RowPlanner, tokenizer: Tokenizer) -> None:
         self._manifest, self._planner, self._tokenizer = manifest, planner, tokenizer
+        self._grammars = GrammarMaker(tokenizer, manifest.vocab_size)
 
     def make(
         self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig, *, trace: bool, owner: object = None
@@ -83,6 +89,7 @@ class RequestMaker:
             seed=config.seed,
             offer_end=config.offer_end and guided,
         )
+        ends = frozenset(manifest.eos_token_ids) | frozenset(config.stop_token_ids)
         controls = Controls(
             bias=config.logit_bias,
             repetition_penalty=config.repetition_penalty,
@@ -91,15 +98,21 @@ class RequestMaker:
         )
         special = self._tokenizer.special_tokens if config.stop else {}
         reply = Reply(
-            eos=frozenset(manifest.eos_token_ids) | frozenset(config.stop_token_ids),
+            eos=ends,
             max_new_tokens=limit,
             prompt_tokens=len(plan.prompts[0]),
-            decoder=self._tokenizer.stream_decoder(has_begun=continues_reply(prompt)),
+            decoder=self._tokenizer.stream_decoder(has_begun=continues_reply(prompt) or config.form is not None),
             stop=StopStrings(config.stop, special.values()),
             special=special,
         )
         return Request(
-            plan.sequence(sampling, controls), plan.prompts, plan.longest + limit, reply, wants_trace=trace, owner=owner
+            plan.sequence(sampling, controls),
+            plan.prompts,
+            plan.longest + limit,
+            reply,
+            wants_trace=trace,
+            allowed=self._allowed(config, plan.prompts[0], limit, ends),
+            owner=owner,
         )
 
     def plan(self, prompt: Prompt, preference: PreferenceLike, config: GenerationConfig) -> RowPlan:
@@ -111,6 +124,20 @@ class RequestMaker:
             base_sees_preference=config.base_sees_preference,
             template_args=config.template_args,
         )
+
+    def _allowed(
+        self, config: GenerationConfig, prompt: Sequence[int], limit: int, ends: Collection[int]
+    ) -> AllowedTokens | None:
+        """Which tokens the reply may go on with, the most binding first."""
+        parts: list[AllowedTokens] = []
+        vocab_size, length = self._manifest.vocab_size, len(prompt) + limit
+        if config.form is not None:
+            parts.append(self._grammars.make(*config.form, ends))
+        if config.banned_token_ids:
+            parts.append(BannedTokens(config.banned_token_ids, vocab_size))
+        if 0 < config.no_repeat_ngram < length:  # nothing longer can come twice
+            parts.append(NoRepeatNgram(config.no_repeat_ngram, prompt, length, vocab_size))
+        return JoinedTokens(parts) if parts else None
 
     def _num_ends(self, config: GenerationConfig) -> int:
         """Ends of the turn that are candidates beside the top_k; there is room for all of them."""

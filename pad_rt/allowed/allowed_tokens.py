@@ -12,7 +12,11 @@ class AllowedTokens(Protocol):
     """Which tokens one reply may go on with."""
 
     def packed(self) -> npt.NDArray[np.uint8] | None:
-        """Bits of the next token, [ceil(V / 8)] uint8, least significant first; None: all may come."""
+        """Bits of the next token, [ceil(V / 8)] uint8, least significant first; None: all may come.
+
+        Raises:
+            OptionError: no reply of the kind that was asked for goes on like this.
+        """
         ...
 
     def push(self, token_id: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pad_rt.allowed.tokens import Bits, all_but
+from pad_rt.allowed.bits import Bits, all_but
 from pad_runtime.errors import OptionError
 
 
@@ -20,7 +20,7 @@ class BannedTokens:
     """
 
     def __init__(self, banned: Sequence[int], vocab_size: int) -> None:
-        self._bits = all_but(list(banned), vocab_size)
+        self._bits = all_but(banned, vocab_size)
         if not self._bits.any():
             raise OptionError(f"banned_token_ids with all {vocab_size} tokens", expected="a token that is left")
 

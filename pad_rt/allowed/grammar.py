@@ -7,19 +7,18 @@ import reprlib
 import textwrap
 from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from pad_rt.allowed.tokens import Bits, all_but
+from pad_rt.allowed.bits import Bits, all_but
+from pad_rt.config import FormKind
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.errors import OptionError
 
-GrammarKind = Literal["json_schema", "regex", "grammar"]
-
-# As `json.dumps` writes it: white space of any length is where a small model gets lost. "x-guidance" in a schema differs.
+# As `json.dumps` writes it, for in white space of any length small models get lost; "x-guidance" in a schema overrides.
 _JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_EXPECTED: dict[GrammarKind, str] = {
+_EXPECTED: dict[FormKind, str] = {
     "json_schema": "a schema that can be met, of keywords that llguidance knows",
     "regex": "a regular expression that can be met, without look-around and references",
     "grammar": "a grammar that can be met, in the Lark that llguidance reads",
@@ -43,21 +42,21 @@ class GrammarTokens:
 
     def packed(self) -> Bits:
         """What the grammar goes on with, and the ends where it may end."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)[: len(self._others)] & self._others
-        if self._matcher.is_accepting():
+        matcher = self._matcher
+        bits: Bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)[: len(self._others)] & self._others
+        if matcher.is_accepting():
             bits |= self._end_bits
-        self._check()
+        if matcher.is_error() or not bits.any():
+            raise OptionError(
+                f"{self._asked} leads to a reply that cannot go on" + _reason(matcher),
+                expected="a form in which every beginning of a reply has an end",
+            )
         return bits
 
     def push(self, token_id: int) -> None:
         """Go on in the grammar."""
         if token_id not in self._ends:
             self._matcher.consume_token(token_id)
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            reason = _shortened(self._matcher.get_error().partition("\n")[0])
-            raise OptionError(f"{self._asked}: {reason}", expected="one in which every beginning of a reply has an end")
 
 
 class GrammarMaker:
@@ -71,7 +70,7 @@ class GrammarMaker:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
 
-    def make(self, kind: GrammarKind, value: str | Mapping[str, Any], ends: Collection[int]) -> GrammarTokens:
+    def make(self, kind: FormKind, value: str | Mapping[str, Any], ends: Collection[int]) -> GrammarTokens:
         """Compile a grammar.
 
         Args:
@@ -83,7 +82,7 @@ class GrammarMaker:
             OptionError: it is malformed or cannot be met; no id ends a reply; llguidance is not installed.
         """
         if not ends:
-            raise OptionError(kind, expected="a base with an end of turn, or stop_token_ids; this bundle's has none")
+            raise OptionError(kind, expected="a base with an end of turn, or stop_token_ids: this one has none")
         asked = f"{kind}={reprlib.repr(value)}"
         module = _llguidance(kind)
         matcher = module.LLMatcher(
@@ -94,7 +93,7 @@ class GrammarMaker:
         )
         matcher.compute_bitmask()  # what nothing can meet is noticed here
         if matcher.is_error():
-            raise OptionError(f"{asked}: {_shortened(matcher.get_error())}", expected=_EXPECTED[kind])
+            raise OptionError(f"{asked}{_reason(matcher)}", expected=_EXPECTED[kind])
         return GrammarTokens(matcher, ends, self._vocab_size, asked)
 
     @cached_property
@@ -129,7 +128,7 @@ class _Vocabulary:
         return ids if usual == text.encode() else self.read.greedy_tokenize(text)
 
 
-def _compiled(module: Any, kind: GrammarKind, value: str | Mapping[str, Any]) -> str:
+def _compiled(module: Any, kind: FormKind, value: str | Mapping[str, Any]) -> str:
     matcher = module.LLMatcher
     if kind == "json_schema":
         grammar: str = matcher.grammar_from_json_schema(json.dumps(value), defaults=_JSON_STYLE)
@@ -138,7 +137,7 @@ def _compiled(module: Any, kind: GrammarKind, value: str | Mapping[str, Any]) ->
     return grammar
 
 
-def _llguidance(kind: GrammarKind) -> Any:
+def _llguidance(kind: FormKind) -> Any:
     try:
         import llguidance
     except ImportError:
@@ -148,5 +147,7 @@ def _llguidance(kind: GrammarKind) -> Any:
     return llguidance
 
 
-def _shortened(text: str) -> str:
-    return textwrap.shorten(text, 300)
+def _reason(matcher: Any) -> str:
+    """What llguidance says, without the reports that it adds."""
+    reason = matcher.get_error().partition("\n<")[0]
+    return f" ({textwrap.shorten(reason, 200)})" if reason else ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pad_rt.allowed.tokens import Bits, all_but
+from pad_rt.allowed.bits import Bits, all_but
 
 
 class NoRepeatNgram:

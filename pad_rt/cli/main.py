@@ -156,11 +156,22 @@ def _read_config(options: argparse.Namespace) -> GenerationConfig:
     """The options that were given over the defaults of `GenerationConfig`."""
     names = GenerationConfig.__dataclass_fields__
     given: dict[str, Any] = {name: value for name, value in vars(options).items() if name in names}
+    given |= {name: _read_at(given[name]) for name in ("json_schema", "grammar") if name in given}
     return GenerationConfig(
         **given,
         logit_bias=_read_logit_bias(options.logit_bias_pairs),
         template_args=_read_template_args(options.template_arg),
     )
+
+
+def _read_at(argument: str) -> str:
+    """@FILE is the text of a file, anything else is the text itself."""
+    if not argument.startswith("@"):
+        return argument
+    try:
+        return Path(argument[1:]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{argument} cannot be read: {error}", expected="a file in UTF-8") from None
 
 
 def _read_logit_bias(arguments: list[str]) -> dict[int, float]:
@@ -400,6 +411,16 @@ def _add_guidance(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="never write this token; may be given several times",
         **given,
+    )
+    sampling.add_argument(
+        "--json-schema",
+        metavar="SCHEMA",
+        help="reply with JSON that is valid by this schema, or the one in @FILE",
+        **given,
+    )
+    sampling.add_argument("--regex", metavar="REGEX", help="reply with a text that matches this as a whole", **given)
+    sampling.add_argument(
+        "--grammar", metavar="LARK", help="reply with a text of this grammar, or the one in @FILE", **given
     )
     sampling.add_argument(
         "--stop",
