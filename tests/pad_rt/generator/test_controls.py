@@ -1,4 +1,4 @@
-"""Penalties, bias and min_p of a config, guided and plain: transformers' processors choose the same tokens."""
+"""Penalties, bias, bans and min_p of a config, guided and plain: transformers' processors choose the same tokens."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def bias(values: dict[int, float]) -> Process:
     return lambda prompt, reply, logits: theirs.SequenceBiasLogitsProcessor(pairs)(_ids(prompt, reply), logits)
 
 
+def banned(*ids: int) -> Process:
+    return lambda prompt, reply, logits: theirs.SuppressTokensLogitsProcessor(ids)(_ids(prompt, reply), logits)
+
+
+def no_repeat(size: int) -> Process:
+    return lambda prompt, reply, logits: theirs.NoRepeatNGramLogitsProcessor(size)(_ids(prompt, reply), logits)
+
+
+def all_of_them(prompt: list[int], reply: list[int], logits: torch.Tensor) -> torch.Tensor:
+    for process in (repetition, presence, frequency, no_repeat(2)):
+        logits = process(prompt, reply, logits)
+    return logits
+
+
 # As options are given, what they do, and a mistake that is made in earnest.
 OPTIONS: dict[str, tuple[dict[str, Any], Process, Process]] = {
     "repetition": (
@@ -72,6 +86,24 @@ OPTIONS: dict[str, tuple[dict[str, Any], Process, Process]] = {
         {"logit_bias": {str(id): value for id, value in BIAS.items()}},
         bias({id: value - FAVOURITES.get(id, 0.0) for id, value in BIAS.items()}),
         bias({id + 1: value - FAVOURITES.get(id, 0.0) for id, value in BIAS.items()}),
+    ),
+    "bans": (
+        {"banned_token_ids": list(range(60, 80, 2))},
+        banned(*range(60, 80, 2)),
+        banned(*(id ^ 7 for id in range(60, 80, 2))),  # bits from the other end
+    ),
+    "no token twice": (
+        {"no_repeat_ngram": 1},
+        no_repeat(1),
+        lambda prompt, reply, logits: no_repeat(1)(reply or [5], [], logits),  # the reply's alone
+    ),
+    "no two tokens twice": ({"no_repeat_ngram": 2}, no_repeat(2), no_repeat(3)),
+    "no three tokens twice": ({"no_repeat_ngram": 3}, no_repeat(3), no_repeat(2)),
+    "all of them": (
+        {"repetition_penalty": 1.7, "presence_penalty": 1.5, "frequency_penalty": 0.6, "banned_token_ids": (60, 61)}
+        | {"no_repeat_ngram": 2},
+        lambda *asked: banned(60, 61)(*asked[:2], all_of_them(*asked)),
+        all_of_them,
     ),
 }
 
