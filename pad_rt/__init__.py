@@ -6,6 +6,7 @@ Generator.load("bundle").generate("How do I boil an egg?", preference="cheerful 
 
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
+from pad_rt.logprobs import TokenLogprobs
 from pad_rt.preference import Preference
 from pad_rt.result import GenerationResult, Timing, Usage
 from pad_rt.score.reply_score import ReplyScore, TokenScore
@@ -23,6 +24,7 @@ __all__ = [
     "ReplyScore",
     "TextStream",
     "Timing",
+    "TokenLogprobs",
     "TokenScore",
     "Usage",
 ]

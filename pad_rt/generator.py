@@ -67,8 +67,8 @@ class Generator:
             self._tokenizer, template, vocab_size=manifest.vocab_size, max_length=manifest.max_length
         )
         planner = RowPlanner(manifest, encoder)
-        self._requests = RequestMaker(manifest, planner, self._tokenizer)
         self._scorer = ReplyScorer(bundle, planner, encoder, self._tokenizer)
+        self._requests = RequestMaker(manifest, planner, self._tokenizer, self._scorer.base_logprobs)
         self._engine = Engine(
             bundle.decoder(),
             max_running=manifest.max_batch,
@@ -215,7 +215,7 @@ class Generator:
         tickets = await asyncio.to_thread(self._submit, [prompt], [preference], [config], trace=trace, wait=True)
         async for _ in _events(tickets[0]):
             pass
-        return tickets[0].result()
+        return await asyncio.to_thread(tickets[0].result)
 
     async def astream(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None

@@ -12,6 +12,7 @@ from pad_rt.allowed.grammar import GrammarMaker
 from pad_rt.allowed.joined import JoinedTokens
 from pad_rt.allowed.no_repeat import NoRepeatNgram
 from pad_rt.config import GenerationConfig
+from pad_rt.logprobs import BaseLogprobs
 from pad_rt.planner import RowPlanner
 from pad_rt.preference import PreferenceLike
 from pad_rt.text.prompt import EncodedPrompt, Prompt, continues_reply
@@ -33,7 +34,9 @@ class Request:
         prompts: token ids by prompt of the sequence.
         room: positions that the longest prompt and the reply may come to.
         reply: what the chosen ids become.
-        wants_trace: whether what each step weighed is kept.
+        keeps_trace: whether what each step weighed is part of the result.
+        logprobs: candidates of each step whose log-probabilities are; None: nobody's.
+        base_logprobs: gives those of the base at the end.
         allowed: tokens that the reply may go on with; None: all.
         owner: whose it is, such as a conversation; None: nobody's.
     """
@@ -42,16 +45,26 @@ class Request:
     prompts: tuple[tuple[int, ...], ...]
     room: int
     reply: Reply
-    wants_trace: bool = False
+    keeps_trace: bool = False
+    logprobs: int | None = None
+    base_logprobs: BaseLogprobs | None = None
     allowed: AllowedTokens | None = None
     owner: object = None
+
+    @property
+    def wants_trace(self) -> bool:
+        """Whether its steps are traced."""
+        return self.keeps_trace or self.logprobs is not None
 
 
 class RequestMaker:
     """Makes the requests of one bundle."""
 
-    def __init__(self, manifest: Manifest, planner: RowPlanner, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, manifest: Manifest, planner: RowPlanner, tokenizer: Tokenizer, base_logprobs: BaseLogprobs
+    ) -> None:
         self._manifest, self._planner, self._tokenizer = manifest, planner, tokenizer
+        self._base_logprobs = base_logprobs
         self._grammars = GrammarMaker(tokenizer, manifest.vocab_size)
 
     def make(
@@ -110,7 +123,9 @@ class RequestMaker:
             plan.prompts,
             plan.longest + limit,
             reply,
-            wants_trace=trace,
+            keeps_trace=trace,
+            logprobs=config.logprobs,
+            base_logprobs=self._base_logprobs,
             allowed=self._allowed(config, plan.prompts[0], limit, ends),
             owner=owner,
         )

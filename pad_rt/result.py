@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pad_rt.logprobs import TokenLogprobs
 from pad_runtime.decode.trace import SequenceTrace
 
 FinishReason = Literal["stop", "length"]
@@ -63,6 +64,7 @@ class GenerationResult:
         trace: with `trace=True`, one `SequenceTrace` a chosen token (the end-of-turn token too): candidates [k],
             base_logits [k], reading_logits [readings - 1, k] and scores [k]; row_logits [readings, k] are the logits
             of all readings, the base's first.
+        logprobs: with `logprobs` in the config, one `TokenLogprobs` a chosen token (the end-of-turn token too).
     """
 
     text: str
@@ -71,6 +73,7 @@ class GenerationResult:
     usage: Usage
     timing: Timing
     trace: tuple[SequenceTrace, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     def describe_cut(self, max_new_tokens: int) -> str:
         """Say to a user which limit cut a reply of `finish_reason` "length": the option's or the bundle's."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pad_rt.engine.ticket import Event, Ticket
+from pad_rt.logprobs import TokenLogprobs, token_logprobs
 from pad_rt.result import GenerationResult, Timing, Usage
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
@@ -45,23 +46,27 @@ class Active:
         """Take the token that a step chose into the reply, and give out the event; whether the reply has ended."""
         ticket, request = self.ticket, self.ticket.request
         reply = request.reply
-        if trace is not None and request.wants_trace:
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if trace is not None and request.keeps_trace:
             reply.trace.append(trace)
+        if trace is not None and request.logprobs is not None:
+            logprobs = (token_logprobs(trace, id, request.sequence.sampling, request.logprobs),)
+            reply.logprobs += logprobs
         known = len(reply.token_ids)
         piece = reply.push(id)
         ids = tuple(reply.token_ids[known:])
         if reply.ended:
-            ticket.finish(self._result(decoder), self._last(piece, ids, decoder))
+            ticket.finish(self._result(decoder), self._last(piece, ids, logprobs, decoder))
             return True
         if request.allowed is not None:
             request.allowed.push(id)
             decoder.allow(self.slot, request.allowed.packed())
-        ticket.put(Event(piece, ids))
+        ticket.put(Event(piece, ids, logprobs=logprobs))
         return False
 
-    def _last(self, piece: str, ids: tuple[int, ...], decoder: Decoder) -> Event:
+    def _last(self, piece: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], decoder: Decoder) -> Event:
         reply = self.ticket.request.reply
-        return Event(piece, ids, reply.finish_reason, self._usage(), self._timing(decoder))
+        return Event(piece, ids, reply.finish_reason, self._usage(), self._timing(decoder), logprobs)
 
     def _result(self, decoder: Decoder) -> GenerationResult:
         reply = self.ticket.request.reply
@@ -72,6 +77,7 @@ class Active:
             usage=self._usage(),
             timing=self._timing(decoder),
             trace=tuple(reply.trace),
+            logprobs=tuple(reply.logprobs),
         )
 
     def _usage(self) -> Usage:

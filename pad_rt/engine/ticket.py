@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from pad_rt.logprobs import TokenLogprobs, with_base
 from pad_rt.request import Request
 from pad_rt.result import FinishReason, GenerationResult, Timing, Usage
 from pad_runtime.cancellation import Cancellation
@@ -26,6 +28,7 @@ class Event:
         token_ids: that were chosen; the end of the turn is none of them.
         finish_reason: of the last event; None before.
         usage, timing: of the last event; None before.
+        logprobs: of the chosen token, the end of the turn too, if the request asks for them; without the base's.
     """
 
     text: str
@@ -33,6 +36,7 @@ class Event:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timing: Timing | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass
@@ -127,8 +131,16 @@ class Ticket(Iterator[Event]):
             pass
         if self._failure is not None:
             raise self._failure
-        assert self._result is not None
-        return self._result
+        return self._whole
+
+    @cached_property
+    def _whole(self) -> GenerationResult:
+        """The result with what is computed behind the reply, on the thread that waits for it."""
+        result, request = self._result, self.request
+        assert result is not None
+        if request.logprobs is None or request.base_logprobs is None:
+            return result
+        return with_base(result, request.prompts[0], request.base_logprobs)
 
     @property
     def has_ended(self) -> bool:

@@ -19,7 +19,7 @@ from pad_rt.score.reply_score import ReplyScore, TokenScore
 from pad_rt.text.prompt import Prompt, PromptEncoder, ReplyLike, continues_reply
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.errors import OptionError, PromptError
+from pad_runtime.errors import DeviceError, OptionError, PromptError
 from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.plan import Reward
 from pad_runtime.rows.sequence import MAX_STRENGTH
@@ -77,10 +77,22 @@ class ReplyScorer:
         ]
         if not given:
             return []
+        scores = self._run([one.request for one in given], config.top_k)
+        return [_reply_score(self._bundle.manifest, one, score) for one, score in zip(given, scores, strict=True)]
+
+    def base_logprobs(self, prompt: Sequence[int], reply: Sequence[int]) -> list[float] | None:
+        """Log-probabilities of a reply's tokens behind a prompt, in the base; None on a device that runs engines."""
+        try:
+            (scores,) = self._run([ScoreRequest(tuple(prompt), tuple(reply))], top_k=1)
+        except DeviceError:
+            return None
+        values: list[float] = scores.log_probs.tolist()
+        return values
+
+    def _run(self, requests: Sequence[ScoreRequest], top_k: int) -> list[ReplyScores]:
         with self._lock:
             self._scorer = self._scorer or self._bundle.scorer()
-            scores = self._scorer.score([one.request for one in given], top_k=config.top_k)
-        return [_reply_score(self._bundle.manifest, one, score) for one, score in zip(given, scores, strict=True)]
+            return self._scorer.score(requests, top_k=top_k)
 
     def _read(
         self,

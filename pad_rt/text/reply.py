@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pad_rt.logprobs import TokenLogprobs
 from pad_rt.result import FinishReason
 from pad_rt.text.stopping import StopStrings
 from pad_rt.text.stream_decoder import StreamDecoder
@@ -31,6 +32,7 @@ class Reply:
     special: Mapping[int, str]
     token_ids: list[int] = field(default_factory=list)
     trace: list[SequenceTrace] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason = "length"
     ended: bool = False

@@ -125,7 +125,7 @@ def test_a_reply_that_is_cut_says_so(formed: Generator) -> None:
     ("options", "given", "expected"),
     [
         ({"json_schema": {"type": "intger"}}, "Invalid type: intger", "a schema that can be met"),
-        ({"json_schema": {"type": "integer", "minimum": 5, "maximum": 3}}, "(Unsatisfiable schema: ", "that can be met"),
+        ({"json_schema": {"type": "integer", "minimum": 5, "maximum": 3}}, "(Unsatisfiable schema: ", "can be met"),
         ({"json_schema": {"unevaluatedProperties": False}}, "Unimplemented keys", "keywords that llguidance knows"),
         ({"json_schema": {"enum": []}}, "(Unsatisfiable schema: ", "a schema that can be met"),
         ({"regex": "(a"}, "regex='(a' (", "a regular expression that can be met"),
