@@ -61,6 +61,8 @@ def _generate(options: argparse.Namespace) -> None:
         raise OptionError(
             "--explain without a preference", expected="--preference or --weight", hint="the base alone weighs nothing"
         )
+    if config.logprobs is not None and not options.json:
+        raise OptionError("--logprobs without --json", expected="both")
     prompt = _read_prompt(options)
     generator = _open(options, preference)
     trace = options.explain is not None
@@ -73,6 +75,7 @@ def _generate(options: argparse.Namespace) -> None:
             "finish_reason": result.finish_reason,
             "usage": asdict(result.usage),
             "timing": asdict(result.timing),
+            "logprobs": [asdict(each) for each in result.logprobs],
             "preference": None if preference is None else asdict(preference),
             "config": asdict(config),
         }
@@ -237,6 +240,13 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
         metavar="PAGE",
         type=Path,
         help="also write an HTML page that shows what the preference changed, token by token",
+    )
+    generate.add_argument(
+        "--logprobs",
+        metavar="N",
+        type=int,
+        help="in the JSON object, log-probabilities of each token and of the N likeliest candidates",
+        default=argparse.SUPPRESS,
     )
 
     chat = commands.add_parser(

@@ -30,6 +30,10 @@ def test_defaults_are_the_papers() -> None:
         "no_repeat_ngram": 0,
         "logit_bias": {},
         "banned_token_ids": (),
+        "json_schema": None,
+        "regex": None,
+        "grammar": None,
+        "logprobs": None,
         "stop": (),
         "stop_token_ids": (),
         "base_sees_preference": False,
@@ -56,7 +60,7 @@ def test_is_frozen_and_keyword_only() -> None:
         ("min_p", 0), ("min_p", 0.999), ("repetition_penalty", 0.5), ("repetition_penalty", 1e25),
         ("repetition_penalty", 1e-25),
         ("presence_penalty", -2), ("frequency_penalty", np.float32(1.5)), ("frequency_penalty", -1e25),
-        ("no_repeat_ngram", 1), ("no_repeat_ngram", np.int64(3)),
+        ("no_repeat_ngram", 1), ("no_repeat_ngram", np.int64(3)), ("logprobs", 0), ("logprobs", 10),
     ],
 )  # fmt: skip
 def test_accepts(name: str, value: Any) -> None:
@@ -82,6 +86,9 @@ def test_accepts(name: str, value: Any) -> None:
         ("presence_penalty", "1"), ("frequency_penalty", -1e26), ("frequency_penalty", None),
         ("no_repeat_ngram", -1), ("no_repeat_ngram", 2.0), ("no_repeat_ngram", True),
         ("logit_bias", None), ("logit_bias", [(5, 1.0)]), ("logit_bias", "5"),
+        ("json_schema", "{"), ("json_schema", "[1]"), ("json_schema", 5), ("json_schema", {1: 2}),
+        ("json_schema", {"a": math.nan}), ("regex", 5), ("grammar", b"start"), ("logprobs", -1), ("logprobs", 11),
+        ("logprobs", True), ("logprobs", "1"),
     ],
 )  # fmt: skip
 def test_refuses_with_name_and_value(name: str, value: Any) -> None:
@@ -132,6 +139,24 @@ def test_logit_bias_takes_ids_as_numbers_and_as_openai_writes_them() -> None:
 def test_a_logit_bias_that_is_none(bias: Any, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         GenerationConfig(logit_bias=bias)
+
+
+def test_a_schema_is_an_object_or_its_text() -> None:
+    given: dict[str, Any] = {"enum": [1]}
+    kept = GenerationConfig(json_schema=given)
+    given["enum"].append(2)
+    assert kept.json_schema == {"enum": [1]}
+    assert kept.form == ("json_schema", {"enum": [1]})
+    assert GenerationConfig(json_schema='{"enum": [1]}') == kept
+    assert GenerationConfig(regex="").form == ("regex", "")
+    assert GenerationConfig(grammar="start:").form == ("grammar", "start:")
+    assert GenerationConfig().form is None
+
+
+def test_one_form_at_most() -> None:
+    for forms in ({"json_schema": {}, "regex": "a"}, {"regex": "", "grammar": ""}):
+        with pytest.raises(OptionError, match=r"beside .*; expected at most one of json_schema, regex and grammar"):
+            GenerationConfig(**forms)  # type: ignore[arg-type]
 
 
 def test_template_args_are_a_copy_of_json_values() -> None:

@@ -106,6 +106,8 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
         "--presence-penalty": ("-0.5", "presence_penalty", -0.5),
         "--frequency-penalty": ("0.25", "frequency_penalty", 0.25),
         "--no-repeat-ngram": ("3", "no_repeat_ngram", 3),
+        "--regex": ("[ab]{9}", "regex", "[ab]{9}"),
+        "--logprobs": ("2", "logprobs", 2),
     }
     arguments = [word for option, (text, _, _) in options.items() for word in (option, text)]
     arguments += [
@@ -132,7 +134,48 @@ def test_every_option_arrives(tiny_bundle: Path, capsys: pytest.CaptureFixture[s
     expected = {name: value for _, name, value in options.values()}
     expected |= {"stop": ["xx", "yy"], "stop_token_ids": [7, 9], "banned_token_ids": [8]}
     expected |= {"logit_bias": {"5": -1.5, "6": 2.0}, "template_args": {}}
+    expected |= {"json_schema": None, "grammar": None}
     assert config == {**expected, "base_sees_preference": True, "offer_end": True}
+
+
+def test_a_form_is_given_as_text_or_as_a_file(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "schema.json").write_text('{"enum": ["é"]}', encoding="utf-8")
+    (tmp_path / "latin1").write_bytes(b"\xe9")
+    (tmp_path / "lark").write_text("start: /[ab]{3}/")
+    command = ["generate", str(tiny_bundle), "hi", "--stop-token-id", "9"]
+    for options, text in (
+        (["--json-schema", '{"const": 7}'], "7"),
+        (["--json-schema", f"@{tmp_path / 'schema.json'}"], '"é"'),
+        (["--regex", "@x"], "@x"),
+        (["--grammar", 'start: "eg" "g"'], "egg"),
+    ):
+        assert main([*command, *options]) == 0
+        assert capsys.readouterr() == (f"{text}\n", "")
+    assert main([*command, "--grammar", f"@{tmp_path / 'lark'}"]) == 0
+    assert len(capsys.readouterr().out) == 4
+    for file in ("missing", "latin1"):
+        assert main([*command, "--json-schema", f"@{tmp_path / file}"]) == 2
+        line = error_line(capsys.readouterr().err, "pad")
+        assert f"{file} cannot be read: " in line
+        assert "expected a file in UTF-8" in line
+
+
+def test_logprobs_are_part_of_the_json(
+    tiny_bundle: Path, generator: Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", str(tiny_bundle), "hi", "--max-new-tokens", "6", "--logprobs", "1"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["logprobs"]
+    expected = generator.generate("hi", config=GenerationConfig(max_new_tokens=6, logprobs=1)).logprobs
+    assert [each["token_id"] for each in found] == [each.token_id for each in expected]
+    for each, other in zip(found, expected, strict=True):
+        assert each["logprob"] == other.logprob
+        assert each["likeliest"] == [[id, value] for id, value in other.likeliest]
+        assert each["base_logprob"] == other.base_logprob
+    assert main(command) == 2
+    assert "--logprobs without --json; expected both" in error_line(capsys.readouterr().err, "pad")
 
 
 def test_the_defaults_are_those_of_the_library(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
