@@ -11,6 +11,7 @@ from transformers.generation import logits_process as theirs
 
 from pad_rt import EncodedPrompt, Generator
 from pad_runtime.errors import OptionError
+from pad_runtime.rows.sequence import Controls
 from tests.support.error_checks import refused
 from tests.support.guided_models import BETA, NUM_TOKENS, TOP_K, Models, config
 
@@ -169,6 +170,35 @@ def test_samples_stay_inside_min_p(models: Models, generator: Generator, prefere
 
     assert count_outside(min_p=min_p) == 0
     assert count_outside() > 5
+
+
+def test_what_is_not_set_costs_nothing(generator: Generator) -> None:
+    """No logits are changed, no mask is made, no step is traced; nor where an n-gram is too long to come twice."""
+    for settings in (config(), config(no_repeat_ngram=10**30), config(logit_bias={}, banned_token_ids=())):
+        request = generator.submit(encode(0, "x"), preference="x", config=settings).request
+        assert request.sequence.controls == Controls()
+        assert (request.allowed, request.wants_trace) == (None, False)
+    request = generator.submit(encode(0, "x"), preference="x", config=config(no_repeat_ngram=3, logprobs=0)).request
+    assert request.allowed is not None
+    assert request.wants_trace
+
+
+def test_options_of_others_change_nothing(generator: Generator) -> None:
+    """All kinds of options side by side, twice, so that slots are used again: each reply as alone."""
+    configs = [
+        config(**{"logit_bias": FAVOURITES, "stop_token_ids": 2, "temperature": 1.5 * (number % 2), **options})
+        for number, options in enumerate([{}, {"regex": "[a-f]{9,40}"}, *(given for given, _, _ in OPTIONS.values())])
+    ]
+    count = len(configs)
+    preferences = [(None, "x")[number % 3 == 0] for number in range(count)]
+    prompts = [encode(number % 3, preference) for number, preference in enumerate(preferences)]
+    alone = [
+        generator.generate(prompt, preference=preference, config=each).token_ids
+        for prompt, preference, each in zip(prompts, preferences, configs, strict=True)
+    ]
+    together = generator.generate_batch(prompts * 2, preferences=preferences * 2, configs=configs * 2)
+    assert [reply.token_ids for reply in together] == alone * 2
+    assert len(set(alone)) > count / 2
 
 
 def test_ids_beyond_the_vocabulary_are_refused(generator: Generator) -> None:
