@@ -48,7 +48,7 @@ class GrammarTokens:
             bits |= self._end_bits
         if matcher.is_error() or not bits.any():
             raise OptionError(
-                f"{self._asked} leads to a reply that cannot go on" + _reason(matcher),
+                f"{self._asked} leads to a reply that cannot go on{_in_brackets(matcher.get_error())}",
                 expected="a form in which every beginning of a reply has an end",
             )
         return bits
@@ -85,15 +85,15 @@ class GrammarMaker:
             raise OptionError(kind, expected="a base with an end of turn, or stop_token_ids: this one has none")
         asked = f"{kind}={reprlib.repr(value)}"
         module = _llguidance(kind)
-        matcher = module.LLMatcher(
-            self._vocabulary,
-            _compiled(module, kind, value),
-            log_level=0,
-            limits=module.LLParserLimits(verbose_errors=False),
-        )
+        try:
+            grammar = _grammar(module, kind, value)
+        except ValueError as error:  # nested too deeply, or what UTF-8 cannot carry
+            raise OptionError(f"{asked}{_in_brackets(str(error))}", expected=_EXPECTED[kind]) from None
+        limits = module.LLParserLimits(verbose_errors=False)
+        matcher = module.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         matcher.compute_bitmask()  # what nothing can meet is noticed here
         if matcher.is_error():
-            raise OptionError(f"{asked}{_reason(matcher)}", expected=_EXPECTED[kind])
+            raise OptionError(f"{asked}{_in_brackets(matcher.get_error())}", expected=_EXPECTED[kind])
         return GrammarTokens(matcher, ends, self._vocab_size, asked)
 
     @cached_property
@@ -128,7 +128,8 @@ class _Vocabulary:
         return ids if usual == text.encode() else self.read.greedy_tokenize(text)
 
 
-def _compiled(module: Any, kind: FormKind, value: str | Mapping[str, Any]) -> str:
+def _grammar(module: Any, kind: FormKind, value: str | Mapping[str, Any]) -> str:
+    """What llguidance compiles."""
     matcher = module.LLMatcher
     if kind == "json_schema":
         grammar: str = matcher.grammar_from_json_schema(json.dumps(value), defaults=_JSON_STYLE)
@@ -147,7 +148,7 @@ def _llguidance(kind: FormKind) -> Any:
     return llguidance
 
 
-def _reason(matcher: Any) -> str:
+def _in_brackets(error: str) -> str:
     """What llguidance says, without the reports that it adds."""
-    reason = matcher.get_error().partition("\n<")[0]
-    return f" ({textwrap.shorten(reason, 200)})" if reason else ""
+    reason = textwrap.shorten(error.partition("\n<")[0], 200)
+    return f" ({reason})" if reason else ""

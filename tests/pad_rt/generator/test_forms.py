@@ -30,6 +30,10 @@ PERSON = {
     "additionalProperties": False,
 }
 
+NESTED: dict[str, Any] = {}
+for _ in range(200):
+    NESTED = {"type": "array", "items": NESTED}
+
 
 @pytest.fixture(scope="module")
 def formed(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Generator:
@@ -131,6 +135,10 @@ def test_a_reply_that_is_cut_says_so(formed: Generator) -> None:
         ({"regex": "(a"}, "regex='(a' (", "a regular expression that can be met"),
         ({"regex": "a(?=b)"}, "look-around", "without look-around"),
         ({"regex": r"[^\s\S]"}, "regex=", "that can be met"),
+        ({"regex": "a\ud800"}, "surrogates not allowed", "a regular expression that can be met"),
+        ({"grammar": 'start: "\ud800"'}, "surrogates not allowed", "a grammar that can be met"),
+        ({"json_schema": {"const": "\ud800"}}, "json_schema=", "a schema that can be met"),
+        ({"json_schema": NESTED}, "recursion limit", "a schema that can be met"),
         ({"grammar": "start: nothing"}, 'unknown name: "nothing"', "a grammar that can be met"),
         ({"grammar": ""}, "grammar=''", "a grammar that can be met"),
         ({"grammar": 'start: "a" b\nb: /[^\\s\\S]/'}, "leads to a reply that cannot go on", "every beginning"),
