@@ -15,7 +15,7 @@ from pad_runtime.rows.sequence import Sampling
 if TYPE_CHECKING:
     from pad_rt.result import GenerationResult
 
-_IMPOSSIBLE = -1e29  # scores of candidates that are not allowed are below; all others are above
+REFUSED = -1e29  # scores of candidates that are not allowed are below
 Array = npt.NDArray[np.float64]
 BaseLogprobs = Callable[[Sequence[int], Sequence[int]], Sequence[float] | None]
 """Log-probabilities of a reply's ids behind a prompt's, over the vocabulary; None where the device does not tell."""
@@ -67,14 +67,14 @@ def sampled_logprobs(scores: npt.NDArray[np.float32], sampling: Sampling, chosen
         chosen: place of the candidate that was chosen. It is among those that are left, however a limit is rounded.
     """
     temperature = float(np.float32(sampling.temperature)) or 1.0
-    logits = np.where(scores > _IMPOSSIBLE, scores.astype(np.float64) / temperature, -np.inf)
-    chances = np.exp(_normalised(logits))
+    logits = np.where(scores > REFUSED, scores.astype(np.float64) / temperature, -np.inf)
+    chances = np.exp(log_softmax(logits))
     order = np.argsort(-chances, kind="stable")
     before = np.empty_like(chances)  # what the likelier candidates have together
     before[order] = np.cumsum(chances[order]) - chances[order]
     is_kept = (before < sampling.top_p) & (chances >= sampling.min_p * chances.max())
     is_kept[chosen] = True
-    return _normalised(np.where(is_kept, logits, -np.inf))
+    return log_softmax(np.where(is_kept, logits, -np.inf))
 
 
 def with_base(result: GenerationResult, prompt: Sequence[int], base_logprobs: BaseLogprobs) -> GenerationResult:
@@ -86,7 +86,8 @@ def with_base(result: GenerationResult, prompt: Sequence[int], base_logprobs: Ba
     return replace(result, logprobs=tuple(replace(each, base_logprob=float(value)) for each, value in pairs))
 
 
-def _normalised(logits: Array) -> Array:
+def log_softmax(logits: Array) -> Array:
+    """Log-probabilities of logits, any of which but not all may be minus infinity."""
     shifted = logits - logits.max()
     normalised: Array = shifted - np.log(np.exp(shifted).sum())
     return normalised

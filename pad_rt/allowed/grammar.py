@@ -123,7 +123,7 @@ class _Vocabulary:
 
     def __call__(self, text: str) -> list[int]:
         """Tokens of a text that the grammar leaves no choice about: the usual ones, if they are this text alone."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
+        ids = self._tokenizer.encode_continuation(text)
         usual = b"".join(self.tokens[id] for id in ids if id < len(self.tokens))
         return ids if usual == text.encode() else self.read.greedy_tokenize(text)
 

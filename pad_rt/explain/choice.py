@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pad_rt.logprobs import REFUSED, log_softmax
 from pad_runtime.decode.trace import SequenceTrace
-
-_REFUSED = -1e29  # scores of tokens that were not allowed are below
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,11 @@ def weigh(trace: SequenceTrace, chosen: int) -> Choice:
         trace: of the step.
         chosen: id of the token that was chosen, one of the candidates.
     """
-    allowed = trace.scores > _REFUSED
+    allowed = trace.scores > REFUSED
     ids = trace.candidates[allowed].tolist()
     base, scores = (values[allowed].astype(np.float64) for values in (trace.base_logits, trace.scores))
     added = scores - base
-    before, after = _log_softmax(base), _log_softmax(scores)
+    before, after = log_softmax(base), log_softmax(scores)
     first, own = int(base.argmax()), ids.index(chosen)
     candidates = [
         Candidate(*values)
@@ -80,9 +78,3 @@ def weigh(trace: SequenceTrace, chosen: int) -> Choice:
     ]
     ranked = tuple(candidates[place] for place in np.argsort(-scores, kind="stable"))
     return Choice(candidates[own], candidates[first], ranked, float(after[own] - before[own]))
-
-
-def _log_softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    shifted = values - values.max()
-    normalised: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return normalised
