@@ -27,7 +27,7 @@ from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Row
 from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support.choice_oracle import Choice, choose, weigh
-from tests.support.decoder_worlds import World
+from tests.support.decoder_worlds import MAX_LENGTH, World
 from tests.support.torch_oracle import tolerance
 
 Array = npt.NDArray[Any]
@@ -319,6 +319,21 @@ class DecoderMachine(RuleBasedStateMachine):
         sequence = self.changed(book, person, sampling, controls)
         self.decoder.adopt(book.slot, sequence)
         book.prompts, book.sequence, book.step = self.carried(book, sequence), sequence, 0
+        book.happened()
+
+    @precondition(lambda self: self.books)
+    @rule(which=_which, room=st.sampled_from([0, 0, 1, 70]))
+    def restore(self, which: int, room: int) -> None:
+        """A slot is saved and closed, and goes on from what was saved; a reply begins."""
+        book = self.book(which)
+        saved = self.decoder.save(book.slot)
+        self.tally.saw("saved with a cache" if any(saved.cached) else "saved")
+        self.closed.append(book.slot)
+        self.decoder.close(book.slot)
+        book.room = max(*map(len, book.prompts), min(book.room + room, MAX_LENGTH), 1)
+        book.slot = self.decoder.restore(saved, book.sequence, book.room)
+        self.decoder.allow(book.slot, book.allowed)
+        book.step = 0
         book.happened()
 
     @precondition(lambda self: self.books)
