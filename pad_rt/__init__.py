@@ -5,6 +5,7 @@ Generator.load("bundle").generate("How do I boil an egg?", preference="cheerful 
 """
 
 from pad_rt.config import GenerationConfig
+from pad_rt.conversation import Conversation
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference
 from pad_rt.result import GenerationResult, Timing, Usage
@@ -14,6 +15,7 @@ from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.errors import PadError
 
 __all__ = [
+    "Conversation",
     "EncodedPrompt",
     "GenerationConfig",
     "GenerationResult",
