@@ -21,9 +21,9 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
-def interrupted_reply(*, pieces: tuple[str, ...] = ("some",), times: int = 1) -> Any:
-    """A `Ticket.__next__` that Ctrl-C interrupts after these pieces, the first few times."""
-    real, left = Ticket.__next__, [*pieces, None] * times
+def interrupted_reply(*, pieces: tuple[str, ...] = ("some",)) -> Any:
+    """A `Ticket.__next__` that Ctrl-C interrupts after these pieces, once."""
+    real, left = Ticket.__next__, [*pieces, None]
 
     def next_event(self: Ticket) -> Event:
         if not left:
