@@ -248,6 +248,7 @@ class Generator:
 
         Raises:
             ConversationError: there is none, it is truncated or altered, or it is of another bundle.
+            PreferenceError, OptionError: a preference or an option that this version has not.
         """
         saved = SavedConversation.read(Path(path), self.manifest)
         return Conversation.of(saved, self._engine, self._requests, self.manifest)

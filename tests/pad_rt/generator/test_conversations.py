@@ -78,6 +78,25 @@ def test_preference_and_options_change_between_turns(generator: Generator, rerea
     assert chat.config == GenerationConfig()
 
 
+def test_another_preference_reads_no_message_again(models: Models) -> None:
+    """Nor do a rewind, a fork, or going on without one."""
+    chat = tiny_bundles.load(models.bundle("base")).conversation(preference=KIND, config=config(max_new_tokens=9))
+    least = chat.say("How do I boil an egg?").usage.prompt_tokens - 1
+    assert least > 20
+
+    def cached(preference: Any) -> int:
+        chat.preference = preference
+        return chat.say("the cook").usage.cached_tokens
+
+    assert cached(Preference(weights={"odd": 2.0})) >= least
+    chat.rewind()
+    assert cached(None) >= least
+    fork = chat.fork()
+    assert fork.say("egg").usage.cached_tokens >= least
+    assert cached("be kind") >= least, "of the base's prompt"
+    assert cached("egg") >= least
+
+
 def test_turns_are_taken_back(generator: Generator, reread: Reread) -> None:
     chat = generator.conversation(preference=KIND, config=config(max_new_tokens=9))
     before = []
