@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -129,6 +130,22 @@ def test_a_fork_goes_on_by_itself(generator: Generator, reread: Reread) -> None:
     assert len(set(replies)) == 3
     forks[0].rewind(3)
     assert chat.num_turns == 3
+
+
+def test_conversations_side_by_side(generator: Generator, reread: Reread) -> None:
+    """People in threads of their own, each with a preference: each is replied to as if alone."""
+    people = (KIND, BRIEF, "be kind", None, Preference(weights={"odd": 2.0}))
+    chats = [generator.conversation(preference=person, config=config(max_new_tokens=9)) for person in people]
+
+    def talk(chat: Conversation) -> list[GenerationResult]:
+        return [chat.say(turn) for turn in TURNS[:3]]
+
+    with ThreadPoolExecutor(len(chats)) as pool:
+        replies = list(pool.map(talk, chats))
+    for chat, results in zip(chats, replies, strict=True):
+        for result in reversed(results):
+            check_last(chat, result, reread)
+            chat.rewind()
 
 
 # -- replies that end early ------------------------------------------------------------------------------------------
