@@ -31,6 +31,7 @@ from pad_runtime.errors import (
     PadError,
     PromptError,
 )
+from pad_runtime.rows.plan import RowPlan
 from pad_runtime.rows.sequence import Sampling
 
 _RESERVE = 1 / 4  # share of max_length that is kept free for a reply by forgetting the oldest turns
@@ -97,7 +98,7 @@ class Conversation:
             forgotten=saved.forgotten,
         )
         if saved.cache is not None:
-            conversation._restore(saved.cache)
+            conversation._restore_cache(saved.cache)
         return conversation
 
     # -- turns --------------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ class Conversation:
             forgotten=self.forgotten,
             preference=self._preference,
             config=self._config,
-            cache=self._engine.run(self._saved_slot),
+            cache=self._save_cache(),
         ).write(Path(path), self._manifest)
 
     def close(self) -> None:
@@ -285,29 +286,36 @@ class Conversation:
     def _reserve(self) -> int:
         return min(self._config.max_new_tokens, int(self._manifest.max_length * _RESERVE))
 
-    def _saved_slot(self, decoder: Decoder) -> SavedSlot | None:
-        """What is cached of its messages; nothing of turns that were taken back."""
-        slot = self._engine.kept.find(self._owner)
-        if slot is None:
-            return None
+    def _plan(self) -> RowPlan | None:
+        """Rows and prompts of its messages; None where there are none, or the template does not go on with a reply."""
         try:
-            plan = self._requests.plan(self.messages, self._preference, self._config)
-        except (PromptError, BundleError):  # no messages, or a template that does not go on with a reply
+            return self._requests.plan(self.messages, self._preference, self._config)
+        except (PromptError, BundleError):
             return None
-        if slot.sequence.rows != plan.rows:
-            return None
-        prefix = find_prefix(slot, plan.sequence(_NEVER_STEPPED), plan.prompts)
-        decoder.rewind(slot, prefix.lengths)
-        return decoder.save(slot)
 
-    def _restore(self, cache: SavedSlot) -> None:
+    def _save_cache(self) -> SavedSlot | None:
+        """The most of its messages that is cached, and nothing else: no turns that were taken back."""
+        plan = self._plan()
+        if plan is None:
+            return None
+        sequence, kept = plan.sequence(_NEVER_STEPPED), self._engine.kept
+
+        def save(decoder: Decoder) -> SavedSlot | None:
+            found = [find_prefix(slot, sequence, plan.prompts) for slot in kept if slot.sequence.rows == plan.rows]
+            best = max(found, key=lambda prefix: prefix.num_tokens, default=None)
+            return decoder.save(best.slot, best.lengths) if best and best.num_tokens else None
+
+        return self._engine.run(save)
+
+    def _restore_cache(self, cache: SavedSlot) -> None:
         """Have the engine keep what was saved; where it does not fit, the messages are read again."""
+        plan = self._plan()
+        if plan is None:
+            return
 
         def restore(decoder: Decoder) -> None:
-            plan = self._requests.plan(self.messages, self._preference, self._config)
-            sequence = plan.sequence(_NEVER_STEPPED)
-            slot = decoder.restore(cache, sequence, max(map(len, cache.ids)))
+            slot = decoder.restore(cache, plan.sequence(_NEVER_STEPPED), max(map(len, cache.ids), default=0))
             self._engine.kept.put(slot, self._owner)
 
-        with suppress(PromptError, BundleError, OutOfMemoryError):
+        with suppress(PromptError, OutOfMemoryError):
             self._engine.run(restore)

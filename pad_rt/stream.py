@@ -35,10 +35,11 @@ class TextStream(Iterator[str]):
         try:
             while not self._ticket.cancellation.is_wanted:
                 event = next(self._ticket)
+                self._text += event.text
                 if event.finish_reason is not None:
                     self.result = self._ticket.result()
+                    self.close()
                 if event.text:
-                    self._text += event.text
                     return event.text
             raise StopIteration
         except (StopIteration, KeyboardInterrupt):

@@ -80,10 +80,6 @@ class KeptSlots:
         """A slot is decoded again."""
         del self._owners[slot]
 
-    def find(self, owner: object) -> Slot | None:
-        """The latest slot of an owner."""
-        return next((slot for slot, its in reversed(self._owners.items()) if its is owner), None)
-
     def forget(self, owner: object) -> None:
         """Close the slots of an owner."""
         self._close([slot for slot, its in self._owners.items() if its is owner])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -234,14 +235,22 @@ class Decoder:
         """Give a slot's rows back; closing one again does nothing. From any thread, at any time."""
         self._closed.append(slot)
 
-    def save(self, slot: Slot) -> SavedSlot:
-        """A copy of what a slot knows, on the host."""
+    def save(self, slot: Slot, lengths: Mapping[int, int] | None = None) -> SavedSlot:
+        """A copy of what a slot knows, on the host.
+
+        Args:
+            slot: one of this decoder.
+            lengths: tokens that are saved, by prompt, as if the slot were rewound; all where a prompt is not named.
+        """
         self._check([slot])
+        kept = [min(length, (lengths or {}).get(prompt, length)) for prompt, length in enumerate(slot.lengths)]
+        cached = [max(0, min(filled, length - 1)) for filled, length in zip(slot.lease.cached, kept, strict=True)]
+        rows = self._arena.filled(replace(slot.lease, cached=cached))
         return SavedSlot(
             rows=slot.sequence.rows,
-            ids=tuple(tuple(slot.ids(prompt)) for prompt in range(slot.sequence.num_prompts)),
-            cached=tuple(slot.lease.cached),
-            caches={name: row.read() for name, row in self._arena.filled(slot.lease).items()},
+            ids=tuple(tuple(slot.ids(prompt, 0, length)) for prompt, length in enumerate(kept)),
+            cached=tuple(cached),
+            caches={name: row.read() for name, row in rows.items()},
         )
 
     def restore(self, saved: SavedSlot, sequence: SequenceSpec, room: int) -> Slot:

@@ -157,8 +157,11 @@ def test_pieces_of_a_turn_are_its_reply(generator: Generator, reread: Reread) ->
     stream = chat.stream("egg")
     first = next(stream)
     assert chat.num_turns == 1, "the turn is not over"
-    text = first + "".join(stream)
+    text = first
+    while stream.result is None:
+        text += next(stream)
     assert chat.messages[-2:] == [user("egg"), {"role": "assistant", "content": text}]
+    assert list(stream) == []
     check_last(chat, stream.result, reread)
 
 

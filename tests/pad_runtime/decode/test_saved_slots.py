@@ -86,6 +86,19 @@ def test_what_is_saved_is_the_slot_s_tokens_and_caches(bundle: Bundle, decoder: 
     assert found == saved.caches.keys()
 
 
+def test_a_part_is_saved_as_of_a_slot_that_was_rewound(bundle: Bundle, decoder: Decoder, slot: Slot) -> None:
+    """And the slot goes on as it would have."""
+    lengths = {0: 4} | ({1: 0} if len(slot.lengths) > 1 else {})
+    part, other = decoder.save(slot, lengths), decoder.fork(slot)
+    decoder.rewind(other, lengths)
+    rewound = decoder.save(other)
+    assert (part.rows, part.ids, part.cached) == (rewound.rows, rewound.ids, rewound.cached)
+    assert part.caches.keys() == rewound.caches.keys()
+    assert all(np.array_equal(part.caches[name], array) for name, array in rewound.caches.items())
+    whole = decoder.save(slot, {0: 10**6})
+    assert whole.ids == decoder.save(slot).ids != part.ids
+
+
 def test_another_turn_behind_a_restored_slot(bundle: Bundle, decoder: Decoder, asked: Asked, slot: Slot) -> None:
     (chosen,) = [list(slot.ids(0))[-NUM_CHOSEN:]]
     other, turn = bundle.decoder(), (30, 31, 32)
