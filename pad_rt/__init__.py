@@ -5,6 +5,7 @@ Generator.load("bundle").generate("How do I boil an egg?", preference="cheerful 
 """
 
 from pad_rt.config import GenerationConfig
+from pad_rt.conversation import Conversation
 from pad_rt.generator import Generator
 from pad_rt.logprobs import TokenLogprobs
 from pad_rt.preference import Preference
@@ -15,6 +16,7 @@ from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.errors import PadError
 
 __all__ = [
+    "Conversation",
     "EncodedPrompt",
     "GenerationConfig",
     "GenerationResult",

@@ -155,6 +155,25 @@ class GenerationConfig:
         return cls(**options)
 
 
+ConfigLike: TypeAlias = GenerationConfig | Mapping[str, Any] | None
+"""What a caller may give: a config, a mapping of its options, or None for the defaults."""
+
+
+def make_config(config: ConfigLike) -> GenerationConfig:
+    """What a caller gives as options; None takes the defaults.
+
+    Raises:
+        OptionError: anything else, or as `GenerationConfig`.
+    """
+    if config is None:
+        return GenerationConfig()
+    if isinstance(config, Mapping):
+        return GenerationConfig.from_mapping(config)
+    if not isinstance(config, GenerationConfig):
+        raise OptionError(f"a config of type {type(config).__name__}", expected="a GenerationConfig or a mapping")
+    return config
+
+
 def _check_float(
     name: str,
     value: object,

@@ -11,15 +11,18 @@ from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
-from pad_rt.config import MAX_SEED, GenerationConfig
+from pad_rt.config import MAX_SEED, ConfigLike, make_config
+from pad_rt.conversation import Conversation
 from pad_rt.engine.engine import Engine
 from pad_rt.engine.ticket import Event, Ticket
+from pad_rt.history import History
 from pad_rt.planner import RowPlanner
 from pad_rt.preference import PreferenceLike, normalize_preferences
 from pad_rt.request import Request, RequestMaker, asks_for_reward
 from pad_rt.result import GenerationResult
+from pad_rt.saved_conversation import SavedConversation
 from pad_rt.score.reply_score import ReplyScore
 from pad_rt.score.reply_scorer import TRAINING_TOP_K, ReplyScorer
 from pad_rt.stream import TextStream
@@ -31,8 +34,6 @@ from pad_runtime.bundle.held_file import HeldFile
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
 from pad_runtime.loaded_bundle import Bundle
-
-ConfigLike: TypeAlias = GenerationConfig | Mapping[str, Any] | None
 
 
 class Generator:
@@ -173,7 +174,7 @@ class Generator:
             kind = type(prompts).__name__
             raise PromptError(f"a {kind} for generate_batch", expected="a list of prompts", hint="use generate for one")
         if configs is None:
-            config = _make_config(config)
+            config = make_config(config)
             configs = [replace(config, seed=_seed(config.seed, number)) for number in range(len(prompts))]
         elif config is not None:
             raise OptionError("config beside configs", expected="one of them")
@@ -225,9 +226,36 @@ class Generator:
         async for event in _events(tickets[0]):
             yield event
 
+    def conversation(
+        self, *, system: str | None = None, preference: PreferenceLike = None, config: ConfigLike = None
+    ) -> Conversation:
+        """Begin a chat that remembers.
+
+        Args:
+            system: the system message; None for a chat without one.
+            preference, config: of its turns, until others are set; as for `generate`.
+
+        Raises:
+            PromptError: the base has no chat template, or its template does not take the system message.
+            PreferenceError, OptionError: as `generate`.
+        """
+        return Conversation(
+            self._engine, self._requests, self.manifest, History(system), preference=preference, config=config
+        )
+
+    def load_conversation(self, path: str | Path) -> Conversation:
+        """Go on with a conversation that was saved; what was saved of its KV cache is not read again.
+
+        Raises:
+            ConversationError: there is none, it is truncated or altered, or it is of another bundle.
+            PreferenceError, OptionError: a preference or an option that this version has not.
+        """
+        saved = SavedConversation.read(Path(path), self.manifest)
+        return Conversation.of(saved, self._engine, self._requests, self.manifest)
+
     def room(self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None) -> int:
         """Tokens of reply that fit behind a prompt; below 1, it is too long itself. Arguments as for `generate`."""
-        return self.manifest.max_length - self._requests.plan(prompt, preference, _make_config(config)).longest
+        return self.manifest.max_length - self._requests.plan(prompt, preference, make_config(config)).longest
 
     def score(
         self,
@@ -305,7 +333,7 @@ class Generator:
             result,
             prompt,
             normalize_preferences(preference),
-            _make_config(config),
+            make_config(config),
             manifest=self.manifest,
             tokenizer=self._tokenizer,
         )
@@ -361,7 +389,7 @@ class Generator:
         """Check everything, turn prompts and preferences into requests, and queue them."""
         called = time.perf_counter()
         requests: list[Request] = [
-            self._requests.make(prompt, preference, _make_config(config), trace=trace, owner=owner)
+            self._requests.make(prompt, preference, make_config(config), trace=trace, owner=owner)
             for prompt, preference, config in zip(prompts, preferences, configs, strict=True)
         ]
         if trace and prompts and not any(map(asks_for_reward, prompts, preferences)):
@@ -397,16 +425,6 @@ def _read_text(file: HeldFile) -> str:
         return file.read().decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{file.path} cannot be read: {error}", hint="export the bundle again") from None
-
-
-def _make_config(config: ConfigLike) -> GenerationConfig:
-    if config is None:
-        return GenerationConfig()
-    if isinstance(config, Mapping):
-        return GenerationConfig.from_mapping(config)
-    if not isinstance(config, GenerationConfig):
-        raise OptionError(f"a config of type {type(config).__name__}", expected="a GenerationConfig or a mapping")
-    return config
 
 
 def _seed(first: int, number: int) -> int:

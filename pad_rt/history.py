@@ -21,12 +21,17 @@ class History:
     system: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
 
-    def prompt(self, message: str) -> list[Message]:
-        """The chat as messages, with the user's next message at its end."""
-        messages: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The chat as messages."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for said, reply in self.turns:
             messages += [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
-        return [*messages, {"role": "user", "content": message}]
+        return messages
+
+    def prompt(self, message: str) -> list[Message]:
+        """The chat as messages, with the user's next message at its end."""
+        return [*self.messages, {"role": "user", "content": message}]
 
     def shortened(self, message: str, room: Callable[[list[Message]], int], reserve: int) -> History:
         """The history with so many of its oldest turns left out that a reply to this message has room.
@@ -40,9 +45,15 @@ class History:
         def fits(start: int) -> bool:
             return room(replace(self, turns=self.turns[start:]).prompt(message)) >= reserve
 
-        start = bisect_left(range(len(self.turns)), True, key=fits)  # the room grows with each turn that is left out
+        if fits(0):
+            return self
+        start = bisect_left(range(len(self.turns)), True, lo=1, key=fits)  # each turn that is left out gives room
         return replace(self, turns=self.turns[start:])
 
     def then(self, message: str, reply: str) -> History:
         """The history with one more turn."""
         return replace(self, turns=(*self.turns, (message, reply)))
+
+    def rewound(self, turns: int) -> History:
+        """The history without so many of its last turns."""
+        return replace(self, turns=self.turns[: len(self.turns) - turns])

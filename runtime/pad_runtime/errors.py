@@ -40,6 +40,10 @@ class BundleError(PadError):
     """A bundle that is missing, truncated, altered, or not what its manifest says."""
 
 
+class ConversationError(PadError):
+    """A conversation that was closed, or that cannot be saved, or a file that holds none of this bundle."""
+
+
 class CheckpointError(PadError):
     """A model folder or GGUF file that cannot be exported."""
 

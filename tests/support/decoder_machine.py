@@ -27,11 +27,13 @@ from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Row
 from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support.choice_oracle import Choice, choose, weigh
-from tests.support.decoder_worlds import World
+from tests.support.decoder_worlds import MAX_LENGTH, World
 from tests.support.torch_oracle import tolerance
 
 Array = npt.NDArray[Any]
 MAX_SLOTS = 5
+BEHIND = ([0, 0], [0])  # tokens behind those whose caches are compared
+MAX_ROOM = MAX_LENGTH - 3
 CHECKED = 11  # one token in so many is also computed by torch
 NUM_EVENTS, COMPARED = 24, 8  # events of a case; after so many the caches are compared
 ROUNDED = 0.1  # of the largest value: what rounding of the inputs to 8 bits may change
@@ -322,6 +324,21 @@ class DecoderMachine(RuleBasedStateMachine):
         book.happened()
 
     @precondition(lambda self: self.books)
+    @rule(which=_which, room=st.sampled_from([0, 0, 1, 70]))
+    def restore(self, which: int, room: int) -> None:
+        """A slot is saved and closed, and goes on from what was saved; a reply begins."""
+        book = self.book(which)
+        saved = self.decoder.save(book.slot)
+        self.tally.saw("saved with a cache" if any(saved.cached) else "saved")
+        self.closed.append(book.slot)
+        self.decoder.close(book.slot)
+        book.room = max(*map(len, book.prompts), min(book.room + room, MAX_ROOM), 1)
+        book.slot = self.decoder.restore(saved, book.sequence, book.room)
+        self.decoder.allow(book.slot, book.allowed)
+        book.step = 0
+        book.happened()
+
+    @precondition(lambda self: self.books)
     @rule(which=_which, share=st.sampled_from([None, 0.03, 0.2, 0.7]), seed=_seeds)
     def allow(self, which: int, share: float | None, seed: int) -> None:
         """Some of the tokens may be chosen, or all."""
@@ -409,9 +426,10 @@ class DecoderMachine(RuleBasedStateMachine):
         if not any(cached):
             return
         decoder = self.world.host.decoder()
-        slot = decoder.open(book.sequence, min(book.room + 1, self.world.host.manifest.max_length))
+        slot = decoder.open(book.sequence, min(book.room + 3, MAX_LENGTH))
         decoder.read(slot, {number: book.prompts[number][:length] for number, length in enumerate(cached)})
-        decoder.read(slot, {number: [0] for number, length in enumerate(cached) if length})
+        for more in BEHIND:  # several tokens that are pending are computed where there are further ones
+            decoder.read(slot, {number: more for number, length in enumerate(cached) if length})
         for number, row in enumerate(book.sequence.rows):
             if cached[row.prompt] > 1:  # a single token is read with what follows
                 self.tally.caches += 1
@@ -419,7 +437,7 @@ class DecoderMachine(RuleBasedStateMachine):
                     pairs = zip(
                         self.decoder.cache(book.slot, number, layer), decoder.cache(slot, number, layer), strict=True
                     )
-                    differences = [_difference(*pair) for pair in pairs]
+                    differences = [_difference(mine, theirs[:, : cached[row.prompt]]) for mine, theirs in pairs]
                     self.tally.difference = max(self.tally.difference, *differences)
                     assert max(differences) <= self.near, "what is cached is wrong"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from pad_rt import GenerationConfig, GenerationResult, Generator
+from pad_rt import GenerationConfig
+from pad_rt.engine.ticket import Event, Ticket
 
 PAD = [sys.executable, "-c", "import sys; from pad_rt.cli.main import main; sys.exit(main())"]
 SHORT = GenerationConfig(max_new_tokens=6)
@@ -21,31 +21,16 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
-class FakeStream(Iterator[str]):
-    """A stream of these pieces, without a result."""
+def interrupted_reply(*, pieces: tuple[str, ...] = ("some",)) -> Any:
+    """A `Ticket.__next__` that Ctrl-C interrupts after these pieces, once."""
+    real, left = Ticket.__next__, [*pieces, None]
 
-    result: GenerationResult | None = None
+    def next_event(self: Ticket) -> Event:
+        if not left:
+            return real(self)
+        piece = left.pop(0)
+        if piece is None:
+            raise KeyboardInterrupt
+        return Event(piece, ())
 
-    def __init__(self, pieces: Iterator[str]) -> None:
-        self._pieces = pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-
-def interrupted_stream(*, pieces: tuple[str, ...] = ("some",), times: int = 1) -> Any:
-    """A `Generator.stream` that Ctrl-C interrupts after these pieces, the first few times."""
-    real = Generator.stream
-    calls: list[int] = []
-
-    def interrupted() -> Iterator[str]:
-        yield from pieces
-        raise KeyboardInterrupt
-
-    def stream(self: Generator, *args: Any, **kwargs: Any) -> Iterator[str]:
-        calls.append(0)
-        if len(calls) > times:
-            return real(self, *args, **kwargs)
-        return FakeStream(interrupted())
-
-    return stream
+    return next_event

@@ -167,6 +167,11 @@ class Manifest:
                 ) from None
         return np.dtype(self.float_type)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its fields, the files' own SHA-256 among them: it tells this bundle from every other."""
+        return checksum(dataclasses.asdict(self))
+
     def trunk_index(self, name: str) -> int:
         """Position of a trunk by name."""
         return [trunk.name for trunk in self.trunks].index(name)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.decode.kv_group import KvGroup, Move, Window
+from pad_runtime.decode.kv_group import FilledRow, KvGroup, Move, Window
 from pad_runtime.devices.buffers import Buffer
 from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import OutOfMemoryError
@@ -213,9 +214,24 @@ class KvArena:
 
     def read(self, lease: Lease, trunk: int, number: int, layer: int) -> tuple[Array, Array]:
         """Copies of keys and values of one row in a layer, [kv_heads, length, head_dim] each."""
-        side = layer >= self._manifest.trunks[trunk].prompt_layers
-        window = self.row_window(lease, trunk, number)[side]
-        return self._groups[trunk][side].read(window, layer, lease.cached[lease.rows[trunk][number]])
+        info = self._manifest.trunks[trunk]
+        side, at = layer >= info.prompt_layers, contract.trunk_prefix(info.name)
+        row = self.row_window(lease, trunk, number)[side].first
+        filled = self._groups[trunk][side].filled(row, lease.cached[lease.rows[trunk][number]])
+        return filled[at + contract.past_key(layer)].read(), filled[at + contract.past_value(layer)].read()
+
+    def filled(self, lease: Lease) -> dict[str, FilledRow]:
+        """All that a lease has cached, by name: `past_key_values.0.key.1` is in that cache of the base the lease's
+        row 1, counted among its rows there.
+        """
+        return {
+            f"{name}.{number}": row
+            for trunk, groups in enumerate(self._groups)
+            for group, first, lengths in zip(groups, lease.first[trunk], lease.lengths(trunk), strict=True)
+            for number, length in enumerate(lengths)
+            if length
+            for name, row in group.filled(first + number, length).items()
+        }
 
     def buffers(self, trunk: int, windows: tuple[Window, Window] | None) -> tuple[dict[str, Buffer], dict[str, Buffer]]:
         """Cache inputs and outputs of a trunk; without windows those of a spare row that nobody reads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ from pad_runtime.decode.limits import Limits
 from pad_runtime.decode.reader import Reader
 from pad_runtime.decode.ready import Chosen, ReadyStep
 from pad_runtime.decode.run import Run
+from pad_runtime.decode.saved_slot import SavedSlot
 from pad_runtime.decode.slot import Slot
 from pad_runtime.decode.trace import split_trace, trace_shapes
 from pad_runtime.devices.binding import is_on_host
 from pad_runtime.devices.ids import BYTES_PER_ID
 from pad_runtime.devices.provider import Graph, Provider
-from pad_runtime.errors import OutOfMemoryError, PromptError
+from pad_runtime.errors import OutOfMemoryError, PadError, PromptError
 from pad_runtime.rows.sequence import SequenceSpec
 
 _GROWTH, _CAPTURED_GROWTH = 64, 256  # positions; with another capacity a step is captured anew
@@ -233,6 +235,46 @@ class Decoder:
         """Give a slot's rows back; closing one again does nothing. From any thread, at any time."""
         self._closed.append(slot)
 
+    def save(self, slot: Slot, lengths: Mapping[int, int] | None = None) -> SavedSlot:
+        """A copy of what a slot knows, on the host.
+
+        Args:
+            slot: one of this decoder.
+            lengths: tokens that are saved, by prompt, as if the slot were rewound; all where a prompt is not named.
+        """
+        self._check([slot])
+        kept = [min(length, (lengths or {}).get(prompt, length)) for prompt, length in enumerate(slot.lengths)]
+        cached = [max(0, min(filled, length - 1)) for filled, length in zip(slot.lease.cached, kept, strict=True)]
+        rows = self._arena.filled(replace(slot.lease, cached=cached))
+        return SavedSlot(
+            rows=slot.sequence.rows,
+            ids=tuple(tuple(slot.ids(prompt, 0, length)) for prompt, length in enumerate(kept)),
+            cached=tuple(cached),
+            caches={name: row.read() for name, row in rows.items()},
+        )
+
+    def restore(self, saved: SavedSlot, sequence: SequenceSpec, room: int) -> Slot:
+        """Open a slot that knows what a saved one knew; nothing is computed, and a reply begins.
+
+        Args:
+            saved: of a decoder of the same bundle, on any device.
+            sequence: of the same rows.
+            room: as of `open`.
+
+        Raises:
+            PromptError: it is of other rows or of another bundle, or there is no room for its tokens.
+            OptionError, OutOfMemoryError: as `open` and `step`.
+        """
+        if saved.rows != sequence.rows or not len(saved.ids) == len(saved.cached) == sequence.num_prompts:
+            raise PromptError(f"a saved slot of {len(saved.rows)} rows", expected="the rows of the sequence")
+        slot = self.open(sequence, room)
+        try:
+            self._take_in(slot, saved)
+        except PadError:
+            self.close(slot)
+            raise
+        return slot
+
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def step(self, slots: Sequence[Slot], *, trace: bool = False, cancellation: Cancellation | None = None) -> Chosen:
@@ -327,6 +369,29 @@ class Decoder:
             trace=(lambda: split_trace(batch, run.trace())) if trace else None,
             allowed=arrays[contract.ALLOWED] if masked else None,
         )
+
+    def _take_in(self, slot: Slot, saved: SavedSlot) -> None:
+        """Give a new slot the tokens and the caches of a saved one."""
+        new = {prompt: self._limits.token_ids(ids) for prompt, ids in enumerate(saved.ids) if ids}
+        slot.check_room(new)
+        slot.append(new)
+        for prompt, (cached, length) in enumerate(zip(saved.cached, slot.lengths, strict=True)):
+            if cached not in range(max(length, 1)):
+                raise PromptError(f"{cached} cached tokens of prompt {prompt}", expected=f"fewer than its {length}")
+        self._gather([slot])
+        slot.lease.cached[:] = saved.cached
+        rows = self._arena.filled(slot.lease)
+        odd = sorted(rows.keys() ^ saved.caches.keys())
+        if odd:
+            raise PromptError(f"a saved slot with other caches, such as {odd[0]}", expected="those of this bundle")
+        for name, row in rows.items():
+            array = saved.caches[name]
+            if (array.shape, array.dtype) != (row.shape, row.dtype):
+                raise PromptError(
+                    f"{name} as {list(array.shape)} {array.dtype}", expected=f"{list(row.shape)} {row.dtype}"
+                )
+        for name, row in rows.items():
+            row.write(saved.caches[name])
 
     def _compute(self, slot: Slot, lengths: Mapping[int, int], cancellation: Cancellation) -> None:
         """Bring the caches of a slot's prompts up to lengths, where they are shorter."""

@@ -39,6 +39,43 @@ class Move:
     length: int
 
 
+@dataclass(frozen=True)
+class FilledRow:
+    """The filled part of one row in one cache.
+
+    Attributes:
+        memory: that the cache is in.
+        window: the cache's, of that row.
+        length: positions that are filled.
+    """
+
+    memory: DeviceMemory
+    window: Buffer
+    length: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the cache."""
+        return self.window.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[kv_heads, length, head_dim]."""
+        _, num_heads, _, head_dim = self.window.shape
+        return (num_heads, self.length, head_dim)
+
+    def read(self) -> Array:
+        """A copy."""
+        copied = self.memory.zeros((1, *self.shape), self.dtype)
+        self.memory.copy(self.window, copied, self.length)
+        whole = copied.read()
+        return whole.reshape(self.shape)
+
+    def write(self, array: Array) -> None:
+        """Take over the values of an array of the same shape and type."""
+        self.memory.copy(self.memory.upload(array[None]), self.window, self.length)
+
+
 class KvGroup:
     """Keys and values of some layers, all with the same rows.
 
@@ -114,11 +151,10 @@ class KvGroup:
         """The same memory, by output name."""
         return {present: self._buffers[past].window(window.first, window.count) for past, present in self._names}
 
-    def read(self, window: Window, layer: int, length: int) -> tuple[Array, Array]:
-        """Copies of keys and values of a window of one row in a layer, [kv_heads, length, head_dim] each."""
-        names = (contract.past_key(layer), contract.past_value(layer))
-        key, value = (self.inputs(window)[self._at + name].read()[0, :, :length] for name in names)
-        return key, value
+    def filled(self, row: int, length: int) -> dict[str, FilledRow]:
+        """The first positions of a row in each cache, by input name."""
+        memory = self._memory
+        return {past: FilledRow(memory, self._buffers[past].window(row, 1), length) for past, _ in self._names}
 
     def _shape(self, num_rows: int, capacity: int) -> tuple[int, ...]:
         return (num_rows, self._trunk.num_kv_heads, capacity, self._trunk.head_dim)

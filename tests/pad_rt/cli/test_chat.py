@@ -17,9 +17,10 @@ import pytest
 
 from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.cli.main import main
+from pad_rt.engine.ticket import Ticket
 from pad_rt.history import History
 from tests.support.error_checks import edit_manifest, error_line
-from tests.support.pad_command import PAD, SHORT, interrupted_stream, pipe_in
+from tests.support.pad_command import PAD, SHORT, interrupted_reply, pipe_in
 
 CUT = "cut at 6 tokens (--max-new-tokens)\n"
 
@@ -231,13 +232,24 @@ def test_guidance_changes_between_turns(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("/bake a cake", "unknown command '/bake'; expected one of /preference, /weight, /beta, /reset, /help, /quit"),
+        (
+            "/bake a cake",
+            "unknown command '/bake'; expected one of /preference, /weight, /beta, /undo, /reset, /fork, ",
+        ),
         ("/", "unknown command '/'"),
         ("/beta", "/beta; expected a number"),
         ("/beta much", "/beta much; expected a number"),
         ("/beta nan", "beta=nan; expected a finite number"),
         ("/weight cheerful", "--weight 'cheerful'; expected NAME=W"),
         ("/weight sad=1", "unknown feature 'sad'; expected one of cheerful"),
+        ("/undo 2", "/undo 2; expected a number from 1 to 1"),
+        ("/undo two", "/undo two; expected a number from 1 to 1"),
+        ("/chat 0", "/chat 0; expected a number from 1 to 1"),
+        ("/save", "/save without a file; expected /save FILE"),
+        ("/save /none/chat", "/none/chat cannot be written: No such file or directory"),
+        ("/load", "/load without a file; expected /load FILE"),
+        ("/load /none/chat", "no saved conversation at /none/chat"),
+        ("/preference " + "x" * 300, "a preference that leaves no room for a chat"),
         ("x" * 300, "a prompt of "),
     ],
 )
@@ -258,8 +270,88 @@ def test_a_line_that_fails_is_reported_and_the_chat_goes_on(
 def test_help_and_quit(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = chat(monkeypatch, capsys, tiny_bundle, "/help\n/quit\nhi\n")
     assert out == ""
-    for command in ("/preference TEXT", "/weight NAME=W", "/beta X", "/reset", "/help", "/quit", "//TEXT"):
+    commands = (
+        "/preference TEXT, /weight NAME=W, /beta X, /undo N, /reset, /fork, /chat N, /save FILE, /load FILE, /help"
+    )
+    for command in [*commands.split(", "), "/quit", "//TEXT"]:
         assert command in err
+
+
+def test_turns_are_taken_back(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "/undo\nhi\nand now?\nwhat?\n/undo 2\nwhat?\n/undo\n/undo 1\n/undo\nhi\n"
+    out, err = chat(monkeypatch, capsys, tiny_bundle, lines)
+    first, second = converse(generator, "hi", "and now?", "what?"), converse(generator, "hi", "what?")
+    assert out == first + second.partition("\n")[2] + converse(generator, "hi")
+    nothing = "pad: error: /undo 1; expected a chat that has turns"
+    assert err.splitlines() == [
+        nothing,
+        '1 turn, the last "hi"; no preference, beta 1',
+        '1 turn, the last "hi"; no preference, beta 1',
+        "0 turns; no preference, beta 1",
+        nothing,
+    ]
+
+
+def test_a_fork_leaves_the_chat_as_it_is(
+    tiny_bundle: Path, generator: Generator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "a message of more than forty characters, cut"
+    lines = f"hi\n/fork\n/weight cheerful=0.5\n{long}\n/chat 1\nand now?\n/chat\n/chat 2\n/undo\n/chat 3\n"
+    out, err = chat(monkeypatch, capsys, tiny_bundle, lines)
+    plain = converse(generator, "hi", "and now?").partition("\n")
+    messages = [*exchange("hi", plain[0]), user(long)]
+    guided = generator.generate(messages, preference=Preference(weights={"cheerful": 0.5}), config=SHORT).text
+    assert out == f"{plain[0]}\n{guided}\n{plain[2]}"
+    assert err.splitlines() == [
+        '* chat 2: 1 turn, the last "hi"; no preference, beta 1',
+        "cheerful 0.5, beta 1",
+        '* chat 1: 1 turn, the last "hi"; no preference, beta 1',
+        '* chat 1: 2 turns, the last "and now?"; no preference, beta 1',
+        '  chat 2: 2 turns, the last "a message of more than forty..."; cheerful 0.5, beta 1',
+        '* chat 2: 2 turns, the last "a message of more than forty..."; cheerful 0.5, beta 1',
+        '1 turn, the last "hi"; cheerful 0.5, beta 1',
+        "pad: error: /chat 3; expected a number from 1 to 2",
+    ]
+
+
+def test_a_chat_is_saved_and_loaded(
+    tiny_bundle: Path,
+    generator: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = converse(generator, "hi", "and now?", preference=Preference("short", {"cheerful": 0.5}), beta=2.0)
+    guided = ("--preference", "short", "--weight", "cheerful=0.5", "--beta", "2")
+    out, err = chat(monkeypatch, capsys, tiny_bundle, "hi\n/save ~/a chat\n", *guided)
+    assert err == f"saved as {tmp_path / 'a chat'}\n"
+    shown = '1 turn, the last "hi"; preference "short", cheerful 0.5, beta 2'
+    again, err = chat(monkeypatch, capsys, tiny_bundle, "/load ~/a chat\nand now?\n")
+    assert (out + again, err) == (expected, f"* chat 1: {shown}\n")
+    again, err = chat(monkeypatch, capsys, tiny_bundle, "hi\n/load ~/a chat\nand now?\n/chat 1\n")
+    assert again == converse(generator, "hi") + expected.partition("\n")[2]
+    assert err == f'* chat 2: {shown}\n* chat 1: 1 turn, the last "hi"; no preference, beta 1\n'
+
+
+def test_several_preferences_of_an_app_in_a_loaded_chat(
+    tiny_bundle: Path,
+    generator: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They guide, are shown, and give way to what is typed."""
+    pairs = [("short", 0.5), (Preference("long", {"cheerful": 1.0}), 1.0)]
+    generator.conversation(preference=pairs, config=SHORT).save(tmp_path / "chat")
+    out, err = chat(monkeypatch, capsys, tiny_bundle, f"/load {tmp_path / 'chat'}\nhi\n/weight cheerful=2\n")
+    assert out == converse(generator, "hi", preference=pairs)
+    assert err.splitlines() == [
+        '* chat 1: 0 turns; preference "short" (times 0.5), preference "long", cheerful 1, beta 1',
+        "cheerful 2, beta 1",
+    ]
 
 
 @pytest.mark.parametrize("pieces", [("some ", "words"), ()])
@@ -278,7 +370,7 @@ def test_ctrl_c_stops_one_reply(
             {"role": "user", "content": "hi"},
         ]
         expected = "some words\n" + generator.generate(messages, config=SHORT).text + "\n"
-    monkeypatch.setattr(Generator, "stream", interrupted_stream(pieces=pieces))
+    monkeypatch.setattr(Ticket, "__next__", interrupted_reply(pieces=pieces))
     out, err = chat(monkeypatch, capsys, tiny_bundle, "go on\nhi\n")
     assert out == expected
     assert err == ("" if pieces else "\n")

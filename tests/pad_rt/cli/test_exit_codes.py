@@ -12,8 +12,9 @@ import pytest
 
 from pad_rt import Generator
 from pad_rt.cli.main import main
+from pad_rt.engine.ticket import Ticket
 from tests.support.error_checks import edit_manifest, error_line
-from tests.support.pad_command import PAD, interrupted_stream, pipe_in
+from tests.support.pad_command import PAD, interrupted_reply, pipe_in
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_onnxruntime_adds_no_lines_of_its_own(bundle: Path, capfd: pytest.Captur
 def test_ctrl_c_ends_generate(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Generator, "stream", interrupted_stream())
+    monkeypatch.setattr(Ticket, "__next__", interrupted_reply())
     assert main(["generate", str(tiny_bundle), "hi"]) == 130
     out, err = capsys.readouterr()
     assert out == "some"

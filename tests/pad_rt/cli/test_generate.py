@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pad_rt import GenerationConfig, Generator, Preference, Timing
+from pad_rt import GenerationConfig, GenerationResult, Generator, Preference, Timing
 from pad_rt.cli.main import main
 from tests.support import tiny_bundles
 from tests.support.error_checks import edit_manifest, error_line
-from tests.support.pad_command import CUT, PAD, SHORT, FakeStream, pipe_in
+from tests.support.pad_command import CUT, PAD, SHORT, pipe_in
 
 
 def test_generate_streams_the_reply(
@@ -56,6 +56,18 @@ def test_a_system_message(tiny_bundle: Path, generator: Generator, capsys: pytes
     text = generator.generate(messages, config=SHORT).text
     assert capsys.readouterr().out == text + "\n"
     assert text != generator.generate("hi", config=SHORT).text
+
+
+class FakeStream(Iterator[str]):
+    """A stream of these pieces, without a result."""
+
+    result: GenerationResult | None = None
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self._pieces = pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
 
 
 def test_every_piece_is_flushed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from pad_runtime.bundle import contract
 from pad_runtime.decode import arena, inputs
 from pad_runtime.decode.arena import KvArena, Lease
-from pad_runtime.decode.kv_group import Move, Window
+from pad_runtime.decode.kv_group import FilledRow, Move, Window
 from pad_runtime.decode.run import Run
 from pad_runtime.decode.slot import Slot
 from tests.support.decoder_machine import NUM_EVENTS, DecoderMachine, Tally
@@ -76,6 +76,11 @@ def move_too_little(patch: pytest.MonkeyPatch) -> None:
         return [replace(each, length=each.length - (each.source != each.target)) for each in real(*arguments)]
 
     patch.setattr(arena, "_moves", moves)
+
+
+def lose_the_oldest_position(patch: pytest.MonkeyPatch) -> None:
+    """What is saved of a row begins a position too late."""
+    patch.setattr(FilledRow, "read", lambda self, real=FilledRow.read: np.roll(real(self), -1, axis=1))
 
 
 def keep_the_length(patch: pytest.MonkeyPatch) -> None:
@@ -151,6 +156,7 @@ FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
     "a fork's rows": ("shared", copy_the_first_row),
     "a fork's rows below": ("upper layers", copy_the_first_row),
     "a row that is moved": ("shared", move_too_little),
+    "a row that is saved": ("upper layers", lose_the_oldest_position),
     "a length that is not lowered": ("pair", keep_the_length),
     "noise that another one shifts": ("contrast", share_the_step),
     "a step ahead that is not discarded": ("captured", keep_what_ran_ahead),
