@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pad_rt.engine.active import Active, in_parts
 from pad_rt.engine.kept import KeptSlots, Prefix, find_prefix
 from pad_rt.engine.ticket import Ticket, cancelled
@@ -253,7 +255,7 @@ class Engine:
 
     def _find_prefix(self, request: Request) -> Prefix | None:
         """The slot that has, or will have, most of a request's prompts in its cache."""
-        sequence, prompts = request.sequence, request.prompts
+        sequence, prompts = request.sequence, [np.array(ids) for ids in request.prompts]
         found = [find_prefix(slot, sequence, prompts) for slot in self.kept]
         for active in self._active:
             whole = active.ticket.request.prompts if active.is_reading else None

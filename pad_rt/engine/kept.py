@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
 from pad_runtime.rows.sequence import SequenceSpec
 
-Prompts = Sequence[Sequence[int]]
+Ids = Sequence[int] | npt.NDArray[np.int64]
+Prompts = Sequence[Ids]
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class KeptSlots:
             self._decoder.close(slot)
 
 
-def _num_common(some: Sequence[int], other: Sequence[int]) -> int:
+def _num_common(some: Ids, other: Ids) -> int:
     """Tokens at the beginning that are the same."""
     length = min(len(some), len(other))
     differs = np.flatnonzero(np.asarray(some[:length]) != np.asarray(other[:length]))
