@@ -6,6 +6,7 @@ Generator.load("bundle").generate("How do I boil an egg?", preference="cheerful 
 
 from pad_rt.config import GenerationConfig
 from pad_rt.conversation import Conversation
+from pad_rt.engine.ticket import Event, Ticket
 from pad_rt.generator import Generator
 from pad_rt.logprobs import TokenLogprobs
 from pad_rt.preference import Preference
@@ -18,6 +19,7 @@ from pad_runtime.errors import PadError
 __all__ = [
     "Conversation",
     "EncodedPrompt",
+    "Event",
     "GenerationConfig",
     "GenerationResult",
     "Generator",
@@ -25,6 +27,7 @@ __all__ = [
     "Preference",
     "ReplyScore",
     "TextStream",
+    "Ticket",
     "Timing",
     "TokenLogprobs",
     "TokenScore",
