@@ -35,8 +35,8 @@ class Request:
         room: positions that the longest prompt and the reply may come to.
         reply: what the chosen ids become.
         keeps_trace: whether what each step weighed is part of the result.
-        logprobs: candidates of each step whose log-probabilities are; None: nobody's.
-        base_logprobs: gives those of the base at the end.
+        logprobs: candidates whose log-probabilities are reported beside the chosen token's; None reports none.
+        base_logprobs: gives the log-probabilities of the reply in the base.
         allowed: tokens that the reply may go on with; None: all.
         owner: whose it is, such as a conversation; None: nobody's.
     """
