@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from pad_rt.allowed.bits import Bits, all_but
 
@@ -28,13 +27,13 @@ class NoRepeatNgram:
 
     def packed(self) -> Bits | None:
         """All tokens but those that followed the last n - 1 tokens before."""
-        width = self._size - 1
-        ids = self._ids[: self._count]
-        if len(ids) <= width:
-            return None
-        before = sliding_window_view(ids[:-1], width)  # [len - width, width]: each is followed by a token
-        banned = ids[width:][(before == ids[len(ids) - width :]).all(axis=1)]
-        return all_but(banned, self._vocab_size) if len(banned) else None
+        width, length = self._size - 1, self._count
+        places = np.arange(width, length)  # of tokens that follow n - 1 others
+        for back in range(1, width + 1):
+            if not len(places):
+                return None
+            places = places[self._ids[places - back] == self._ids[length - back]]
+        return all_but(self._ids[places], self._vocab_size) if len(places) else None
 
     def push(self, token_id: int) -> None:
         """Append the token."""
