@@ -83,6 +83,7 @@ runtime-only: .venv/wheel .venv-runtime/wheel
 bench: .venv/wheel .venv/smollm2
 	$(BIN)/python -m benchmarks.latency.step_ratio
 	$(BIN)/python -m benchmarks.latency.preferences
+	$(BIN)/python -m benchmarks.latency.forms
 	$(BIN)/python -m benchmarks.export.memory
 
 export-time: .venv/wheel .venv/smollm2
