@@ -63,8 +63,9 @@ def test_a_saved_conversation_goes_on(generator: Generator, other: Generator, tm
     assert loaded.messages == [{"role": "system", "content": "Be odd 東京."}]
 
 
-def test_what_is_not_cached_any_more_is_read_again(generator: Generator, other: Generator, tmp_path: Path) -> None:
+def test_what_is_not_cached_any_more_is_read_again(models: Models, other: Generator, tmp_path: Path) -> None:
     """Because other replies took its place, or because the preference asks for other rows now."""
+    generator = tiny_bundles.load(models.bundle("base"))
     chat, file = begun(generator), tmp_path / "chat"
     chat.preference = "be kind"
     chat.save(file)
