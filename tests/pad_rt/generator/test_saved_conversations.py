@@ -119,6 +119,21 @@ def test_a_cache_that_does_not_fit_is_left_out(generator: Generator, tmp_path: P
     assert loaded.say("and?").token_ids == chat.say("and?").token_ids
 
 
+def test_every_option_is_saved(generator: Generator, tmp_path: Path) -> None:
+    options = GenerationConfig(
+        beta=2.0,
+        temperature=0.5,
+        seed=2**62,
+        logit_bias={3: 1.5, 70: -2.0},
+        banned_token_ids=[5],
+        json_schema={"type": "object"},
+        stop=["ä", "b"],
+        stop_token_ids=[7],
+    )
+    generator.conversation(config=options).save(tmp_path / "chat")
+    assert generator.load_conversation(tmp_path / "chat").config == options
+
+
 def test_one_that_has_not_begun(generator: Generator, other: Generator, tmp_path: Path) -> None:
     generator.conversation().save(tmp_path / "chat")
     loaded = other.load_conversation(tmp_path / "chat")
