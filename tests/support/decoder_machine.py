@@ -450,7 +450,10 @@ class DecoderMachine(RuleBasedStateMachine):
         if token != alone:
             again = Alone(self.world.host, book).trace()
             values = choose(again.candidates, again.scores, book.sequence.sampling, book.step).values
-            behind = (values[alone] - values.get(token, -np.inf)) / max(1.0, float(np.abs(again.scores).max()))
+            behind = values[alone] - values.get(token, -np.inf)
+            if self.world.rounds and book.sequence.sampling.temperature:  # noise goes by rank, and ties trade places
+                behind = min(behind, _nearest(again, token), _nearest(again, alone))
+            behind /= max(1.0, float(np.abs(again.scores).max()))
             assert behind <= self.near, f"{token} in the batch and {alone} alone, by {behind}"
             self.tally.near_ties += 1
             book.happened()
@@ -580,6 +583,12 @@ class DecoderMachine(RuleBasedStateMachine):
         except PromptError:
             return
         raise AssertionError("it was not refused")
+
+
+def _nearest(trace: SequenceTrace, token: int) -> float:
+    """How far a candidate's score is from the next one's."""
+    gaps = np.abs(trace.scores[trace.candidates != token] - trace.scores[trace.candidates == token])
+    return float(np.min(gaps, initial=np.inf))
 
 
 def _difference(one: Array, other: Array) -> float:

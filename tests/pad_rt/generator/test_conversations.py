@@ -83,7 +83,7 @@ def test_another_preference_reads_no_message_again(models: Models) -> None:
     """Nor do a rewind, a fork, or going on without one."""
     chat = tiny_bundles.load(models.bundle("base")).conversation(preference=KIND, config=config(max_new_tokens=9))
     least = chat.say("How do I boil an egg?").usage.prompt_tokens - 1
-    assert least > 20
+    assert least > 15
 
     def cached(preference: Any) -> int:
         chat.preference = preference
@@ -157,11 +157,8 @@ def test_pieces_of_a_turn_are_its_reply(generator: Generator, reread: Reread) ->
     stream = chat.stream("egg")
     first = next(stream)
     assert chat.num_turns == 1, "the turn is not over"
-    text = first
-    while stream.result is None:
-        text += next(stream)
+    text = first + "".join(stream)
     assert chat.messages[-2:] == [user("egg"), {"role": "assistant", "content": text}]
-    assert list(stream) == []
     check_last(chat, stream.result, reread)
 
 

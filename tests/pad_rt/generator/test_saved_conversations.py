@@ -63,8 +63,9 @@ def test_a_saved_conversation_goes_on(generator: Generator, other: Generator, tm
     assert loaded.messages == [{"role": "system", "content": "Be odd 東京."}]
 
 
-def test_what_is_not_cached_any_more_is_read_again(generator: Generator, other: Generator, tmp_path: Path) -> None:
+def test_what_is_not_cached_any_more_is_read_again(models: Models, other: Generator, tmp_path: Path) -> None:
     """Because other replies took its place, or because the preference asks for other rows now."""
+    generator = tiny_bundles.load(models.bundle("base"))
     chat, file = begun(generator), tmp_path / "chat"
     chat.preference = "be kind"
     chat.save(file)
@@ -116,6 +117,21 @@ def test_a_cache_that_does_not_fit_is_left_out(generator: Generator, tmp_path: P
     replace(whole, cache=replace(whole.cache, **changes[change])).write(file, generator.manifest)
     loaded = generator.load_conversation(file)
     assert loaded.say("and?").token_ids == chat.say("and?").token_ids
+
+
+def test_every_option_is_saved(generator: Generator, tmp_path: Path) -> None:
+    options = GenerationConfig(
+        beta=2.0,
+        temperature=0.5,
+        seed=2**62,
+        logit_bias={3: 1.5, 70: -2.0},
+        banned_token_ids=[5],
+        json_schema={"type": "object"},
+        stop=["ä", "b"],
+        stop_token_ids=[7],
+    )
+    generator.conversation(config=options).save(tmp_path / "chat")
+    assert generator.load_conversation(tmp_path / "chat").config == options
 
 
 def test_one_that_has_not_begun(generator: Generator, other: Generator, tmp_path: Path) -> None:
