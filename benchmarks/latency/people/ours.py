@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from benchmarks.common.caches import forget
 from benchmarks.latency.people.task import PeopleTask, Served, serve
 from pad_rt import EncodedPrompt, Generator, Preference
 from pad_rt.engine.ticket import Ticket
 
 
 class Ours:
-    """Files: bundle. Nothing is kept of earlier prompts."""
+    """Files: bundle."""
 
     def __init__(self, task: PeopleTask) -> None:
         self._task = task
@@ -22,6 +23,7 @@ class Ours:
     def serve(self, people: Sequence[int], new_tokens: int, *, newcomer: bool) -> Served:
         """A thread waits for each reply."""
         task, served = self._task, Served([], [])
+        forget(self._generator)
         due = threading.Event()
         with ThreadPoolExecutor(len(people) + 1) as pool:
             start = time.perf_counter()
