@@ -31,13 +31,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--bundle", type=Path, help="an fp32 bundle; exported if not given")
+    parser.add_argument("--check-every", type=int, default=100, help="replies, one of which is computed again, alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     options = parser.parse_args()
     folder = options.bundle or demo_bundle("fp32")
     with Generator.load(folder) as generator, Generator.load(folder, keep_mib=0) as alone:
         num_workers = generator.manifest.max_batch + 2  # more than run at once: some wait
-        load = Load(generator, alone, time.monotonic() + 60 * options.minutes)
+        load = Load(generator, alone, time.monotonic() + 60 * options.minutes, options.check_every)
         failures = run(load, num_workers, options.seed)
     record = _record(load, options, failures)
     write_record(options.out, record)

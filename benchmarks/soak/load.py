@@ -16,7 +16,6 @@ from pad_rt.bench.machine import private_mib
 from pad_runtime.errors import CancelledError
 
 _SAMPLE_S = 10.0  # between samples of memory
-_CHECK_EVERY = 100  # replies
 
 
 @dataclass
@@ -32,6 +31,7 @@ class Load:
     generator: Generator
     alone: Generator
     ends: float
+    check_every: int
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Load:
             self.counts.update(
                 {wish.kind: 1, "requests": 1, "cancelled": not is_whole, "tokens": len(ids), "cached_tokens": cached}
             )
-            if self.counts["requests"] % _CHECK_EVERY == 0:
+            if self.counts["requests"] % self.check_every == 0:
                 self._check(wish, ids, is_whole)
 
     def _check(self, wish: Wish, ids: list[int], is_whole: bool) -> None:
