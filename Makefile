@@ -6,7 +6,7 @@ FIND_SMOLLM2 := $(BIN)/python -m demo.smollm2
 SOURCES := $(shell find pad_rt runtime export -name '*.py' -o -name '*.jinja')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers fuzz gemma engines persrm persrm-words pairs guided-pairs quality clean
+.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -21,6 +21,9 @@ help:
 	@echo "make gpu-bench     tests, then steps of 135M, 1B and 8B shapes on a GPU (under 9 minutes; GPU_PYTHON=python3 as it is;"
 	@echo "                   GPU_ARGS=--rehearse first: every kind of row, tiny)"
 	@echo "make peers         the same against transformers, Optimum, GenAI and llama.cpp (hours; can be taken up again)"
+	@echo "make people        1, 2, 4, 8 people at once against one after the other, also in GenAI and llama.cpp (half an hour)"
+	@echo "make chat          ten turns of a chat: time to first token, cached and read again (minutes)"
+	@echo "make soak          random load at full batch: memory flat, no wrong token (half an hour; SOAK_ARGS=\"--minutes 5\")"
 	@echo "make export-time   how long an int4 export takes, alone and beside a busy process (an hour)"
 	@echo "make fuzz          altered bundles and inputs, full disks, kills: none may give other tokens or a traceback (minutes)"
 	@echo "make gemma         the real Gemma 3 270M from its GGUF file, against transformers (half an hour; Gemma's terms)"
@@ -101,6 +104,16 @@ endif
 # Every peer in an environment of its own under build/peers. PEERS_ARGS="--list" names the rows, --only picks some.
 peers: .venv/wheel .venv/smollm2 .venv/quality
 	$(BIN)/python -m benchmarks.latency.peers $(PEERS_ARGS)
+
+# Peers as above. PEOPLE_ARGS="--models smollm2-135m --peers" for PAD-RT on SmolLM2 alone.
+people: .venv/wheel .venv/smollm2
+	$(BIN)/python -m benchmarks.latency.people $(PEOPLE_ARGS)
+
+chat: .venv/wheel .venv/smollm2
+	$(BIN)/python -m benchmarks.latency.chat $(CHAT_ARGS)
+
+soak: .venv/wheel .venv/smollm2
+	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
 
 .venv/tensorrt-rtx: .venv/packages
 	$(BIN)/pip install --quiet "tensorrt-rtx>=1.7" "cuda-python>=12.6"

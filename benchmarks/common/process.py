@@ -36,6 +36,7 @@ class Child:
         log: Path = Path(os.devnull),
         environment: Mapping[str, str],
     ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as stderr:
             self._process = subprocess.Popen(
                 [python, *arguments],

@@ -12,6 +12,7 @@ from benchmarks.common.kept import stamped
 from benchmarks.common.process import RowError
 from benchmarks.common.records import ROOT, versions
 from benchmarks.latency.shapes import BUILD, checkpoint
+from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
 from pad_export.options import ExportOptions
 from pad_runtime.errors import PadError
@@ -27,7 +28,7 @@ def code_mark() -> str:
     return digest.hexdigest()[:16]
 
 
-def bundle(model: str, *, topology: str, precision: str, all_4_bits: bool = False) -> Path:
+def bundle(model: str, *, topology: str, precision: str, all_4_bits: bool = False, max_length: int = 1024) -> Path:
     """A bundle of a model of `SHAPES` and its adapter, not verified: the tests do that.
 
     Weights are rounded to the nearest value and not fitted to a text, which takes minutes and no step is faster for.
@@ -36,20 +37,34 @@ def bundle(model: str, *, topology: str, precision: str, all_4_bits: bool = Fals
         model: of `SHAPES`.
         topology, precision: see `ExportOptions`.
         all_4_bits: as there; elsewhere no matrix keeps 8 bits: for a comparison at the same bits.
+        max_length: most tokens of prompt and reply together.
 
     Raises:
         RowError: pad-export refuses; says why.
     """
     base, adapter = checkpoint(model)
-    folder = BUILD / "bundles" / f"{model}-{topology}-{precision}{'-all' if all_4_bits else ''}"
+    length = "" if max_length == 1024 else f"-{max_length}"
+    folder = BUILD / "bundles" / f"{model}-{topology}-{precision}{'-all' if all_4_bits else ''}{length}"
 
     def export() -> None:
         print(f"   exporting {folder.name}", flush=True)
         given: dict[str, Any] = {"topology": topology, "precision": precision, "all_4_bits": all_4_bits}
-        options = ExportOptions(backbone=base, max_length=1024, calibrate=False, verify=False, **given)
+        options = ExportOptions(backbone=base, max_length=max_length, calibrate=False, verify=False, **given)
         try:
             export_bundle(base, folder, persrms=[adapter], options=options)
         except PadError as error:
             raise RowError(f"pad-export refuses {precision} {topology}: {error}") from None
+
+    return stamped(folder, code_mark(), export)
+
+
+def demo_bundle(precision: str) -> Path:
+    """SmolLM2 with the shipped PersRM, its feature head too, as pad-export makes it but not verified."""
+    folder = BUILD / "bundles" / f"demo-{precision}"
+
+    def export() -> None:
+        print(f"   exporting {folder.name}", flush=True)
+        given: dict[str, Any] = {"precision": precision}
+        export_bundle(find_smollm2(), folder, persrms=[WEIGHTS_PERSRM], options=ExportOptions(verify=False, **given))
 
     return stamped(folder, code_mark(), export)

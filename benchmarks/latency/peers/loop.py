@@ -22,28 +22,37 @@ from benchmarks.common.process import answers
 from benchmarks.common.records import versions
 
 
-@dataclass(frozen=True)
-class PeerTask:
-    """What a peer decodes, and with what.
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What every task of a peer says.
 
     Attributes:
-        base_ids, reward_ids: prompts of the base and of the PersRM.
         top_k: candidates.
-        beta: strength of the reward.
-        max_new_tokens: most tokens of a round.
         threads: inside one operator.
         core: the one core to stay on, or None.
         files: paths that the peer needs, by its own names.
     """
 
-    base_ids: list[int]
-    reward_ids: list[int]
     top_k: int
-    beta: float
-    max_new_tokens: int
     threads: int
     core: int | None
     files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerTask(Task):
+    """What a peer decodes.
+
+    Attributes:
+        base_ids, reward_ids: prompts of the base and of the PersRM.
+        beta: strength of the reward.
+        max_new_tokens: most tokens of a round.
+    """
+
+    base_ids: list[int]
+    reward_ids: list[int]
+    beta: float
+    max_new_tokens: int
 
 
 class PeerDecoder(Protocol):
@@ -88,23 +97,44 @@ def serve(make: Callable[[PeerTask], PeerDecoder], *packages: str) -> None:
     """Answer rounds until stdin ends.
 
     Args:
-        make: builds the decoder; imports of its own are best made there, after the process has settled on its core.
+        make: builds the decoder.
         packages: that do the work; the driver is told their versions.
     """
-    answer = answers()
     task = PeerTask(**json.loads(sys.argv[1]))
-    if task.core is not None:
-        os.sched_setaffinity(0, {task.core})
-    decoder = make(task)
+
+    def begin() -> Callable[[Any], Any]:
+        decoder = make(task)
+        return lambda request: _round(decoder, request)
+
+    answer_requests(task.core, begin, *packages)
+
+
+def answer_requests(core: int | None, begin: Callable[[], Callable[[Any], Any]], *packages: str) -> None:
+    """Say the versions of packages, then answer each line of stdin, until it ends.
+
+    Args:
+        core: the one core to stay on, or None.
+        begin: makes what answers a request; imports and models are best made there, after the process has settled on
+            its core.
+        packages: whose versions the driver is told.
+    """
+    answer = answers()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    respond = begin()
     answer({"versions": versions(*packages)})
     for line in sys.stdin:
-        request = json.loads(line)
-        record: dict[str, Any] = {}
-        for guided in (True, False) if request["guided_first"] else (False, True):
-            tokens, times = _timed(decoder.decode(guided), request["new_tokens"])
-            at = "" if guided else "base_"
-            record |= {f"{at}tokens": tokens, f"{at}prefill_ms": times[0], f"{at}step_ms": times[1:]}
-        answer(record)
+        answer(respond(json.loads(line)))
+
+
+def _round(decoder: PeerDecoder, request: Any) -> dict[str, Any]:
+    """Tokens and milliseconds of one guided and one plain reply."""
+    record: dict[str, Any] = {}
+    for guided in (True, False) if request["guided_first"] else (False, True):
+        tokens, times = _timed(decoder.decode(guided), request["new_tokens"])
+        at = "" if guided else "base_"
+        record |= {f"{at}tokens": tokens, f"{at}prefill_ms": times[0], f"{at}step_ms": times[1:]}
+    return record
 
 
 def _timed(ids: Iterator[int], count: int) -> tuple[list[int], list[float]]:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.process import Child, RowError, last_line
-from benchmarks.latency.peers.loop import PeerTask
+from benchmarks.latency.peers.loop import Task
 
 _PATIENCE = 20.0  # seconds for its end
 
 
 class PeerProcess:
-    """A running peer. Its stderr goes to a log."""
+    """A running peer, which reads its task from the command line. Its stderr goes to a log."""
 
-    def __init__(self, python: Path, module: str, task: PeerTask, log: Path) -> None:
+    def __init__(self, python: Path, module: str, task: Task, log: Path) -> None:
         self._log, self._name = log, module.rpartition(".")[2]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(task.threads))
         offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "1")
@@ -36,8 +36,12 @@ class PeerProcess:
         Raises:
             RowError: the process ended.
         """
+        return self.ask({"new_tokens": new_tokens, "guided_first": guided_first})
+
+    def ask(self, request: Any) -> dict[str, Any]:
+        """What the peer answers a request; raises as `round`."""
         try:
-            record: dict[str, Any] = self._child.ask({"new_tokens": new_tokens, "guided_first": guided_first})
+            record: dict[str, Any] = self._child.ask(request)
         except (BrokenPipeError, EOFError):
             raise self._ended() from None
         return record

@@ -1,0 +1,1 @@
+"""Random load at full batch for as long as one likes."""
