@@ -42,7 +42,8 @@ class Conversation:
     """A chat with a generator's model. Every turn sends all messages; those that are in a KV cache are not read again.
 
     When the messages leave no room for a reply of `max_new_tokens` (or of a quarter of the bundle's max_length, if that
-    is less), the oldest turns are forgotten for good, a message and its reply together; the system message is kept.
+    is less), the oldest turns are forgotten for good, a message and its reply together, until a further quarter is
+    free; the system message is kept. So some turns come and go until what is left is read again.
 
     A reply that is ended early, by Ctrl-C or because its stream is closed or dropped, is the text so far; without any
     text, the turn is left out. One thread at a time uses a conversation, any number of conversations share a generator.
@@ -126,7 +127,7 @@ class Conversation:
         """
         self._settle()
         called = time.perf_counter()
-        history = self._history.shortened(text, self._room, self._reserve)
+        history = self._history.shortened(text, self._room, reserve=self._reserve, spare=self._spare)
         request = self._requests.make(
             history.prompt(text), self._preference, self._config, trace=False, owner=self._owner
         )
@@ -283,8 +284,12 @@ class Conversation:
         return self._manifest.max_length - self._requests.plan(messages, self._preference, self._config).longest
 
     @property
+    def _spare(self) -> int:
+        return int(self._manifest.max_length * _RESERVE)
+
+    @property
     def _reserve(self) -> int:
-        return min(self._config.max_new_tokens, int(self._manifest.max_length * _RESERVE))
+        return min(self._config.max_new_tokens, self._spare)
 
     def _plan(self) -> RowPlan | None:
         """Rows and prompts of its messages; None where there are none, or the template does not go on with a reply."""

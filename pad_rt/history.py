@@ -33,21 +33,30 @@ class History:
         """The chat as messages, with the user's next message at its end."""
         return [*self.messages, {"role": "user", "content": message}]
 
-    def shortened(self, message: str, room: Callable[[list[Message]], int], reserve: int) -> History:
+    def shortened(self, message: str, room: Callable[[list[Message]], int], *, reserve: int, spare: int = 0) -> History:
         """The history with so many of its oldest turns left out that a reply to this message has room.
 
         Args:
             message: the user's next message.
             room: gives the tokens of reply that fit behind a prompt.
             reserve: tokens that the reply should have. If no history leaves as many, all turns are left out.
+            spare: tokens beside these that are freed if any turn must go, so that the next turns leave the beginning of
+                the prompt as it is.
         """
+        rooms: dict[int, int] = {}
 
-        def fits(start: int) -> bool:
-            return room(replace(self, turns=self.turns[start:]).prompt(message)) >= reserve
+        def room_from(start: int) -> int:
+            if start not in rooms:
+                rooms[start] = room(replace(self, turns=self.turns[start:]).prompt(message))
+            return rooms[start]
 
-        if fits(0):
+        if room_from(0) >= reserve:
             return self
-        start = bisect_left(range(len(self.turns)), True, lo=1, key=fits)  # each turn that is left out gives room
+        last = len(self.turns)
+        wanted = reserve + spare if room_from(last) >= reserve + spare else reserve
+        start = bisect_left(
+            range(last), wanted, lo=min(1, last), key=room_from
+        )  # each turn that is left out gives room
         return replace(self, turns=self.turns[start:])
 
     def then(self, message: str, reply: str) -> History:

@@ -108,12 +108,12 @@ def test_the_system_message_stays(
 ) -> None:
     turns = [letter * 60 for letter in "abcdef"]
     out, err = chat(monkeypatch, capsys, tiny_bundle, "\n".join([*turns, "/reset", "hi", ""]), "--system", "Be odd.")
-    assert err.count("forgotten") > 2
+    assert err.count("forgotten") == 2, "more go at once than must"
     assert err.endswith("the chat begins anew\n")
     system = {"role": "system", "content": "Be odd."}
     replies = out.split("\n")
     assert replies[6] == generator.generate([system, user("hi")], config=SHORT).text
-    last = [system, *exchange(turns[3], replies[3]), *exchange(turns[4], replies[4]), user(turns[5])]
+    last = [system, *exchange(turns[4], replies[4]), user(turns[5])]
     assert generator.generate(last, config=SHORT).text == replies[5]
 
 
@@ -136,12 +136,21 @@ def test_a_message_that_alone_does_not_fit_is_refused_and_nothing_is_forgotten(
 
 
 def test_room_for_a_reply_is_a_quarter_of_the_bundle_at_most() -> None:
-    """A reserve that nothing can give costs all turns, and no more than that."""
+    """A reserve that nothing can give costs all turns, and no more than that; what is spare costs none by itself."""
     history = History("s", tuple((str(index), "r") for index in range(5)))
-    for full, reserve, kept in ((11, 1, 4), (13, 1, 5), (11, 3, 3), (11, 100, 0), (1, 1, 0)):
+    for full, reserve, spare, kept in (
+        (11, 1, 0, 4),
+        (13, 1, 0, 5),
+        (11, 3, 0, 3),
+        (11, 100, 0, 0),
+        (1, 1, 0, 0),
+        (13, 1, 9, 5),
+        (11, 1, 4, 2),
+        (11, 1, 100, 4),
+    ):
         room = lambda messages, full=full: full - len(messages)  # noqa: E731
-        assert len(history.shortened("now", room, reserve).turns) == kept
-    assert history.shortened("now", lambda messages: 13 - len(messages), 3).turns == history.turns[1:]
+        assert len(history.shortened("now", room, reserve=reserve, spare=spare).turns) == kept
+    assert history.shortened("now", lambda messages: 13 - len(messages), reserve=3).turns == history.turns[1:]
 
 
 def test_a_system_message_that_leaves_no_room(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +187,8 @@ def test_turns_go_whole_where_the_template_wants_them_to_alternate(
     )
     out, err = chat(monkeypatch, capsys, bundle, "\n".join([*(letter * 60 for letter in "abcdef"), ""]))
     assert len(out.split("\n")) == 7
-    assert set(err.splitlines()) == {"the oldest turn no longer fits and is forgotten"}
+    one, two = "the oldest turn no longer fits and is forgotten", "the 2 oldest turns no longer fit and are forgotten"
+    assert set(err.splitlines()) == {one, two}
 
 
 def test_what_the_template_leaves_out_of_replies_is_said_once(bundle: Path) -> None:
