@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -20,13 +20,11 @@ from pad_runtime.cancellation import Cancellation
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
 from pad_runtime.decode.trace import SequenceTrace
-from pad_runtime.devices.buffers import Buffer
-from pad_runtime.devices.memory import DeviceMemory
 from pad_runtime.errors import CancelledError, OutOfMemoryError, PromptError
-from pad_runtime.loaded_bundle import Bundle
 from pad_runtime.rows.row import Row
 from pad_runtime.rows.sequence import Controls, Sampling, SequenceSpec
 from tests.support.choice_oracle import Choice, choose, weigh
+from tests.support.decoder_book import Alone, Book, LimitedMemory, Tally
 from tests.support.decoder_worlds import MAX_LENGTH, World
 from tests.support.torch_oracle import tolerance
 
@@ -51,110 +49,6 @@ CONTROLS = (
     Controls(repetition_penalty=1.6),
     Controls(presence_penalty=1.5, frequency_penalty=0.8, bias={7: 5.0}),
 )
-
-
-@dataclass(eq=False)
-class Book:
-    """What a slot must know.
-
-    Attributes:
-        slot: the slot.
-        sequence, room: what it was opened with.
-        prompts: token ids by prompt, chosen ones with them.
-        step: tokens chosen since something was read.
-        allowed: packed bits of the tokens that may be chosen.
-        alone: the same sequence in a decoder of its own, from its last event on.
-    """
-
-    slot: Slot
-    sequence: SequenceSpec
-    room: int
-    prompts: list[list[int]]
-    step: int = 0
-    allowed: Array | None = None
-    alone: Alone | None = None
-
-    @property
-    def starts(self) -> bool:
-        """Whether it can be stepped."""
-        return all(self.prompts) and max(map(len, self.prompts)) <= self.room
-
-    def happened(self) -> None:
-        """Something else than a step: what goes on beside it begins anew."""
-        self.alone = None
-
-    def take_in(self, token: int) -> None:
-        for prompt in self.prompts:
-            prompt.append(token)
-        self.step += 1
-
-
-class Alone:
-    """A sequence in a decoder of its own that has read all that it knows at once."""
-
-    def __init__(self, bundle: Bundle, book: Book) -> None:
-        self.decoder = bundle.decoder()
-        self.slot = self.decoder.open(book.sequence, book.room)
-        self.decoder.read(self.slot, dict(enumerate(book.prompts)))
-        self.slot.step = book.step
-        self.decoder.allow(self.slot, book.allowed)
-
-    def next(self) -> int:
-        return int(self.decoder.step([self.slot]).ids[0])
-
-    def trace(self) -> SequenceTrace:
-        (trace,) = self.decoder.step([self.slot], trace=True).trace()
-        return trace
-
-
-class LimitedMemory:
-    """A device's memory, of which an allocation may be the last.
-
-    Attributes:
-        left: allocations that succeed; None: all.
-    """
-
-    def __init__(self, memory: DeviceMemory) -> None:
-        self._memory = memory
-        self.left: int | None = None
-        self.runs_ahead, self.ids, self.copy = memory.runs_ahead, memory.ids, memory.copy
-
-    def zeros(self, *arguments: Any) -> Buffer:
-        self._spend()
-        return self._memory.zeros(*arguments)
-
-    def upload(self, array: Array, *, host: bool = False) -> Buffer:
-        self._spend()
-        return self._memory.upload(array, host=host)
-
-    def _spend(self) -> None:
-        if self.left is not None:
-            if self.left == 0:
-                raise OutOfMemoryError("no memory", hint="this is a test")
-            self.left -= 1
-
-
-@dataclass
-class Tally:
-    """What a test has seen.
-
-    Attributes:
-        cases, tokens, checked, caches, near_ties: machines; tokens compared; of them, with torch's; rows whose caches
-            were compared; and tokens that differ by no more than rounding.
-        events: by name.
-        difference: of caches, at most.
-    """
-
-    cases: int = 0
-    tokens: int = 0
-    checked: int = 0
-    caches: int = 0
-    near_ties: int = 0
-    difference: float = 0.0
-    events: dict[str, int] = field(default_factory=dict)
-
-    def saw(self, event: str) -> None:
-        self.events[event] = self.events.get(event, 0) + 1
 
 
 _which = st.integers(0, MAX_SLOTS - 1)
@@ -343,6 +237,23 @@ class DecoderMachine(RuleBasedStateMachine):
     def allow(self, which: int, share: float | None, seed: int) -> None:
         """Some of the tokens may be chosen, or all."""
         self.mask(self.book(which), share, seed)
+
+    @precondition(lambda self: self.books)
+    @rule(which=_which, more=st.sampled_from([None, None, -1, 0, 2, 90]))
+    def make_room(self, which: int, more: int | None) -> None:
+        """A slot is parked, or gets another room: never less than the tokens that are there."""
+        book = self.book(which)
+        if more is None:
+            self.decoder.park(book.slot)
+            assert not any(book.slot.lease.cached)
+        else:
+            least = max(1, *(len(ids) - 1 for ids in book.prompts))
+            if more < 0 and least > 1:
+                self.refused(lambda: self.decoder.resize(book.slot, least - 1))
+            book.room = min(least + max(0, more), MAX_ROOM)
+            self.decoder.resize(book.slot, book.room)
+        book.happened()
+        self.tally.saw("parked" if more is None else "resized")
 
     @precondition(lambda self: self.books)
     @rule(which=_which, twice=st.booleans())

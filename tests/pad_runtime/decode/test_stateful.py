@@ -18,7 +18,8 @@ from pad_runtime.decode.arena import KvArena, Lease
 from pad_runtime.decode.kv_group import FilledRow, Move, Window
 from pad_runtime.decode.run import Run
 from pad_runtime.decode.slot import Slot
-from tests.support.decoder_machine import NUM_EVENTS, DecoderMachine, Tally
+from tests.support.decoder_book import Tally
+from tests.support.decoder_machine import NUM_EVENTS, DecoderMachine
 from tests.support.decoder_worlds import KINDS, World
 
 MOST_CASES = 200  # in which a fault must be found
