@@ -267,8 +267,8 @@ class Engine:
         """Give a request a slot, which may know the beginning of its prompts."""
         decoder, request = self._decoder, ticket.request
         begun = self._go_on(prefix, request) if prefix and prefix.num_tokens >= _WORTHWHILE else None
+        self.kept.shrink(max([request.room, *(active.slot.room for active in self._active)]))
         slot, known = begun or (decoder.open(request.sequence, request.room), {})
-        self.kept.shrink([slot, *(active.slot for active in self._active)], request.room)
         try:
             decoder.allow(slot, None if request.allowed is None else request.allowed.packed())
         except Exception:

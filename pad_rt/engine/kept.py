@@ -92,15 +92,14 @@ class KeptSlots:
         self._close(list(self._owners))
         return had
 
-    def shrink(self, running: Sequence[Slot] = (), room: int = 0) -> None:
-        """Close the oldest slots until the others are within the limits, beside slots that are decoded.
+    def shrink(self, room: int = 0) -> None:
+        """Close the oldest slots until the others are within the limits; without a request that runs, one is kept.
 
         Args:
-            running: slots that are decoded.
-            room: that every cache row has, if it is larger than any kept slot's.
+            room: the largest of the requests that run; 0 where there are none.
         """
-        while len(self._owners) > 1 or (self._owners and running):
-            largest = max(room, *(slot.room for slot in (*self._owners, *running)))
+        while len(self._owners) > (0 if room else 1):
+            largest = max(room, *(slot.room for slot in self._owners))
             size = sum(self._decoder.cache_bytes(slot.sequence, largest) for slot in self._owners)
             if size <= self._max_bytes and len(self._owners) <= self._max_slots:
                 return

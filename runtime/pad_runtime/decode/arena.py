@@ -121,8 +121,13 @@ class KvArena:
         while self._order and self._order[-1].is_free:
             self._order.pop()
 
-    def gather(self, leases: Iterable[Lease], room: int) -> list[Lease]:
+    def gather(self, leases: Iterable[Lease], room: int, *, in_front: bool = False) -> list[Lease]:
         """Have memory for all leases, each row with a capacity of at least `room`, and have some lie side by side.
+
+        Args:
+            leases: those that are to lie side by side.
+            room: positions.
+            in_front: before all others, so that as many rows are the same window whoever has them.
 
         Returns:
             These leases in the order in which they lie.
@@ -131,7 +136,7 @@ class KvArena:
             OutOfMemoryError: the caches do not fit; no lease has anything cached any more.
         """
         chosen = set(leases)
-        order = self._gathered(chosen)
+        order = self._gathered(chosen, in_front)
         placed = self._place(order)
         kept = [lease for lease in order if not lease.is_free and any(lease.cached)]
         moves = [
@@ -248,11 +253,11 @@ class KvArena:
 
     # -- order --------------------------------------------------------------------------------------------------------
 
-    def _gathered(self, chosen: set[Lease]) -> list[Lease]:
+    def _gathered(self, chosen: set[Lease], in_front: bool) -> list[Lease]:
         """All leases, the chosen ones side by side: with as few moves as trading places gives, or else packed anew."""
         order = list(self._order)
-        places = [number for number, lease in enumerate(order) if lease in chosen]
-        for place in range(places[0], places[0] + len(places)):
+        start = 0 if in_front else next(number for number, lease in enumerate(order) if lease in chosen)
+        for place in range(start, start + len(chosen)):
             if order[place] in chosen:
                 continue
             widths = order[place].widths

@@ -330,7 +330,8 @@ class Decoder:
             return ready
         for slot in slots:
             self._touch(slot)
-        ordered = self._gather(slots)
+        # Where steps are captured, few windows: a copy of another slot's cache is cheaper than a further capture.
+        ordered = self._gather(slots, in_front=self._freezes)
         binder, graph = self._binder, self._binder.graph(name)
         batch = next_batch(slots, ordered, len(binder.trunks(name)))
         arrays, adapters = binder.arrays(name, batch, capacity=binder.capacity), binder.adapters(name, batch)
@@ -407,14 +408,15 @@ class Decoder:
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
 
-    def _gather(self, slots: Sequence[Slot]) -> list[Slot]:
+    def _gather(self, slots: Sequence[Slot], *, in_front: bool = False) -> list[Slot]:
         """Have slots lie side by side, in memory; they are returned in the order in which they lie."""
         for slot in slots:
             if slot.lease.is_free:  # it was parked
                 slot.lease = self._arena.lend(slot.sequence)
         before = {slot: slot.lease.first for slot in self._slots}
         by_lease = {slot.lease: slot for slot in slots}
-        leases = self._arena.gather(by_lease, max(slot.room for slot in self._slots))
+        room = max(slot.room for slot in self._slots)
+        leases = self._arena.gather(by_lease, room, in_front=in_front)
         for slot, first in before.items():
             if slot.lease.first != first:
                 self._touch(slot)

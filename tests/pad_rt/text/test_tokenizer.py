@@ -283,11 +283,10 @@ def test_what_goes_on_with_a_text_has_no_space_in_front(case: Case, before: str,
     _, tokenizer = case
     alone = tokenizer.encode(text, add_special_tokens=False)
     ids = tokenizer.encode_continuation(text)
-    assert "".join(tokenizer.pieces(ids, has_begun=True)) == tokenizer.decode(alone, skip_special_tokens=False)
+    said = tokenizer.decode(alone, skip_special_tokens=False)  # a text's own first space may be taken for the added one
+    assert "".join(tokenizer.pieces(ids, has_begun=True)) in (said, text)
     both = [*tokenizer.encode("a" + before, add_special_tokens=False), *ids]
-    assert tokenizer.decode(both, skip_special_tokens=False).endswith(
-        tokenizer.decode(alone, skip_special_tokens=False)
-    )
+    assert tokenizer.decode(both, skip_special_tokens=False).endswith(said)
 
 
 def test_a_tokenizer_that_puts_spaces_in_front(llama2: Case) -> None:

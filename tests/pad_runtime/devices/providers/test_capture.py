@@ -48,12 +48,12 @@ def test_a_captured_step_says_what_an_ordinary_one_says(
     generator = Generator.load(bundle, device="cuda", num_threads=1)
     results = generator.generate_batch(PROMPTS, preferences=[BOTH] * 2, config=CONFIG)
     assert [result.token_ids for result in results] == expected
-    assert device.runs[0] == -1, "the prompt is not captured"
-    decode = device.runs[1:]
+    assert device.runs[:2] == [-1, -1], "prompts are not captured"
+    decode = device.runs[2:]
     assert len(set(decode)) == 2
     assert all(one != other for one, other in itertools.pairwise(decode)), "bindings take turns"
-    assert len(decode) == CONFIG.max_new_tokens, "one step is ahead of what was asked for"
-    copies = runtime.calls[-2 * len(decode) + 2 :]
+    assert len(decode) == CONFIG.max_new_tokens + 1, "one step is ahead of what was asked for"
+    copies = runtime.calls[-2 * len(decode) + 1 : -1]  # the last call waits for the step ahead, which is discarded
     assert copies == ["copy", "wait"] * (len(decode) - 1), "one small copy a token and nothing else"
 
 
@@ -74,7 +74,7 @@ def test_memory_is_given_back(bundle: Path, device: Log, runtime: FakeRuntime) -
 
 
 def test_what_a_capture_has_read_for_good_makes_a_new_one(bundle: Path, device: Log) -> None:
-    loaded = [Generator.load(bundle, device="cuda", num_threads=1)]
+    loaded = [Generator.load(bundle, device="cuda", num_threads=1, keep_mib=0)]
 
     def graphs(**changes: Any) -> set[int | None]:
         device.runs.clear()
@@ -103,7 +103,7 @@ def test_another_strength_needs_no_other_capture(models: Path, device: Log, tmp_
     tiny_models.make_head(tmp_path / "headed", 84, d=2, seed=6)
     bundle = tiny_bundles.export(tmp_path / "bundle", models / "base", [tmp_path / "headed"])
     first, second = read_manifest(bundle).persrms[0].features
-    on_cuda = Generator.load(bundle, device="cuda", num_threads=1)
+    on_cuda = Generator.load(bundle, device="cuda", num_threads=1, keep_mib=0)
     graphs, replies = [], set()
     for weights in ({first: 1.0, second: 1.0}, {first: -8.0, second: 0.25}, {first: 1.0, second: 1.0}):
         device.runs.clear()

@@ -30,6 +30,7 @@ from pad_runtime.devices.ort.graph import OrtGraph
 from pad_runtime.devices.ort.mapped_weights import MappedWeights
 from pad_runtime.devices.ort.provider import OrtProvider
 from pad_runtime.errors import BundleError, OutOfMemoryError
+from pad_runtime.rows.sequence import Sampling
 from tests.support import tiny_bundles, tiny_models
 from tests.support.error_checks import refused
 from tests.support.graph_files import open_graph, read_graph
@@ -139,10 +140,13 @@ def test_a_loaded_bundle_holds_none(quantised: Path, made: list[MappedWeights]) 
     generator = tiny_bundles.load(quantised)
     (weights,) = made
     assert resident(weights) == 0
-    decoding = WORKLOAD.decoding(generator._bundle, guided=True)
-    decoding.prefill()
+    plan, decoder = WORKLOAD.plan(generator.manifest, guided=True), generator._bundle.decoder()
+    slot = decoder.open(plan.sequence(Sampling(top_k=4)), 64)
+    decoder.read(slot, dict(enumerate(plan.prompts)))
+    decoder.read(slot, {number: [5] for number in range(len(plan.prompts))})
+    assert any(slot.lease.cached)
     assert resident(weights) == 0, "those of the prompt's rows"
-    decoding.step()
+    decoder.step([slot])
     assert resident(weights) > 0, "a step looks rows up in it"
 
 

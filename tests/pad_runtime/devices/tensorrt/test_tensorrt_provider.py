@@ -84,18 +84,18 @@ def test_engines_say_what_onnx_runtime_says(bundle: Path, trt: Any, runtime: Fak
 
 
 def test_a_step_is_captured_once_a_binding_and_replayed(bundle: Path, trt: Any, runtime: FakeRuntime) -> None:
-    generator = Generator.load(bundle, device="tensorrt")
+    generator = Generator.load(bundle, device="tensorrt", keep_mib=0)
     reply(generator, preference(bundle))
     (engine,) = trt.engines
-    steps = CONFIG.max_new_tokens - 1
-    assert engine.enqueued == 1 + 2 + 2, "the prompt; each binding once as it is and once for its capture"
+    steps = CONFIG.max_new_tokens
+    assert engine.enqueued == 2 + 2 + 2, "the prompts; each binding once as it is and once for its capture"
     assert runtime.launched == steps + 1 - 2, "one step is ahead of what was asked for"
     contexts = len(engine.contexts)
     runtime.calls.clear()
     reply(generator, preference(bundle))
     assert runtime.launched == 2 * (steps + 1) - 2
-    assert len(engine.contexts) == contexts + 1, "only the prompt's is new"
-    assert runtime.calls[-2 * steps :] == ["copy", "wait"] * steps, "one small copy a token and nothing else"
+    assert len(engine.contexts) == contexts + 2, "only the prompts' are new"
+    assert runtime.calls[-2 * steps - 1 : -1] == ["copy", "wait"] * steps, "one small copy a token and nothing else"
 
 
 def test_without_capture_steps_are_enqueued(bundle: Path, trt: Any, runtime: FakeRuntime) -> None:
@@ -104,7 +104,7 @@ def test_without_capture_steps_are_enqueued(bundle: Path, trt: Any, runtime: Fak
     generator = Generator(step)
     assert reply(generator, preference(bundle)) == reply(tiny_bundles.load(bundle), preference(bundle))
     assert not runtime.launched
-    assert trt.engines[0].enqueued == CONFIG.max_new_tokens + 1
+    assert trt.engines[0].enqueued == 2 + CONFIG.max_new_tokens + 1, "prompts, steps, and one step ahead"
 
 
 def test_an_engine_that_cannot_be_captured_runs_as_it_is(
@@ -133,9 +133,9 @@ def test_tensorrt_rtx_captures_by_itself_and_keeps_its_kernels(
         generator = Generator.load(bundle)
         assert generator._bundle.provider.device == "tensorrt-rtx", "auto prefers engines"
         assert not generator._bundle.notes
-        assert reply(generator, preference(bundle)) == reply(tiny_bundles.load(bundle), preference(bundle))
+        generator.generate(PROMPTS[0], preference=preference(bundle), config=CONFIG)
         assert not (tmp_path / "pad-rt").exists()
-        reply(generator, preference(bundle))
+        assert reply(generator, preference(bundle)) == reply(tiny_bundles.load(bundle), preference(bundle))
         assert (tmp_path / "pad-rt" / "tensorrt-rtx").exists(), "after the first reply, for the process may be killed"
         del generator
         module.engines[1:] = []
@@ -148,8 +148,7 @@ def test_tensorrt_rtx_captures_by_itself_and_keeps_its_kernels(
         (bundle / "pad.json").write_text(manifest)
     assert not runtime.launched
     strategies = [context.config.cuda_graph_strategy.name for context in module.engines[0].contexts]
-    prompts = ["DISABLED"] * 2
-    assert sorted(strategies) == [*prompts, "WHOLE_GRAPH_CAPTURE", "WHOLE_GRAPH_CAPTURE"]
+    assert sorted(strategies) == ["DISABLED"] * 3 + ["WHOLE_GRAPH_CAPTURE"] * 4, "prompts, and two bindings a batch"
 
 
 def test_another_persrm_needs_no_other_engine(bundle: Path, trt: Any) -> None:
@@ -344,7 +343,7 @@ def test_the_simulation_notices_memory_that_was_given_back(
 ) -> None:
     """The control: an arena that is made anew, and runs on the old one that are not let go of."""
     generator = Generator.load(bundle, device="tensorrt")
-    monkeypatch.setattr(generator._decoder._arena, "_before_resize", lambda: None)
+    monkeypatch.setattr(generator._engine._decoder._arena, "_before_resize", lambda: None)
     wanted = preference(bundle)
     reply(generator, wanted)
     generator.generate_batch([*PROMPTS, PROMPTS[0]], preferences=[wanted] * 3, config=CONFIG)
