@@ -24,7 +24,7 @@ from benchmarks.latency.bundles import demo_bundle
 from benchmarks.soak.load import Load, run
 from pad_rt import Generator
 
-_WARM_UP = 0.2  # of the time: memory is still growing to what full batches need
+_WARM_UP = 0.5  # of the time: memory grows to what the largest batch of the largest requests needs, which is rare
 
 
 def main() -> int:
@@ -58,6 +58,7 @@ def _record(load: Load, options: argparse.Namespace, failures: list[str]) -> dic
         "counts": dict(sorted(load.counts.items())),
         "wrong": load.wrong,
         "failures": failures,
+        "warm_up": _WARM_UP,
         "memory_mib_per_hour": None if math.isnan(rise) else round(rise, 2),
         "standard_error": None if math.isnan(error) else round(error, 2),
         "threads": {"most": max(load.threads, default=0), "at_the_end": threading.active_count()},
