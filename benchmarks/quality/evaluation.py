@@ -65,8 +65,11 @@ class Evaluation:
             return self.slider()
         if part == "mixtures":
             return self.mixtures()
-        number = self._num_prompts if part == "main" else self._num_sweep
-        return [self._row(one, number) for one in asked(part, self._traits)]
+        return self.rows(asked(part, self._traits), self._num_prompts if part == "main" else self._num_sweep)
+
+    def rows(self, cells: Sequence[Asked], number: int) -> list[dict[str, Any]]:
+        """Each by the judges of its trait, on so many prompts."""
+        return [self._row(one, number) for one in cells]
 
     def slider(self) -> list[dict[str, Any]]:
         """The judge's mean as the weight goes from -1 to 1, and whether it ever falls (at the cap it is flat)."""
@@ -138,7 +141,7 @@ class Evaluation:
     def _row(self, one: Asked, number: int) -> dict[str, Any]:
         """One cell by the judges of one trait, beside the base and the prompted base."""
         cell, trait, weight = one.cell, one.trait, one.weight
-        base, prompted = base_cell(cell.max_new_tokens), trait_cell("prompted", trait, weight)
+        base, prompted = one.base, one.prompted
         opinions = {}
         for judge in self._judges[trait.name]:
             own, plain, told = (self._score(each, judge, number) for each in (cell, base, prompted))
@@ -177,13 +180,15 @@ class Evaluation:
             for own, other in zip(replies[: self._num_perplexities], plain, strict=False)
             if own.perplexity is not None and other.perplexity is not None
         ]
+        repeat = np.array([float(repeats_itself(reply.text)) for reply in replies])
         own_ppl, base_ppl = (np.array(side) for side in zip(*both or [(math.nan, math.nan)], strict=True))
         return {
             "distinct_2": bootstrap(estimates.mean, distinct).rounded(),
             "distinct_2_ratio": bootstrap(_mean_ratio, distinct, of_base).rounded(),
             "perplexity": bootstrap(_median, own_ppl).rounded(),
             "perplexity_ratio": bootstrap(estimates.median_ratio, own_ppl, base_ppl).rounded(),
-            "repeats": round(float(np.mean([repeats_itself(reply.text) for reply in replies])), 4),
+            "repeats": round(float(np.mean(repeat)), 4),
+            "repeats_interval": bootstrap(estimates.mean, repeat).rounded()[1:],
             "base_repeats": round(float(np.mean([repeats_itself(reply.text) for reply in plain])), 4),
             "tokens": round(float(np.mean([reply.num_tokens for reply in replies])), 2),
             "cut": round(float(np.mean([reply.cut for reply in replies])), 4),
