@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmarks.quality.traits import Trait
@@ -140,24 +140,22 @@ class Asked:
 
     Attributes:
         setting: what the row of the record says of it.
-        against: `penalties` of the base and of the prompted base that it is held against.
     """
 
     cell: Cell
     trait: Trait
     weight: float
     setting: Mapping[str, Any]
-    against: Penalties = ()
 
     @property
     def base(self) -> Cell:
-        """The model alone, with the same cap."""
-        return replace(base_cell(self.cell.max_new_tokens), penalties=self.against)
+        """The model alone, with the same cap: what judges hold it against."""
+        return base_cell(self.cell.max_new_tokens)
 
     @property
     def prompted(self) -> Cell:
-        """The base that is told in its prompt."""
-        return replace(trait_cell("prompted", self.trait, self.weight), penalties=self.against)
+        """The base that is told in its prompt, which it is held against, too."""
+        return trait_cell("prompted", self.trait, self.weight)
 
 
 def asked(part: str, traits: Mapping[str, Trait]) -> list[Asked]:

@@ -104,14 +104,13 @@ def choice_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def repetition_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """With the penalties and without, and against bases with them and without."""
-    head = ["wanted", "method", "penalties", "against bases with", "repeats itself, %", "win rate, %", "vs prompted"]
+    """With the penalties and without; win rates are against bases without."""
+    head = ["wanted", "method", "penalties", "repeats itself, %", "win rate, %", "vs prompted"]
     lines = [
         [
             wanted(row["feature"], row["weight"]),
             LABELS[row["method"]],
             penalties(row["penalties"]),
-            penalties(row["against"]),
             interval([row["repeats"], *row["repeats_interval"]]),
             *(interval(primary(row)[other]["rate"]) for other in ("to_base", "to_prompted")),
             ratio(row),
