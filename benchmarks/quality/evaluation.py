@@ -26,7 +26,7 @@ from benchmarks.quality.methods import (
     trait_cell,
     users,
 )
-from benchmarks.quality.replies import JudgedReply, ReplyStore
+from benchmarks.quality.replies import JudgedReply, ReplyStore, is_complete
 from benchmarks.quality.traits import Trait
 from pad_train.pairs.pair_choice import repeats_itself
 
@@ -139,20 +139,21 @@ class Evaluation:
     # -- rows ---------------------------------------------------------------------------------------------------------
 
     def _row(self, one: Asked, number: int) -> dict[str, Any]:
-        """One cell by the judges of one trait, beside the base and the prompted base."""
-        cell, trait, weight = one.cell, one.trait, one.weight
-        base, prompted = one.base, one.prompted
+        """One cell by the judges of one trait, beside the base and, where its replies are there, the prompted base."""
+        cell, trait, weight, base = one.cell, one.trait, one.weight, one.base
+        prompted = one.prompted if self._has(one.prompted, number) else None
         opinions = {}
         for judge in self._judges[trait.name]:
-            own, plain, told = (self._score(each, judge, number) for each in (cell, base, prompted))
+            own, plain = (self._score(each, judge, number) for each in (cell, base))
+            told = self._score(prompted, judge, number) if prompted else None
             opinions[judge.name] = {
                 "primary": judge.primary,
                 "mean": bootstrap(estimates.mean, own).rounded(),
                 "base_mean": bootstrap(estimates.mean, plain).rounded(),
                 "to_base": win_rate(outcomes(weight * own, weight * plain)).record(),
-                "to_prompted": win_rate(outcomes(weight * own, weight * told)).record(),
+                "to_prompted": None if told is None else win_rate(outcomes(weight * own, weight * told)).record(),
                 "to_base_equal_words": self._equal_words(judge, weight, cell, base, number),
-                "to_prompted_equal_words": self._equal_words(judge, weight, cell, prompted, number),
+                "to_prompted_equal_words": prompted and self._equal_words(judge, weight, cell, prompted, number),
             }
         row = {"feature": trait.name, "weight": weight, "method": cell.method, **one.setting}
         return {**row, "prompts": number, "judges": opinions, **self._texture(cell, base, number)}
@@ -262,6 +263,9 @@ class Evaluation:
         return float(np.nanstd(scores)) or 1.0
 
     # -- replies and scores -------------------------------------------------------------------------------------------
+
+    def _has(self, cell: Cell, number: int) -> bool:
+        return is_complete(self._store, cell, self._prompts[:number], num_perplexities=0)
 
     def _get(self, cell: Cell, number: int) -> tuple[JudgedReply, ...]:
         if cell not in self._replies:

@@ -39,7 +39,7 @@ TRIED: tuple[Penalties, ...] = (
     (("no_repeat_ngram", 4),),
 )
 CHOSEN: Penalties = (("repetition_penalty", 1.1),)  # the least of which no guided reply repeated itself
-USERS = (("cheerful", 1.0), ("cheerful", -1.0), ("simple", 1.0), ("simple", -1.0), ("concise", 1.0))
+USERS = (("cheerful", 1.0), ("simple", 1.0), ("concise", 1.0), ("cheerful", -1.0), ("simple", -1.0))
 NUM_EXAMPLES = 10  # questions whose replies are in the record
 _PACKAGES = ("pad-rt", "onnxruntime", "numpy", "torch", "transformers", "scikit-learn", "textstat", "vaderSentiment")
 
@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--choice-prompts", type=int, default=16, help="questions that the choice is made on")
     parser.add_argument("--perplexities", type=int, default=24, help="replies of a cell whose perplexity is measured")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
+    parser.add_argument("--as-is", action="store_true", help="generate nothing: judge the replies that are there")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "repetition", help="bundle and replies")
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -97,10 +98,9 @@ def main() -> None:
         number = arguments.perplexities if part == "measured" else 0
         store = ReplyStore(arguments.work / part, f"{mark} {template}")
         job = Job(bundle, bundle, (), template, store.folder, store.fingerprint, number)  # no cell asks in words
-        cells = dict.fromkeys(cell for row in rows for cell in (row.cell, row.base, row.prompted))
-        todo = [cell for cell in cells if not is_complete(store, cell, prompts, num_perplexities=number)]
-        if todo:
-            fill(job, [(cell, prompts) for cell in todo], workers=arguments.workers)
+        if not arguments.as_is:
+            _generate(job, store, rows, prompts, workers=arguments.workers)
+        there = [row for row in rows if _are_complete(store, [row.cell, row.base], prompts)]
         evaluation = Evaluation(
             store,
             prompts,
@@ -110,9 +110,9 @@ def main() -> None:
             num_sweep=len(prompts),
             num_perplexities=number,
         )
-        parts[part] = evaluation.rows(rows, len(prompts))
+        parts[part] = evaluation.rows(there, len(prompts))
         if part == "measured":
-            replies = examples(store, rows, prompts[:NUM_EXAMPLES])
+            replies = examples(store, there, prompts[:NUM_EXAMPLES])
     record = {
         "what": "SmolLM2-135M-Instruct and its PersRM, int4, greedy, by the exported bundle: penalties on repetition",
         "settings": {
@@ -139,20 +139,27 @@ def main() -> None:
     print(f"## Choice\n\n{choice_table(parts['choice'])}\n\n## Measured\n\n{repetition_table(parts['measured'])}")
 
 
+def _generate(job: Job, store: ReplyStore, rows: Sequence[Asked], prompts: list[str], *, workers: int) -> None:
+    cells = dict.fromkeys(cell for row in rows for cell in (row.cell, row.base, row.prompted))
+    number = job.num_perplexities
+    todo = [cell for cell in cells if not is_complete(store, cell, prompts, num_perplexities=number)]
+    if todo:
+        fill(job, [(cell, prompts) for cell in todo], workers=workers)
+
+
+def _are_complete(store: ReplyStore, cells: Sequence[Cell], prompts: Sequence[str]) -> bool:
+    return all(is_complete(store, cell, prompts, num_perplexities=0) for cell in cells)
+
+
 def examples(store: ReplyStore, rows: Sequence[Asked], prompts: Sequence[str]) -> list[dict[str, Any]]:
     """Guided replies without the penalties and with them, to be read."""
-    guided_rows = [row for row in rows if row.cell.method == "pad"]
-    replies = {row.cell: store.load(row.cell, prompts).replies for row in guided_rows}
+    replies = {}
+    for row in rows:
+        if row.cell.method == "pad":
+            name = wanted(row.trait.name, row.weight) + ", penalized" * bool(row.cell.penalties)
+            replies[name] = [reply.text for reply in store.load(row.cell, prompts).replies[: len(prompts)]]
     return [
-        {
-            "prompt": prompt,
-            "replies": {
-                wanted(row.trait.name, row.weight) + (", penalized" if row.cell.penalties else ""): replies[row.cell][
-                    index
-                ].text
-                for row in guided_rows
-            },
-        }
+        {"prompt": prompt, "replies": {name: texts[index] for name, texts in replies.items()}}
         for index, prompt in enumerate(prompts)
     ]
 
