@@ -6,7 +6,7 @@ FIND_SMOLLM2 := $(BIN)/python -m demo.smollm2
 SOURCES := $(shell find pad_rt runtime export -name '*.py' -o -name '*.jinja')
 CODE := pad_rt runtime export tests benchmarks demo
 
-.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality clean
+.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -29,6 +29,7 @@ help:
 	@echo "make gemma         the real Gemma 3 270M from its GGUF file, against transformers (half an hour; Gemma's terms)"
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
 	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
+	@echo "make repetition    how often replies repeat themselves, with penalties and without (half an hour; can be taken up)"
 
 .venv/created:
 	$(PYTHON) -m venv .venv
@@ -175,6 +176,9 @@ guided-pairs: .venv/wheel .venv/smollm2
 
 quality: .venv/wheel .venv/smollm2 .venv/quality
 	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
+
+repetition: .venv/wheel .venv/smollm2 .venv/quality
+	$(BIN)/python -m benchmarks.quality.repetition $(REPETITION_ARGS)
 
 clean:
 	rm -rf .venv .venv-runtime build dist

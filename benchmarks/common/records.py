@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,13 @@ def rounded(fields: Mapping[str, float], digits: int) -> dict[str, float]:
 def write_record(path: Path, record: Any) -> None:
     """As JSON; whole or not at all."""
     replace_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_dense(path: Path, record: Any) -> None:
+    """As JSON in which the numbers of a list share a line, and text is as it is read."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    flat = re.sub(r"\[[\s\d.,eE+-]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
+    replace_text(path, flat + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -16,30 +16,34 @@ import argparse
 import json
 import os
 import platform
-import random
-import re
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.common.machine import describe_machine
-from benchmarks.common.records import PLOTS, RESULTS, ROOT, replace_text, rounded, versions
-from benchmarks.quality.bundles import MAX_BATCH, RANDOM_SEED, ensure_bundle, ensure_scales, fingerprint
+from benchmarks.common.records import PLOTS, RESULTS, ROOT, rounded, versions, write_dense
+from benchmarks.quality.bundles import (
+    MAX_BATCH,
+    RANDOM_SEED,
+    ensure_bundle,
+    ensure_scales,
+    fingerprint,
+    prompt_template,
+)
 from benchmarks.quality.evaluation import Evaluation
 from benchmarks.quality.generation import Job, fill
 from benchmarks.quality.judges import load_judges
 from benchmarks.quality.methods import ABOUT_ENDING, BETA, PARTS, TOP_K, WIDE_TOP_K, Cell, part_cells
+from benchmarks.quality.prompts import read_prompts
 from benchmarks.quality.random_reward import factors, write_random_persrm
 from benchmarks.quality.replies import ReplyStore, is_complete
 from benchmarks.quality.table import tables
 from benchmarks.quality.timings import ensure_timings
-from benchmarks.quality.traits import load_traits
+from benchmarks.quality.traits import WORDINGS, load_traits
 from demo.smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM
 from pad_runtime.bundle.manifest import Precision
 
-PROMPTS = Path(__file__).parent / "data" / "prompts" / "unseen.txt"
-WORDINGS = ROOT / "demo" / "training" / "features.json"
 NUM_CALIBRATION = 24  # prompts, each with a random direction of its own
 NUM_EXAMPLES = 20
 _PACKAGES = ("pad-rt", "onnxruntime", "numpy", "torch", "transformers")
@@ -64,14 +68,6 @@ def parse_arguments() -> argparse.Namespace:
     if not 1 <= arguments.sweep_prompts <= arguments.prompts:
         parser.error("--sweep-prompts must lie between 1 and --prompts")
     return arguments
-
-
-def read_prompts(number: int) -> list[str]:
-    """The first of all prompts, in an order drawn once: a smaller run's prompts are part of a larger one's."""
-    lines = [line for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if number > len(lines):
-        raise SystemExit(f"--prompts {number}: there are {len(lines)}")
-    return random.Random(0).sample(lines, len(lines))[:number]
 
 
 def main() -> None:
@@ -107,7 +103,8 @@ def main() -> None:
             if not is_complete(store, cell, prompts[:count], num_perplexities=arguments.perplexities)
         ]
 
-    job = Job(bundle, words, tuple(weights.items()), store.folder, store.fingerprint, arguments.perplexities)
+    template = prompt_template(arguments.words_persrm)
+    job = Job(bundle, words, tuple(weights.items()), template, store.folder, store.fingerprint, arguments.perplexities)
     todo = missing(arguments.only)
     if todo:
         fill(job, todo, workers=arguments.workers)
@@ -147,20 +144,14 @@ def main() -> None:
         "versions": versions(*_PACKAGES, *_JUDGES),
         "parts": parts,
     }
-    _write(arguments.results / "quality.json", record)
+    write_dense(arguments.results / "quality.json", record)
     if "main" in ready:
-        _write(arguments.results / "quality_replies.json", evaluation.examples(min(NUM_EXAMPLES, len(prompts))))
+        write_dense(arguments.results / "quality_replies.json", evaluation.examples(min(NUM_EXAMPLES, len(prompts))))
     from benchmarks.quality.plots import draw
 
     made = draw(record, arguments.plots)
     print(tables(record))
     print("\nplots: " + ", ".join(path.name for path in made))
-
-
-def _write(path: Path, record: Any) -> None:
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    flat = re.sub(r"\[[\s\d.,eE+-]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text)  # numbers share a line
-    replace_text(path, flat + "\n")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,12 @@ def fingerprint(persrm: Path, precision: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def prompt_template(persrm: Path) -> str:
+    """In which a PersRM reads a prompt {x} and a preference in words {p}."""
+    settings = json.loads((persrm / "pad_persrm.json").read_text(encoding="utf-8"))
+    return str(settings["prompt_template"])
+
+
 def ensure_bundle(persrms: Sequence[Path], precision: Precision, bundle: Path, mark: str) -> Path:
     """The bundle's folder; exports (and verifies) it unless the one there carries the mark."""
 

@@ -26,7 +26,7 @@ from benchmarks.quality.methods import (
     trait_cell,
     users,
 )
-from benchmarks.quality.replies import JudgedReply, ReplyStore
+from benchmarks.quality.replies import JudgedReply, ReplyStore, is_complete
 from benchmarks.quality.traits import Trait
 from pad_train.pairs.pair_choice import repeats_itself
 
@@ -65,8 +65,11 @@ class Evaluation:
             return self.slider()
         if part == "mixtures":
             return self.mixtures()
-        number = self._num_prompts if part == "main" else self._num_sweep
-        return [self._row(one, number) for one in asked(part, self._traits)]
+        return self.rows(asked(part, self._traits), self._num_prompts if part == "main" else self._num_sweep)
+
+    def rows(self, cells: Sequence[Asked], number: int) -> list[dict[str, Any]]:
+        """Each by the judges of its trait, on so many prompts."""
+        return [self._row(one, number) for one in cells]
 
     def slider(self) -> list[dict[str, Any]]:
         """The judge's mean as the weight goes from -1 to 1, and whether it ever falls (at the cap it is flat)."""
@@ -136,20 +139,21 @@ class Evaluation:
     # -- rows ---------------------------------------------------------------------------------------------------------
 
     def _row(self, one: Asked, number: int) -> dict[str, Any]:
-        """One cell by the judges of one trait, beside the base and the prompted base."""
-        cell, trait, weight = one.cell, one.trait, one.weight
-        base, prompted = base_cell(cell.max_new_tokens), trait_cell("prompted", trait, weight)
+        """One cell by the judges of one trait, beside the base and, where its replies are there, the prompted base."""
+        cell, trait, weight, base = one.cell, one.trait, one.weight, one.base
+        prompted = one.prompted if self._has(one.prompted, number) else None
         opinions = {}
         for judge in self._judges[trait.name]:
-            own, plain, told = (self._score(each, judge, number) for each in (cell, base, prompted))
+            own, plain = (self._score(each, judge, number) for each in (cell, base))
+            told = self._score(prompted, judge, number) if prompted else None
             opinions[judge.name] = {
                 "primary": judge.primary,
                 "mean": bootstrap(estimates.mean, own).rounded(),
                 "base_mean": bootstrap(estimates.mean, plain).rounded(),
                 "to_base": win_rate(outcomes(weight * own, weight * plain)).record(),
-                "to_prompted": win_rate(outcomes(weight * own, weight * told)).record(),
+                "to_prompted": None if told is None else win_rate(outcomes(weight * own, weight * told)).record(),
                 "to_base_equal_words": self._equal_words(judge, weight, cell, base, number),
-                "to_prompted_equal_words": self._equal_words(judge, weight, cell, prompted, number),
+                "to_prompted_equal_words": prompted and self._equal_words(judge, weight, cell, prompted, number),
             }
         row = {"feature": trait.name, "weight": weight, "method": cell.method, **one.setting}
         return {**row, "prompts": number, "judges": opinions, **self._texture(cell, base, number)}
@@ -177,13 +181,15 @@ class Evaluation:
             for own, other in zip(replies[: self._num_perplexities], plain, strict=False)
             if own.perplexity is not None and other.perplexity is not None
         ]
+        repeat = np.array([float(repeats_itself(reply.text)) for reply in replies])
         own_ppl, base_ppl = (np.array(side) for side in zip(*both or [(math.nan, math.nan)], strict=True))
         return {
             "distinct_2": bootstrap(estimates.mean, distinct).rounded(),
             "distinct_2_ratio": bootstrap(_mean_ratio, distinct, of_base).rounded(),
             "perplexity": bootstrap(_median, own_ppl).rounded(),
             "perplexity_ratio": bootstrap(estimates.median_ratio, own_ppl, base_ppl).rounded(),
-            "repeats": round(float(np.mean([repeats_itself(reply.text) for reply in replies])), 4),
+            "repeats": round(float(np.mean(repeat)), 4),
+            "repeats_interval": bootstrap(estimates.mean, repeat).rounded()[1:],
             "base_repeats": round(float(np.mean([repeats_itself(reply.text) for reply in plain])), 4),
             "tokens": round(float(np.mean([reply.num_tokens for reply in replies])), 2),
             "cut": round(float(np.mean([reply.cut for reply in replies])), 4),
@@ -257,6 +263,9 @@ class Evaluation:
         return float(np.nanstd(scores)) or 1.0
 
     # -- replies and scores -------------------------------------------------------------------------------------------
+
+    def _has(self, cell: Cell, number: int) -> bool:
+        return is_complete(self._store, cell, self._prompts[:number], num_perplexities=0)
 
     def _get(self, cell: Cell, number: int) -> tuple[JudgedReply, ...]:
         if cell not in self._replies:

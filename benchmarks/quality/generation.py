@@ -31,6 +31,7 @@ class Job:
     Attributes:
         bundle, words_bundle: the folder of the one that is asked by weights, and of the one that is asked in words.
         factors: length of the random directions that stand for a feature, (feature, factor).
+        template: in which the base is told a preference: of the PersRM that is asked in words.
         store: where replies are kept.
         fingerprint: see `ReplyStore`.
         num_perplexities: see `replies.complete`.
@@ -40,6 +41,7 @@ class Job:
     bundle: Path
     words_bundle: Path
     factors: tuple[tuple[str, float], ...]
+    template: str
     store: Path
     fingerprint: str
     num_perplexities: int
@@ -49,9 +51,8 @@ class Job:
 class CellGenerator:
     """Replies of any cell."""
 
-    def __init__(self, generator: Generator, words: Generator, factors: Mapping[str, float]) -> None:
-        self._generator, self._words, self._factors = generator, words, factors
-        self._template = words.manifest.persrms[0].prompt_template
+    def __init__(self, generator: Generator, words: Generator, factors: Mapping[str, float], template: str) -> None:
+        self._generator, self._words, self._factors, self._template = generator, words, factors, template
 
     def generator(self, method: Method) -> Generator:
         """Of the bundle whose PersRM a method asks."""
@@ -75,9 +76,8 @@ class CellGenerator:
 
     def config(self, cell: Cell) -> GenerationConfig:
         """Greedy."""
-        return GenerationConfig(
-            beta=cell.beta, top_k=cell.top_k, max_new_tokens=cell.max_new_tokens, offer_end=cell.offer_end
-        )
+        settings = {name: getattr(cell, name) for name in ("beta", "top_k", "max_new_tokens", "offer_end")}
+        return GenerationConfig.from_mapping(settings | dict(cell.penalties))
 
     def __call__(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
         """Batches of prompts of like length; the replies come in the order of the prompts."""
@@ -131,7 +131,8 @@ def fill_cell(job: Job, cell: Cell, prompts: list[str]) -> ReplyFile | None:
 def _open(job: Job) -> tuple[CellGenerator, BasePerplexity]:
     torch.set_num_threads(job.num_threads)
     weights, words = (Generator.load(folder, num_threads=job.num_threads) for folder in (job.bundle, job.words_bundle))
-    return CellGenerator(weights, words, dict(job.factors)), BasePerplexity(find_smollm2(), job.bundle)
+    speak = CellGenerator(weights, words, dict(job.factors), job.template)
+    return speak, BasePerplexity(find_smollm2(), job.bundle)
 
 
 def _end_on_interrupt() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from benchmarks.quality.traits import Trait
 
 Method = Literal["base", "prompted", "system", "pad", "pad_words", "pad_prompted", "random", "persrm"]
+Penalties = tuple[tuple[str, float], ...]  # options of GenerationConfig against repetition, name and value
 BETA, TOP_K = 1.15, 10  # fixed on 60 questions of the training list, before these were asked; the paper has 1 and 10
 ABOUT_ENDING = ("concise",)  # these users are offered the end of the turn at every step
 WIDE_TOP_K = 1024  # all that the bundle allows
@@ -64,6 +65,7 @@ class Cell:
         weights: what the user wants, feature and weight.
         text: the same in words, for the methods that read words.
         beta, top_k, max_new_tokens: see `GenerationConfig`.
+        penalties: what it has against repetition.
     """
 
     method: Method
@@ -72,6 +74,7 @@ class Cell:
     beta: float = BETA
     top_k: int = TOP_K
     max_new_tokens: int
+    penalties: Penalties = ()
 
     @property
     def offer_end(self) -> bool:
@@ -87,7 +90,8 @@ class Cell:
         parts: list[str] = [self.method, *(f"{name}{weight:+.3g}" for name, weight in self.weights)]
         if self.text:
             parts.append(hashlib.sha256(self.text.encode()).hexdigest()[:6])
-        return "_".join([*parts, f"b{self.beta:g}", f"k{self.top_k}", f"t{self.max_new_tokens}"])
+        parts += [f"b{self.beta:g}", f"k{self.top_k}", f"t{self.max_new_tokens}"]
+        return "_".join([*parts, *(f"{name}{value:g}" for name, value in self.penalties)])
 
 
 def base_cell(max_new_tokens: int) -> Cell:
@@ -142,6 +146,16 @@ class Asked:
     trait: Trait
     weight: float
     setting: Mapping[str, Any]
+
+    @property
+    def base(self) -> Cell:
+        """The model alone, with the same cap: what judges hold it against."""
+        return base_cell(self.cell.max_new_tokens)
+
+    @property
+    def prompted(self) -> Cell:
+        """The base that is told in its prompt, which it is held against, too."""
+        return trait_cell("prompted", self.trait, self.weight)
 
 
 def asked(part: str, traits: Mapping[str, Trait]) -> list[Asked]:

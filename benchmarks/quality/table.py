@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from benchmarks.common.records import markdown
@@ -90,6 +91,40 @@ def mixture_table(part: Mapping[str, Any]) -> str:
         )
     head = ["weights", "distance", "win rate by utility, %", "by feature, %", "regret, sd", "perplexity / base"]
     return markdown(head, lines) + "\n\n" + "\n".join(told)
+
+
+def choice_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Over all users of each setting: how many replies repeat themselves, and how often they win over the base."""
+    lines = []
+    for setting in dict.fromkeys(penalties(row["penalties"]) for row in rows):
+        own = [row for row in rows if penalties(row["penalties"]) == setting]
+        means = [mean(row["repeats"] for row in own), mean(primary(row)["to_base"]["rate"][0] for row in own)]
+        lines.append([setting, *map(percent, means), " ".join(percent(row["repeats"]) for row in own)])
+    return markdown(["setting", "repeats itself, %", "win rate against the base, %", "by user"], lines)
+
+
+def repetition_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """With the penalties and without; win rates are against bases without."""
+    head = ["wanted", "method", "penalties", "repeats itself, %", "win rate, %", "vs prompted"]
+    lines = [
+        [
+            wanted(row["feature"], row["weight"]),
+            LABELS[row["method"]],
+            penalties(row["penalties"]),
+            interval([row["repeats"], *row["repeats_interval"]]),
+            interval(primary(row)["to_base"]["rate"]),
+            interval(primary(row)["to_prompted"]["rate"]) if primary(row)["to_prompted"] else "",
+            ratio(row),
+            f"{row['distinct_2_ratio'][0]:.2f}x",
+            f"{row['tokens']:.0f}",
+        ]
+        for row in rows
+    ]
+    return markdown([*head, "perplexity / base", "distinct-2 / base", "tokens"], lines)
+
+
+def penalties(setting: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items()) or "none"
 
 
 def timing_table(timings: Mapping[str, Mapping[str, float]]) -> str:

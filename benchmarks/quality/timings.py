@@ -32,7 +32,7 @@ def measure_timings(
     "mixture" has its weights in one reward row, "mixture_rows" is the same preference as a row for each feature.
     """
     generator, words = (Generator.load(bundle) for bundle in bundles)
-    speak = CellGenerator(generator, words, factors)
+    speak = CellGenerator(generator, words, factors, words.manifest.persrms[0].prompt_template)
     trait = next(iter(traits.values()))
     half = math.sqrt(1 / len(traits))
     one_row = Preference(weights=dict.fromkeys(traits, half))

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.common.records import ROOT
+
+WORDINGS = ROOT / "demo" / "training" / "features.json"
 MAX_NEW_TOKENS = {"cheerful": 64, "simple": 64, "concise": 96}  # concise: where the base stops must be in sight
 UNSEEN = {  # by this benchmark alone: `load_traits` refuses a wording that the PersRM was trained with
     "cheerful": ("Radiate delight and look on the sunny side.", "Find fault with everything and moan about it."),

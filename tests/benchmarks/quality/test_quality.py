@@ -13,6 +13,7 @@ from benchmarks.quality import estimates
 from benchmarks.quality.estimates import bootstrap, distance_to_trained, outcomes, rank_correlation, win_rate
 from benchmarks.quality.generation import CellGenerator
 from benchmarks.quality.methods import PARTS, Cell, base_cell, pad_cell, part_cells, trait_cell
+from benchmarks.quality.prompts import TRAINING, read_prompts, read_unpaired
 from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore, complete
 from benchmarks.quality.traits import UNSEEN, Trait, load_traits
 
@@ -228,6 +229,36 @@ def test_the_end_is_offered_to_those_whose_wish_is_about_length(traits: dict[str
     speak = CellGenerator.__new__(CellGenerator)  # a cell's options need no bundle
     assert speak.config(length).offer_end
     assert not speak.config(feeling).offer_end
+
+
+def test_penalties_are_options_of_the_request_and_part_of_the_cell(traits: dict[str, Trait]) -> None:
+    plain = trait_cell("pad", traits["simple"], 1.0)
+    penalized = replace(plain, penalties=(("frequency_penalty", 0.3), ("no_repeat_ngram", 4)))
+    speak = CellGenerator.__new__(CellGenerator)  # a cell's options need no bundle
+    config = speak.config(penalized)
+    assert (config.frequency_penalty, config.no_repeat_ngram) == (0.3, 4)
+    assert replace(config, frequency_penalty=0.0, no_repeat_ngram=0) == speak.config(plain)
+    assert len({plain.slug, penalized.slug, replace(plain, penalties=(("frequency_penalty", 0.3),)).slug}) == 3
+
+
+def test_repetition_is_measured_without_penalties_and_with_a_setting_that_was_tried(traits: dict[str, Trait]) -> None:
+    repetition = pytest.importorskip("benchmarks.quality.repetition")
+    users = [(traits[name], weight) for name, weight in repetition.USERS]
+    rows = repetition.measured(users)
+    assert {row.cell.penalties for row in rows if row.cell.method == "pad"} == {(), repetition.CHOSEN}
+    assert repetition.CHOSEN in repetition.TRIED
+    assert {row.cell.penalties for row in repetition.choice(users)} == {(), *repetition.TRIED}
+    cells = {cell for row in rows for cell in (row.cell, row.base, row.prompted)}
+    assert len({cell.slug for cell in cells}) == len(cells)
+
+
+def test_the_setting_is_chosen_on_questions_that_are_not_measured() -> None:
+    chosen_on, measured_on = read_unpaired(100), read_prompts(100)
+    assert len({*chosen_on, *measured_on}) == 200
+    trained = (TRAINING / "guided-pairs.jsonl").read_text(encoding="utf-8")
+    assert not any(json.dumps(prompt) in trained for prompt in chosen_on)
+    everything = (TRAINING / "data" / "prompts" / "training.txt").read_text(encoding="utf-8").splitlines()
+    assert json.dumps(everything[0]) in trained  # control: most of the list is
 
 
 def test_a_wording_of_the_training_is_refused(tmp_path: Path) -> None:
