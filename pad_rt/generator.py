@@ -32,6 +32,7 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import HeldFile
 from pad_runtime.bundle.manifest import Manifest
+from pad_runtime.cancellation import Cancellation
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
 from pad_runtime.loaded_bundle import Bundle
 
@@ -213,17 +214,17 @@ class Generator:
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None, trace: bool = False
     ) -> GenerationResult:
         """`generate` for asyncio: other tasks go on meanwhile. A task that is cancelled cancels the request."""
-        tickets = await asyncio.to_thread(self._submit, [prompt], [preference], [config], trace=trace, wait=True)
-        async for _ in _events(tickets[0]):
+        ticket = await self._ticket(prompt, preference, config, trace=trace)
+        async for _ in _events(ticket):
             pass
-        return await asyncio.to_thread(tickets[0].result)
+        return await asyncio.to_thread(ticket.result)
 
     async def astream(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None
     ) -> AsyncIterator[Event]:
-        """The events of one reply, for asyncio. A task that is cancelled, or leaves the loop, cancels the request."""
-        tickets = await asyncio.to_thread(self._submit, [prompt], [preference], [config], trace=False, wait=True)
-        async for event in _events(tickets[0]):
+        """The events of one reply, for asyncio. A task that is cancelled, or closes the iterator, cancels it."""
+        ticket = await self._ticket(prompt, preference, config, trace=False)
+        async for event in _events(ticket):
             yield event
 
     def conversation(
@@ -374,6 +375,21 @@ class Generator:
         except BaseException:
             for ticket in tickets:
                 ticket.cancel()
+            raise
+
+    async def _ticket(self, prompt: Prompt, preference: PreferenceLike, config: ConfigLike, *, trace: bool) -> Ticket:
+        """Queue a request on another thread, where it may wait for a place."""
+        left = Cancellation()
+
+        def submit() -> Ticket:
+            (ticket,) = self._submit([prompt], [preference], [config], trace=trace, wait=True)
+            left.on_want(ticket.cancel)
+            return ticket
+
+        try:
+            return await asyncio.to_thread(submit)
+        except BaseException:  # the task was cancelled, and the other thread goes on
+            left.want()
             raise
 
     def _submit(

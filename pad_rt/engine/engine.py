@@ -21,6 +21,7 @@ from pad_runtime.decode.slot import Slot
 from pad_runtime.errors import CancelledError, DeviceError, OutOfMemoryError, PadError, QueueFullError
 
 T = TypeVar("T")
+_NAME = "pad-engine"  # of its thread
 _LOOK_EVERY_S = 0.1  # on some systems a wait without a timeout cannot be interrupted
 _PART = 512  # tokens of a prompt that are read at a time
 _SHORT_PART = 128  # the same while replies go on, which wait for it
@@ -57,7 +58,8 @@ class Engine:
         self._parked: deque[Active] = deque()
         self._active: list[Active] = []
         self._has_cancels = False
-        self._is_closed = False
+        self._has_lost = False
+        self._closed: Future[None] | None = None
         self._thread: threading.Thread | None = None
 
     # -- from any thread ----------------------------------------------------------------------------------------------
@@ -109,26 +111,21 @@ class Engine:
             self._check_open()
             self._jobs.append((job, done))
             self._start()
-        while True:
-            try:
-                return done.result(_LOOK_EVERY_S)
-            except TimeoutError:
-                if done.done():
-                    raise
+        return _wait(done)
 
     def close(self) -> None:
         """Cancel all requests and give back all memory, before it returns; a closed engine takes no requests."""
         with self._changed:
-            if self._is_closed:
-                return
-            tickets = self._tickets()
-        for ticket in tickets:
-            ticket.cancel()
-        self.run(self._release)
-        with self._changed:
-            self._is_closed = True
+            if self._closed is None:
+                self._closed = Future[None]()
+                self._jobs.append((self._release, self._closed))
+                self._start()
+        _wait(self._closed)
 
     def _release(self, decoder: Decoder) -> None:
+        for ticket in self._tickets():
+            ticket.cancel()
+        self._drop_cancelled()
         self.kept.clear()
         decoder.release()
 
@@ -152,7 +149,7 @@ class Engine:
             )
 
     def _check_open(self) -> None:
-        if self._is_closed:
+        if self._closed is not None:
             raise PadError("a generator that was closed", expected="one that is open", hint="load the bundle again")
 
     def _tickets(self) -> list[Ticket]:
@@ -163,9 +160,9 @@ class Engine:
 
     def _start(self) -> None:
         """Have a thread; the lock is held."""
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             return
-        self._thread = threading.Thread(target=self._work, name="pad-engine")
+        self._thread = threading.Thread(target=self._work, name=_NAME)
         try:
             self._thread.start()
         except RuntimeError:
@@ -177,15 +174,37 @@ class Engine:
     # -- on the engine's thread ---------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                if not (self._waiting or self._active or self._parked or self._jobs):
-                    self._thread = None
-                    return
-            if not threading.main_thread().is_alive():  # the interpreter waits for this thread, and nobody for replies
-                for ticket in self._tickets():
-                    ticket.cancel()
-            self._turn()
+        try:
+            while self._has_work():
+                if not threading.main_thread().is_alive() and _nobody_waits():
+                    for ticket in self._tickets():
+                        ticket.cancel()
+                self._turn()
+        except BaseException as error:
+            self._abandon(error)
+            raise
+
+    def _has_work(self) -> bool:
+        """Whether there is any; without, this thread is no longer the engine's."""
+        with self._changed:
+            if self._waiting or self._active or self._parked or self._jobs:
+                return True
+            self._thread = None
+            return False
+
+    def _abandon(self, error: BaseException) -> None:
+        """This thread ends by an error that it cannot serve: nobody may wait for it."""
+        known = error if isinstance(error, Exception) else RuntimeError(f"the engine ended: {error!r}")
+        with self._changed:
+            tickets, jobs = self._tickets(), list(self._jobs)
+            for held in (self._waiting, self._active, self._parked, self._jobs):
+                held.clear()
+            self._thread = None
+            self._changed.notify_all()
+        for ticket in tickets:
+            ticket.fail(known)
+        for _, done in jobs:
+            done.set_exception(known)
 
     def _turn(self) -> None:
         """One step, and what comes before it."""
@@ -204,10 +223,12 @@ class Engine:
 
     def _run_jobs(self) -> None:
         while self._jobs:
+            if self._has_cancels:  # what was wanted before a job comes before it
+                self._drop_cancelled()
             job, done = self._jobs.popleft()
             try:
                 done.set_result(job(self._decoder))
-            except Exception as error:
+            except BaseException as error:
                 done.set_exception(error)
 
     def _drop_cancelled(self) -> None:
@@ -216,13 +237,12 @@ class Engine:
             dropped = [ticket for ticket in self._waiting if ticket.cancellation.is_wanted]
             for ticket in dropped:
                 self._waiting.remove(ticket)
-            if dropped:
-                self._changed.notify_all()
-        for active in [active for active in (*self._active, *self._parked) if active.ticket.cancellation.is_wanted]:
-            dropped.append(active.ticket)
-            self._leave(active)
-        for ticket in dropped:
+            self._changed.notify_all()
+        leaving = [active for active in (*self._active, *self._parked) if active.ticket.cancellation.is_wanted]
+        for ticket in (*dropped, *(active.ticket for active in leaving)):
             ticket.fail(cancelled())
+        for active in leaving:
+            self._leave(active)
 
     # -- joining ------------------------------------------------------------------------------------------------------
 
@@ -231,14 +251,14 @@ class Engine:
         while self._parked and self._fits(self._parked[0].ticket.request):
             self._active.append(self._parked.popleft())
         while self._waiting and not self._parked and self._fits(self._waiting[0].request):
-            ticket = self._waiting[0]
-            prefix = self._find_prefix(ticket.request)
-            if prefix is not None and prefix.later >= prefix.num_tokens + _WORTHWHILE:
-                return
             with self._changed:
-                self._waiting.popleft()
+                ticket = self._waiting.popleft()
                 self._changed.notify_all()
             try:
+                prefix = self._find_prefix(ticket.request)
+                if prefix is not None and prefix.later >= prefix.num_tokens + _WORTHWHILE:
+                    self._waiting.appendleft(ticket)
+                    return
                 self._active.append(self._open(ticket, prefix))
             except Exception as error:  # this request's own fault, or its memory's
                 ticket.fail(error)
@@ -267,7 +287,7 @@ class Engine:
         """Give a request a slot, which may know the beginning of its prompts."""
         decoder, request = self._decoder, ticket.request
         begun = self._go_on(prefix, request) if prefix and prefix.num_tokens >= _WORTHWHILE else None
-        self.kept.shrink(max([request.room, *(active.slot.room for active in self._active)]))
+        self.kept.shrink(max(request.room, self._room), is_strict=self._max_bytes is not None)
         slot, known = begun or (decoder.open(request.sequence, request.room), {})
         try:
             decoder.allow(slot, None if request.allowed is None else request.allowed.packed())
@@ -308,11 +328,19 @@ class Engine:
         if not stepped:
             return
         cancellation = Cancellation()
-        for active in joining:
+        for active in stepped if self._has_lost else joining:  # those that may have more to read than a token
             active.ticket.cancellation.on_want(cancellation.want)
         trace = any(active.ticket.request.wants_trace for active in stepped)
         start = time.perf_counter()
-        chosen = self._decoder.step([active.slot for active in stepped], trace=trace, cancellation=cancellation)
+        try:
+            chosen = self._decoder.step([active.slot for active in stepped], trace=trace, cancellation=cancellation)
+        except (CancelledError, OutOfMemoryError):
+            raise
+        except Exception as error:  # more likely of those that are new
+            for active in joining or stepped:
+                self._fail(active, error)
+            return
+        self._has_lost = False
         traces = chosen.trace() if trace else [None] * len(stepped)
         ids, took = tuple(chosen.ids), time.perf_counter() - start
         for active, id, weighed in zip(stepped, ids, traces, strict=True):
@@ -320,24 +348,28 @@ class Engine:
             try:
                 has_ended = active.take(id, weighed, self._decoder)
             except Exception as error:  # no token is allowed, for example
-                active.ticket.fail(error)
-                has_ended = True
-            if has_ended:
-                self._leave(active)
+                self._fail(active, error)
+            else:
+                if has_ended:
+                    self._leave(active)
 
     def _read(self) -> list[Active]:
         """Read as much of the prompts as goes between two steps; returns the requests that the next step takes in."""
         budget = _SHORT_PART if any(not active.is_reading for active in self._active) else _PART
         joining: list[Active] = []
         left = budget
-        for active in self._active:
-            if not active.is_reading:
-                continue
+        for active in [active for active in self._active if active.is_reading]:
             while active.unread:
                 cost = active.num_pending
                 if cost > left and left < budget:
                     return joining
-                self._decoder.read(active.slot, active.unread[0], active.ticket.cancellation)
+                try:
+                    self._decoder.read(active.slot, active.unread[0], active.ticket.cancellation)
+                except (CancelledError, OutOfMemoryError):
+                    raise
+                except Exception as error:  # a file that it alone calls on, for example
+                    self._fail(active, error)
+                    return joining
                 active.unread.popleft()
                 left -= cost
             if active.num_pending > left and left < budget:
@@ -346,20 +378,28 @@ class Engine:
             joining.append(active)
         return joining
 
-    def _leave(self, active: Active) -> None:
+    def _leave(self, active: Active, *, keep: bool = True) -> None:
         """A request gives up its slot, whose cache is kept for prompts that begin alike."""
-        if active in self._parked:
-            self._parked.remove(active)
-        else:
-            self._active.remove(active)
-        self._limit = self._max_running if not self._active else max(self._limit, len(self._active) + 1)
-        if any(active.slot.lease.cached):
-            self.kept.put(active.slot, active.ticket.request.owner)
+        (self._parked if active in self._parked else self._active).remove(active)
+        self._limit = min(self._max_running, self._limit + 1)
+        if keep and any(active.slot.lease.cached):
+            self.kept.put(active.slot, active.ticket.request.owner, self._room)
         else:
             self._decoder.close(active.slot)
 
+    def _fail(self, active: Active, error: Exception) -> None:
+        """A request ends by an error of its own."""
+        active.ticket.fail(error)
+        self._leave(active, keep=False)
+
+    @property
+    def _room(self) -> int:
+        """The largest room of the requests that run; 0 without any."""
+        return max((active.slot.room for active in self._active), default=0)
+
     def _make_room(self, error: OutOfMemoryError) -> None:
         """Memory is out: kept slots go, then requests wait again, the latest first; alone, a request fails."""
+        self._has_lost = True
         if self.kept.clear():
             return
         if len(self._active) > 1:
@@ -368,13 +408,25 @@ class Engine:
             self._parked.appendleft(latest)
             self._limit = len(self._active)
             return
-        self._fail_all(error)
+        for active in list(self._active):
+            self._fail(active, error)
 
     def _fail_all(self, error: Exception) -> None:
         """End all requests that have slots."""
         for active in (*self._active, *self._parked):
-            self._decoder.close(active.slot)
-            active.ticket.fail(error)
-        self._active.clear()
-        self._parked.clear()
-        self._limit = self._max_running
+            self._fail(active, error)
+
+
+def _wait(done: Future[T]) -> T:
+    """What a future comes to."""
+    while True:
+        try:
+            return done.result(_LOOK_EVERY_S)
+        except TimeoutError:
+            if done.done():
+                return done.result()
+
+
+def _nobody_waits() -> bool:
+    """Whether no thread but engines' is left for which the interpreter waits when it ends."""
+    return all(thread.daemon or thread.name == _NAME or not thread.is_alive() for thread in threading.enumerate())

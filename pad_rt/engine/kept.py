@@ -72,11 +72,11 @@ class KeptSlots:
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._owners)
 
-    def put(self, slot: Slot, owner: object = None) -> None:
-        """Keep a slot, whose reply has ended, with no more room than it has tokens."""
+    def put(self, slot: Slot, owner: object = None, room: int = 0) -> None:
+        """Keep a slot, whose reply has ended, with no more room than it has tokens; `room` as for `shrink`."""
         self._decoder.resize(slot, min(slot.room, max(slot.lengths)))
         self._owners[slot] = owner
-        self.shrink()
+        self.shrink(room)
 
     def take(self, slot: Slot) -> None:
         """A slot is decoded again."""
@@ -92,12 +92,15 @@ class KeptSlots:
         self._close(list(self._owners))
         return had
 
-    def shrink(self, room: int = 0) -> None:
+    def shrink(self, room: int = 0, *, is_strict: bool = False) -> None:
         """Close the oldest slots until the others are within the limits; without a request that runs, one is kept.
 
         Args:
             room: the largest of the requests that run; 0 where there are none.
+            is_strict: close slots with more tokens, too, for they would lengthen the cache rows of the requests.
         """
+        if is_strict:
+            self._close([slot for slot in self._owners if slot.room > room])
         while len(self._owners) > (0 if room else 1):
             largest = max(room, *(slot.room for slot in self._owners))
             size = sum(self._decoder.cache_bytes(slot.sequence, largest) for slot in self._owners)

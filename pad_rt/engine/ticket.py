@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -174,7 +175,7 @@ class Ticket(Iterator[Event]):
     def put(self, event: Event) -> None:
         """Give out an event."""
         self._events.put(event)
-        self._listener()
+        self._tell()
 
     def finish(self, result: GenerationResult, last: Event) -> None:
         """Give out the last event, and the reply."""
@@ -184,15 +185,20 @@ class Ticket(Iterator[Event]):
     def fail(self, error: Exception) -> None:
         """End without a reply."""
         if not self._ended.is_set():
-            self._failure = error
+            self._failure = error.with_traceback(None)  # which would keep the engine in memory
             self._end(None)
 
     def _end(self, last: Event | None) -> None:
         if last is not None:
             self._events.put(last)
         self._events.put(None)
+        self.cancellation.forget()  # what it would end, a whole decoder with it, may go
         self._ended.set()
-        self._listener()
+        self._tell()
+
+    def _tell(self) -> None:
+        with suppress(Exception):  # a listener's own fault is not the engine's
+            self._listener()
 
 
 def cancelled() -> CancelledError:

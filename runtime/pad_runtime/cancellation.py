@@ -28,16 +28,22 @@ class Cancellation:
         """End the run as soon as it can be ended; returns at once, and may be called again."""
         with self._lock:
             self._is_wanted = True
-            while self._stops:
-                self._stops.pop()()
+            stops, self._stops = self._stops, []
+        for stop in stops:  # without the lock: they may want other runs to end
+            stop()
 
     def on_want(self, stop: Callable[[], object]) -> None:
         """Call `stop` once when the end is wanted, in the thread that wants it; now, if the end is wanted already."""
         with self._lock:
-            if self._is_wanted:
-                stop()
-            else:
+            if not self._is_wanted:
                 self._stops.append(stop)
+                return
+        stop()
+
+    def forget(self) -> None:
+        """Nothing is to be ended any more."""
+        with self._lock:
+            self._stops = []
 
 
 def run_interruptibly(run: Callable[[], object], cancellation: Cancellation) -> None:

@@ -215,16 +215,13 @@ class Decoder:
     def park(self, slot: Slot) -> None:
         """Give a slot's cache rows back and keep its tokens, which are read again when the slot goes on."""
         self._check([slot])
-        self._touch(slot)
-        self._arena.give_back(slot.lease)
-        slot.lease.cached[:] = [0] * len(slot.lease.cached)
+        self._park(slot)
 
     def release(self) -> None:
         """Give the memory of all caches back; slots that are open are parked."""
         self._collect()
-        for slot in self._slots:
-            if not slot.lease.is_free:
-                self.park(slot)
+        for slot in list(self._slots):
+            self._park(slot)
         self._arena.release()
 
     def cache_bytes(self, sequence: SequenceSpec, room: int) -> int:
@@ -406,6 +403,12 @@ class Decoder:
             self._gather([slot])
             self._reader.fill(slot, new, cancellation)
 
+    def _park(self, slot: Slot) -> None:
+        if not slot.lease.is_free:
+            self._touch(slot)
+            self._arena.give_back(slot.lease)
+            slot.lease.cached[:] = [0] * len(slot.lease.cached)
+
     # -- housekeeping -------------------------------------------------------------------------------------------------
 
     def _gather(self, slots: Sequence[Slot], *, in_front: bool = False) -> list[Slot]:
@@ -415,7 +418,7 @@ class Decoder:
                 slot.lease = self._arena.lend(slot.sequence)
         before = {slot: slot.lease.first for slot in self._slots}
         by_lease = {slot.lease: slot for slot in slots}
-        room = max(slot.room for slot in self._slots)
+        room = max(slot.room for slot in self._slots if not slot.lease.is_free)
         leases = self._arena.gather(by_lease, room, in_front=in_front)
         for slot, first in before.items():
             if slot.lease.first != first:
@@ -439,8 +442,8 @@ class Decoder:
         while self._closed:
             slot = self._closed.popleft()
             if slot in self._slots:
-                self._touch(slot)
                 self._slots.remove(slot)
+                self._touch(slot)
                 if not slot.lease.is_free:
                     self._arena.give_back(slot.lease)
 

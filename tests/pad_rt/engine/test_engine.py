@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,9 +17,18 @@ import pytest
 
 from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
 from pad_rt.engine.ticket import Event
+from pad_runtime.decode.arena import KvArena
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
-from pad_runtime.errors import CancelledError, OptionError, PadError, PromptError, QueueFullError
+from pad_runtime.errors import (
+    BundleError,
+    CancelledError,
+    OptionError,
+    OutOfMemoryError,
+    PadError,
+    PromptError,
+    QueueFullError,
+)
 from tests.support import tiny_bundles
 from tests.support.guided_models import PROMPTS, Models, config
 
@@ -473,3 +484,155 @@ print(len(next(tickets[0]).token_ids), flush=True)
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
+
+
+def test_a_process_waits_for_its_threads(models: Models) -> None:
+    """The main thread ends; another one, for which the interpreter waits, gets its whole reply."""
+    code = f"""
+import threading, time
+from pad_rt import EncodedPrompt, Generator
+generator = Generator.load({str(models.bundle("base"))!r}, device="cpu", num_threads=1)
+def work():
+    time.sleep(0.2)
+    print(len(generator.generate(EncodedPrompt([5, 6, 7]), config={{"max_new_tokens": 300}}).token_ids))
+threading.Thread(target=work).start()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "300\n", "")
+
+
+# -- faults and bad moments -------------------------------------------------------------------------------------------
+
+
+def test_what_a_listener_raises_is_its_own(generator: Generator) -> None:
+    held = Held(generator)
+    tickets = [generator.submit(ids(5, n), config=config(max_new_tokens=9)) for n in (3, 9, 15)]
+    for ticket in tickets[:2]:
+        ticket._listener = lambda: 1 / 0
+    held.let_go()
+    assert [len(ticket.result().token_ids) for ticket in tickets] == [9] * 3
+
+
+def test_a_job_that_ends_in_any_way_is_answered(generator: Generator) -> None:
+    def leave(_: Decoder) -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        generator._engine.run(leave)
+    assert generator.generate(ids(5), config=config(max_new_tokens=2)).token_ids
+
+
+def test_an_engine_that_cannot_go_on_leaves_nobody_waiting(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device whose memory cannot even be given back."""
+    raised: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+
+    def fail_to(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("the device is gone")
+
+    held = Held(generator)
+    tickets = [generator.submit(ids(5, n), config=LONG) for n in (3, 9)]
+    with monkeypatch.context() as patch:
+        for name in ("step", "close"):
+            patch.setattr(generator._engine._decoder, name, fail_to)
+        held.let_go()
+        for ticket in tickets:
+            with pytest.raises(RuntimeError, match="the device is gone"):
+                ticket.result()
+        wait_until(lambda: bool(raised))
+    assert generator.generate(ids(5), config=config(max_new_tokens=2)).token_ids
+
+
+def test_the_fault_of_one_request_is_not_the_others(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter file that only the second one calls on was written to."""
+    first = generator.submit(ids(5), config=config(max_new_tokens=60))
+    next(first)
+    real = generator._engine._decoder.read
+
+    def read(slot: Slot, part: Any, cancellation: Any) -> None:
+        if slot.sequence.num_prompts > 1 or len(slot.sequence.rows) > 1:
+            raise BundleError("it was changed after it was loaded")
+        real(slot, part, cancellation)
+
+    monkeypatch.setattr(generator._engine._decoder, "read", read)
+    with pytest.raises(BundleError, match="it was changed"):
+        generator.generate(PROMPTS[1], preference=KIND, config=config())
+    assert len(first.result().token_ids) == 60
+
+
+def test_a_request_that_does_not_fit_fails_alone(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short reply goes on when a long one joins for which there is no memory."""
+    real = KvArena.gather
+
+    def gather(self: KvArena, leases: Any, room: int, **options: Any) -> Any:
+        if room > 400:
+            raise OutOfMemoryError("no memory for a buffer")
+        return real(self, leases, room, **options)
+
+    monkeypatch.setattr(KvArena, "gather", gather)
+    with tiny_bundles.load(models.bundle("base")) as generator:
+        first = generator.submit(ids(5), config=config(max_new_tokens=100))
+        next(first)
+        second = generator.submit(ids(60), config=config(max_new_tokens=440))
+        assert len(first.result().token_ids) == 100
+        with pytest.raises(OutOfMemoryError):
+            second.result()
+        assert generator.generate(ids(5), config=config(max_new_tokens=3)).token_ids
+
+
+def test_a_closed_generator_holds_nothing_whatever_was_going_on(models: Models) -> None:
+    """A job that runs, a request that is read, and others that are still being queued, while two threads close it."""
+    generator = Generator(tiny_bundles.open_bundle(models.bundle("base")), max_waiting=2)
+    held = Held(generator)
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            generator.generate_batch([ids(40 + n) for n in range(9)], config=LONG)
+        except PadError as error:
+            failures.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: generator._engine.num_waiting == 2)
+    closing = [threading.Thread(target=generator.close) for _ in range(2)]
+    for thread in closing:
+        thread.start()
+    held.let_go()
+    for thread in (*closing, asking):
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(failures) == 1
+    engine = generator._engine
+    wait_until(lambda: engine._thread is None)
+    assert (engine.num_running, engine.num_waiting, list(engine.kept)) == (0, 0, [])
+    assert engine._decoder._arena.capacity == 0
+
+
+def test_an_ended_ticket_holds_no_engine(models: Models) -> None:
+    generator = tiny_bundles.load(models.bundle("base"))
+    ended = generator.submit(ids(300), config=config(max_new_tokens=2))
+    ended.result()
+    decoder = weakref.ref(generator._engine._decoder)
+    generator._engine.run(lambda _: None)
+    del generator
+    gc.collect()
+    assert decoder() is None
+    assert ended.result()
+
+
+def test_a_task_that_gives_up_waiting_for_a_place_asks_for_nothing(generator: Generator) -> None:
+    held = Held(generator)
+    tickets = [generator.submit(ids(5, n), config=config(max_new_tokens=2)) for n in (3, 9, 15)]
+
+    async def give_up() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(generator.agenerate(ids(7), config=LONG), 0.1)
+        held.let_go()
+
+    asyncio.run(give_up())
+    assert all(ticket.result() for ticket in tickets)
+    wait_until(lambda: generator._engine._thread is None)
+    assert max(len(slot.ids(0)) for slot in generator._engine.kept) < 100
