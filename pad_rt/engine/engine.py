@@ -24,7 +24,7 @@ T = TypeVar("T")
 _NAME = "pad-engine"  # of its thread
 _LOOK_EVERY_S = 0.1  # on some systems a wait without a timeout cannot be interrupted
 _PART = 512  # tokens of a prompt that are read at a time
-_SHORT_PART = 128  # the same while replies go on, which wait for it
+_SHORT_PART, _SHORT_PART_AHEAD = 32, 128  # the same while replies go on, which wait for it: of a CPU, and of a GPU
 _WORTHWHILE = 16  # tokens of a prompt that another request has read, or is reading just now
 
 
@@ -295,7 +295,7 @@ class Engine:
             decoder.close(slot)
             raise
         ticket.clock.admit()
-        parts = deque(in_parts(request.prompts, known, _SHORT_PART if self._active else _PART))
+        parts = deque(in_parts(request.prompts, known, self._short_part if self._active else _PART))
         return Active(ticket, slot, parts, cached_tokens=known.get(0, 0))
 
     def _go_on(self, prefix: Prefix, request: Request) -> tuple[Slot, dict[int, int]] | None:
@@ -355,7 +355,7 @@ class Engine:
 
     def _read(self) -> list[Active]:
         """Read as much of the prompts as goes between two steps; returns the requests that the next step takes in."""
-        budget = _SHORT_PART if any(not active.is_reading for active in self._active) else _PART
+        budget = self._short_part if any(not active.is_reading for active in self._active) else _PART
         joining: list[Active] = []
         left = budget
         for active in [active for active in self._active if active.is_reading]:
@@ -391,6 +391,10 @@ class Engine:
         """A request ends by an error of its own."""
         active.ticket.fail(error)
         self._leave(active, keep=False)
+
+    @property
+    def _short_part(self) -> int:
+        return _SHORT_PART_AHEAD if self._decoder.ahead else _SHORT_PART
 
     @property
     def _room(self) -> int:
