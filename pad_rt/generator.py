@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -32,7 +30,6 @@ from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.held_file import HeldFile
 from pad_runtime.bundle.manifest import Manifest
-from pad_runtime.cancellation import Cancellation
 from pad_runtime.errors import BundleError, OptionError, PreferenceError, PromptError, not_copied
 from pad_runtime.loaded_bundle import Bundle
 
@@ -214,17 +211,20 @@ class Generator:
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None, trace: bool = False
     ) -> GenerationResult:
         """`generate` for asyncio: other tasks go on meanwhile. A task that is cancelled cancels the request."""
-        ticket = await self._ticket(prompt, preference, config, trace=trace)
-        async for _ in _events(ticket):
-            pass
-        return await asyncio.to_thread(ticket.result)
+        from pad_rt.engine.tasks import queue, result_of
+
+        return await result_of(
+            await queue(lambda: self._submit([prompt], [preference], [config], trace=trace, wait=True)[0])
+        )
 
     async def astream(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None
     ) -> AsyncIterator[Event]:
         """The events of one reply, for asyncio. A task that is cancelled, or closes the iterator, cancels it."""
-        ticket = await self._ticket(prompt, preference, config, trace=False)
-        async for event in _events(ticket):
+        from pad_rt.engine.tasks import events_of, queue
+
+        ticket = await queue(lambda: self._submit([prompt], [preference], [config], trace=False, wait=True)[0])
+        async for event in events_of(ticket):
             yield event
 
     def conversation(
@@ -377,21 +377,6 @@ class Generator:
                 ticket.cancel()
             raise
 
-    async def _ticket(self, prompt: Prompt, preference: PreferenceLike, config: ConfigLike, *, trace: bool) -> Ticket:
-        """Queue a request on another thread, where it may wait for a place."""
-        left = Cancellation()
-
-        def submit() -> Ticket:
-            (ticket,) = self._submit([prompt], [preference], [config], trace=trace, wait=True)
-            left.on_want(ticket.cancel)
-            return ticket
-
-        try:
-            return await asyncio.to_thread(submit)
-        except BaseException:  # the task was cancelled, and the other thread goes on
-            left.want()
-            raise
-
     def _submit(
         self,
         prompts: Sequence[Prompt],
@@ -411,29 +396,6 @@ class Generator:
         if trace and prompts and not any(map(asks_for_reward, prompts, preferences)):
             raise OptionError("trace without a preference", hint="the base alone weighs nothing: leave trace out")
         return self._engine.submit(requests, called, wait=wait)
-
-
-async def _events(ticket: Ticket) -> AsyncIterator[Event]:
-    """The events of a ticket, which is cancelled when nobody takes them any more."""
-    loop, news = asyncio.get_running_loop(), asyncio.Event()
-
-    def tell() -> None:
-        with suppress(RuntimeError):  # the loop was closed
-            loop.call_soon_threadsafe(news.set)
-
-    ticket.listen(tell)
-    try:
-        while True:
-            await news.wait()
-            news.clear()
-            while (event := ticket.poll()) is not None:
-                yield event
-            if ticket.has_ended:
-                break
-        for event in ticket:
-            yield event
-    finally:
-        ticket.cancel()
 
 
 def _read_text(file: HeldFile) -> str:

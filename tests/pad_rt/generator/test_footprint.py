@@ -60,7 +60,7 @@ def test_eight_bytes_a_token_are_reported(generator: Generator, count: int, pref
 
 
 def imported_after(code: str) -> set[str]:
-    heavy = ["torch", "transformers", "peft", "onnx", "onnxruntime", "pad_export"]
+    heavy = ["torch", "transformers", "peft", "onnx", "onnxruntime", "pad_export", "asyncio"]
     code = f"import sys\n{code}\nprint(*[name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return set(found.stdout.split())
