@@ -22,7 +22,7 @@ from tests.support.decoder_book import Tally
 from tests.support.decoder_machine import NUM_EVENTS, DecoderMachine
 from tests.support.decoder_worlds import KINDS, World
 
-MOST_CASES = 200  # in which a fault must be found
+MOST_CASES = 800  # in which a fault must be found
 
 
 def explore(world: World, cases: int, tally: Tally, **settings: Any) -> None:
