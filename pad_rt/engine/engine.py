@@ -209,8 +209,7 @@ class Engine:
     def _turn(self) -> None:
         """One step, and what comes before it."""
         try:
-            if self._has_cancels:
-                self._drop_cancelled()
+            self._drop_cancelled()
             self._run_jobs()
             self._admit()
             self._step()
@@ -223,8 +222,7 @@ class Engine:
 
     def _run_jobs(self) -> None:
         while self._jobs:
-            if self._has_cancels:  # what was wanted before a job comes before it
-                self._drop_cancelled()
+            self._drop_cancelled()  # what was wanted before a job comes before it
             job, done = self._jobs.popleft()
             try:
                 done.set_result(job(self._decoder))
@@ -232,6 +230,8 @@ class Engine:
                 done.set_exception(error)
 
     def _drop_cancelled(self) -> None:
+        if not self._has_cancels:
+            return
         self._has_cancels = False
         with self._changed:
             dropped = [ticket for ticket in self._waiting if ticket.cancellation.is_wanted]
@@ -306,7 +306,7 @@ class Engine:
         """
         decoder, source = self._decoder, prefix.slot
         known = {number: prefix.lengths.get(number, 0) for number in range(request.sequence.num_prompts)}
-        takes_over = source in set(self.kept) and 2 * prefix.num_tokens >= sum(source.lengths)
+        takes_over = source in self.kept and 2 * prefix.num_tokens >= sum(source.lengths)
         try:
             slot = source if takes_over else decoder.fork(source, request.sequence)
             decoder.adopt(slot, request.sequence)
@@ -323,12 +323,13 @@ class Engine:
     def _step(self) -> None:
         """Read a part of a prompt, and choose a token for every request whose prompts are read."""
         going = [active for active in self._active if not active.is_reading]
-        joining = self._read()
+        joining = self._read(self._short_part if going else _PART)
         stepped = going + joining
         if not stepped:
             return
+        reading = stepped if self._has_lost else joining  # those that may have more to read than a token
         cancellation = Cancellation()
-        for active in stepped if self._has_lost else joining:  # those that may have more to read than a token
+        for active in reading:
             active.ticket.cancellation.on_want(cancellation.want)
         trace = any(active.ticket.request.wants_trace for active in stepped)
         start = time.perf_counter()
@@ -353,9 +354,8 @@ class Engine:
                 if has_ended:
                     self._leave(active)
 
-    def _read(self) -> list[Active]:
-        """Read as much of the prompts as goes between two steps; returns the requests that the next step takes in."""
-        budget = self._short_part if any(not active.is_reading for active in self._active) else _PART
+    def _read(self, budget: int) -> list[Active]:
+        """Read about so many tokens of prompts; returns the requests that the next step takes in."""
         joining: list[Active] = []
         left = budget
         for active in [active for active in self._active if active.is_reading]:
