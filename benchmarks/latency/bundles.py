@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from functools import cache
@@ -15,6 +16,7 @@ from benchmarks.latency.shapes import BUILD, checkpoint
 from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
 from pad_export.options import ExportOptions
+from pad_rt.bench.steps import Workload
 from pad_runtime.errors import PadError
 
 
@@ -68,3 +70,16 @@ def demo_bundle(precision: str) -> Path:
         export_bundle(find_smollm2(), folder, persrms=[WEIGHTS_PERSRM], options=ExportOptions(verify=False, **given))
 
     return stamped(folder, code_mark(), export)
+
+
+def read_demo_workload(description: str | None) -> tuple[Path, Workload]:
+    """A bundle as `demo_bundle`'s at int4, and what is measured on it, from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--bundle", type=Path, help="an int4 bundle of SmolLM2 and the shipped PersRM; exported if not given"
+    )
+    parser.add_argument("--new-tokens", type=int, default=100, help="steps of each side after a prefill")
+    parser.add_argument("--rounds", type=int, default=2, help="prefills of each side")
+    options = parser.parse_args()
+    workload = Workload(new_tokens=options.new_tokens, rounds=options.rounds)
+    return options.bundle or demo_bundle("int4"), workload

@@ -6,8 +6,6 @@ engine does for a token of a request, from the token before. Writes benchmarks/r
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,9 +14,7 @@ from typing import Any
 
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import RESULTS, markdown, rounded, versions, write_record
-from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
-from pad_export.export import export_bundle
-from pad_export.options import ExportOptions
+from benchmarks.latency.bundles import read_demo_workload
 from pad_rt.allowed.allowed_tokens import AllowedTokens
 from pad_rt.allowed.banned import BannedTokens
 from pad_rt.allowed.grammar import GrammarMaker
@@ -138,21 +134,8 @@ def measure(folder: Path, workload: Workload) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--bundle", type=Path, help="an int4 bundle of SmolLM2 and the shipped PersRM; exported if not given"
-    )
-    parser.add_argument("--new-tokens", type=int, default=100, help="steps of each side after a prefill")
-    parser.add_argument("--rounds", type=int, default=2, help="prefills of each side")
-    options = parser.parse_args()
-    workload = Workload(new_tokens=options.new_tokens, rounds=options.rounds)
-    with tempfile.TemporaryDirectory() as work:
-        folder = options.bundle or Path(work) / "bundle"
-        if not options.bundle:
-            export_bundle(
-                find_smollm2(), folder, persrms=[WEIGHTS_PERSRM], options=ExportOptions(precision="int4", verify=False)
-            )
-        figures = measure(folder, workload)
+    folder, workload = read_demo_workload(__doc__)
+    figures = measure(folder, workload)
     record = {
         "what": "SmolLM2-135M-Instruct, int4, batch 1, one thread, random token ids as the prompt",
         "workload": asdict(workload),

@@ -6,8 +6,6 @@ taking turns in one process. Writes benchmarks/results/preferences.json.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,7 @@ import numpy as np
 
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import RESULTS, markdown, rounded, versions, write_record
-from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
-from pad_export.export import export_bundle
-from pad_export.options import ExportOptions
+from benchmarks.latency.bundles import read_demo_workload
 from pad_rt.bench.rounds import Spread, compare
 from pad_rt.bench.steps import Workload, measure_steps, open_bundle
 from pad_runtime.bundle.manifest import Manifest
@@ -49,21 +45,8 @@ def measure(folder: Path, workload: Workload) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--bundle", type=Path, help="an int4 bundle of SmolLM2 and the shipped PersRM; exported if not given"
-    )
-    parser.add_argument("--new-tokens", type=int, default=100, help="steps of each side after a prefill")
-    parser.add_argument("--rounds", type=int, default=2, help="prefills of each side")
-    options = parser.parse_args()
-    workload = Workload(new_tokens=options.new_tokens, rounds=options.rounds)
-    with tempfile.TemporaryDirectory() as work:
-        folder = options.bundle or Path(work) / "bundle"
-        if not options.bundle:
-            export_bundle(
-                find_smollm2(), folder, persrms=[WEIGHTS_PERSRM], options=ExportOptions(precision="int4", verify=False)
-            )
-        figures = measure(folder, workload)
+    folder, workload = read_demo_workload(__doc__)
+    figures = measure(folder, workload)
     record = {
         "what": "SmolLM2-135M-Instruct, int4, batch 1, one thread, random token ids; preferences by weights",
         "workload": asdict(workload),
