@@ -62,11 +62,11 @@ class Generator:
         template = None
         if manifest.tokenizer.chat_template:
             template = ChatTemplate(_read_text(bundle.files[manifest.tokenizer.chat_template]), **special)
-        encoder = PromptEncoder(
+        self._encoder = PromptEncoder(
             self._tokenizer, template, vocab_size=manifest.vocab_size, max_length=manifest.max_length
         )
-        planner = RowPlanner(manifest, encoder)
-        self._scorer = ReplyScorer(bundle, planner, encoder, self._tokenizer)
+        planner = RowPlanner(manifest, self._encoder)
+        self._scorer = ReplyScorer(bundle, planner, self._encoder, self._tokenizer)
         self._requests = RequestMaker(manifest, planner, self._tokenizer, self._scorer.base_logprobs)
         self._engine = Engine(
             bundle.decoder(),
@@ -118,6 +118,28 @@ class Generator:
     def manifest(self) -> Manifest:
         """What the bundle holds: trunks, PersRMs and their features, limits, versions."""
         return self._bundle.manifest
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a place in the batch."""
+        return self._engine.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Requests in the batch."""
+        return self._engine.num_running
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text without the chat template, with the special tokens that the tokenizer adds.
+
+        Raises:
+            PromptError: it is too long for the bundle, or has tokens that the model has not.
+        """
+        return self._encoder.encode_raw(text)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, special tokens by their names; of part of a character the bytes."""
+        return self._tokenizer.name(token_id)
 
     def generate(
         self,

@@ -47,8 +47,8 @@ class Active:
         ticket, request = self.ticket, self.ticket.request
         reply = request.reply
         logprobs: tuple[TokenLogprobs, ...] = ()
-        if trace is not None and request.keeps_trace:
-            reply.trace.append(trace)
+        kept = (trace,) if trace is not None and request.keeps_trace else ()
+        reply.trace += kept
         if trace is not None and request.logprobs is not None:
             logprobs = (token_logprobs(trace, id, request.sequence.sampling, request.logprobs),)
             reply.logprobs += logprobs
@@ -56,17 +56,14 @@ class Active:
         piece = reply.push(id)
         ids = tuple(reply.token_ids[known:])
         if reply.ended:
-            ticket.finish(self._result(decoder), self._last(piece, ids, logprobs, decoder))
+            end = (reply.finish_reason, self._usage(), self._timing(decoder))
+            ticket.finish(self._result(decoder), Event(piece, ids, *end, logprobs, kept))
             return True
         if request.allowed is not None:
             request.allowed.push(id)
             decoder.allow(self.slot, request.allowed.packed())
-        ticket.put(Event(piece, ids, logprobs=logprobs))
+        ticket.put(Event(piece, ids, logprobs=logprobs, trace=kept))
         return False
-
-    def _last(self, piece: str, ids: tuple[int, ...], logprobs: tuple[TokenLogprobs, ...], decoder: Decoder) -> Event:
-        reply = self.ticket.request.reply
-        return Event(piece, ids, reply.finish_reason, self._usage(), self._timing(decoder), logprobs)
 
     def _result(self, decoder: Decoder) -> GenerationResult:
         reply = self.ticket.request.reply

@@ -15,6 +15,7 @@ from pad_rt.logprobs import TokenLogprobs, with_base
 from pad_rt.request import Request
 from pad_rt.result import FinishReason, GenerationResult, Timing, Usage
 from pad_runtime.cancellation import Cancellation
+from pad_runtime.decode.trace import SequenceTrace
 from pad_runtime.errors import CancelledError
 
 _LOOK_EVERY_S = 0.1  # on some systems a wait without a timeout cannot be interrupted
@@ -30,6 +31,7 @@ class Event:
         finish_reason: of the last event; None before.
         usage, timing: of the last event; None before.
         logprobs: of the chosen token, the end of the turn too, if the request asks for them; without the base's.
+        trace: what the step weighed, with `trace=True`, the choice of the end of the turn too.
     """
 
     text: str
@@ -38,6 +40,7 @@ class Event:
     usage: Usage | None = None
     timing: Timing | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    trace: tuple[SequenceTrace, ...] = ()
 
 
 @dataclass

@@ -124,6 +124,14 @@ class PromptEncoder:
         reworded = {**turns[asked], "content": filled}
         return self._encode_turns([*turns[:asked], reworded, *turns[asked + 1 :]], arguments)
 
+    def encode_raw(self, text: str) -> list[int]:
+        """Ids of a text without the chat template, with the special tokens that the tokenizer adds.
+
+        Raises:
+            PromptError: it is too long, or has tokens that the model has not.
+        """
+        return self._check_known(self._encode_text(text, add_special_tokens=True), what="prompt")
+
     def encode_reply(self, reply: ReplyLike, *, has_begun: bool = False) -> list[int]:
         """Ids of a reply that is given, to stand behind a prompt's.
 

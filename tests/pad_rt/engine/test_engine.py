@@ -126,6 +126,15 @@ def test_events_are_the_reply(generator: Generator) -> None:
         assert list(ticket) == []
 
 
+def test_events_carry_what_each_step_weighed(generator: Generator) -> None:
+    ticket = generator.submit(PROMPTS[0], preference=KIND, config=config(), trace=True)
+    steps = [step for event in ticket for step in event.trace]
+    expected = ticket.result().trace
+    assert len(steps) == len(expected) > 1
+    assert all(step is other for step, other in zip(steps, expected, strict=True))
+    assert not any(event.trace for event in generator.submit(PROMPTS[0], preference=KIND, config=config()))
+
+
 def test_timing_adds_up(generator: Generator) -> None:
     timing = generator.generate(PROMPTS[0], preference=KIND, config=config()).timing
     assert 0 < timing.queue_s < timing.first_token_s

@@ -69,6 +69,12 @@ def test_without_a_chat_template(tokenizer: Tokenizer, raw: PromptEncoder) -> No
         raw.encode_reward([USER_HI], "short", PERSRM)
 
 
+def test_a_text_without_the_template(tokenizer: Tokenizer, chat: PromptEncoder, raw: PromptEncoder) -> None:
+    expected = tokenizer.encode("Once upon a time", add_special_tokens=True)
+    assert chat.encode_raw("Once upon a time") == raw.encode_raw("Once upon a time") == expected
+    assert chat.encode_raw("Once upon a time") != chat.encode("Once upon a time")
+
+
 def test_encoded_prompts_pass_through(chat: PromptEncoder) -> None:
     prompt = EncodedPrompt([1, 2], np.array([3, 4]))  # type: ignore[arg-type]
     assert prompt == EncodedPrompt(base=(1, 2), reward=[3, 4])
