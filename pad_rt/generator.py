@@ -141,6 +141,10 @@ class Generator:
         """The text of one token by itself, special tokens by their names; of part of a character the bytes."""
         return self._tokenizer.name(token_id)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token by itself, special tokens by their names."""
+        return self._tokenizer.bytes_of(token_id)
+
     def generate(
         self,
         prompt: Prompt,
@@ -227,7 +231,24 @@ class Generator:
             QueueFullError: `max_waiting` requests wait already.
             PromptError, PreferenceError, OptionError: as `generate`; what fails later is raised by the ticket.
         """
-        return self._submit([prompt], [preference], [config], trace=trace, wait=False)[0]
+        return self.submit_batch([prompt], preferences=[preference], configs=[config], trace=trace)[0]
+
+    def submit_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        preferences: Sequence[PreferenceLike],
+        configs: Sequence[ConfigLike],
+        trace: bool = False,
+    ) -> list[Ticket]:
+        """Queue several requests, all or none, and return at once. Arguments as for `generate_batch`.
+
+        Raises:
+            QueueFullError: with these, more than `max_waiting` requests would wait.
+            OptionError: these alone are more than `max_waiting`.
+            PromptError, PreferenceError, OptionError: as `generate`; what fails later is raised by the tickets.
+        """
+        return self._submit(prompts, preferences, configs, trace=trace, wait=False)
 
     async def agenerate(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None, trace: bool = False
