@@ -114,8 +114,8 @@ class ServeSettings:
         max_waiting, max_cache_mib, keep_mib: as of `Generator`.
         queue_timeout: seconds that a request may wait for a place in the batch.
         request_timeout: seconds that a reply may take in all.
-        body_timeout: seconds in which a request must arrive, head and body, and for which a client may take nothing of
-            a reply that is there.
+        client_timeout: seconds in which a request must arrive, head and body, in which a client must take what was
+            sent, and for which a connection may be idle.
         drain_timeout: seconds that running replies have to end once the server is told to.
         keepalive: seconds between comments in a stream that has nothing else to say.
         max_new_tokens: cap on what a request may ask for, and what it gets if it does not say.
@@ -163,9 +163,9 @@ class ServeSettings:
     request_timeout: float = field(
         default=600.0, metadata=_flag("request-timeout", _SECONDS, "S", "longest time for a reply")
     )
-    body_timeout: float = field(
+    client_timeout: float = field(
         default=30.0,
-        metadata=_flag("body-timeout", _SECONDS, "S", "time for a request to arrive, and to read what is ready for it"),
+        metadata=_flag("client-timeout", _SECONDS, "S", "longest wait for a client that sends or reads"),
     )
     drain_timeout: float = field(
         default=30.0, metadata=_flag("drain-timeout", _SECONDS, "S", "time for running replies to end at SIGTERM")
