@@ -22,11 +22,15 @@ class Metrics:
         self._waiting = self._gauge("pad:num_requests_waiting", "Requests that wait for a place in the batch.")
         self._queue = self._seconds("pad:request_queue_time_seconds", "Time until a request had a place in the batch.")
         self._first = self._seconds("pad:time_to_first_token_seconds", "Time until a request had its first token.")
-        self._step = self._seconds("pad:time_per_output_token_seconds", "Median time from a token of a reply to the next.")
+        self._step = self._seconds(
+            "pad:time_per_output_token_seconds", "Median time from a token of a reply to the next."
+        )
         self._total = self._seconds("pad:e2e_request_latency_seconds", "Time until a reply was whole.")
         self._prompt = self._counter("pad:prompt_tokens", "Tokens of prompts.")
         self._reply = self._counter("pad:generation_tokens", "Tokens of replies.")
-        self._queries = self._counter("pad:prefix_cache_queries", "Tokens of prompts that were looked for in the KV caches.")
+        self._queries = self._counter(
+            "pad:prefix_cache_queries", "Tokens of prompts that were looked for in the KV caches."
+        )
         self._hits = self._counter("pad:prefix_cache_hits", "Tokens of prompts that were in the KV caches already.")
         self._success = self._counter("pad:request_success", "Replies that ended by themselves.", "finished_reason")
         self._failure = self._counter(
