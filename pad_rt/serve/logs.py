@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -68,11 +69,9 @@ class RequestLog:
 
     def write(self, record: RequestRecord) -> None:
         """Write the line of a request that ended. A stream that cannot be written loses it."""
-        line = json.dumps(self._line(record), ensure_ascii=False, default=str)
-        try:
+        line = json.dumps(self._line(record), default=str)
+        with suppress(OSError, ValueError):  # ValueError: closed
             print(line, file=self._stream or sys.stderr, flush=True)
-        except (OSError, ValueError):  # ValueError: closed
-            pass
 
     def _line(self, record: RequestRecord) -> dict[str, object]:
         """The fields that are known."""
@@ -116,14 +115,9 @@ def _describe_replies(replies: list[tuple[Usage, Timing, FinishReason]]) -> dict
 
 
 def _describe_error(error: Exception) -> str:
-    """The kind of an exception, and where it was raised; its message may have a prompt in it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    module = "?" if error.__traceback__ is None else _raised_in(error)
-    return f"{type(error).__name__} in {module}" + (f", line {frames[-1].lineno}" if frames else "")
-
-
-def _raised_in(error: Exception) -> str:
+    """The kind of an exception and where it was raised; its message may have a prompt in it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return "?" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "?"))
+    place = "" if trace is None else f" in {trace.tb_frame.f_globals.get('__name__', '?')}, line {trace.tb_lineno}"
+    return type(error).__name__ + place

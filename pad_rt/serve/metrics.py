@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from pad_rt.result import FinishReason, Timing, Usage
+from pad_rt.serve.logs import RequestRecord
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 
@@ -14,7 +14,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 class Metrics:
     """What a server did so far. Every metric has the label model_name; "" stands for a request that named no model."""
 
-    CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+    CONTENT_TYPE = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -42,25 +42,23 @@ class Metrics:
         self._running.labels(model).set_function(running)
         self._waiting.labels(model).set_function(waiting)
 
-    def ended(self, model: str, usage: Usage, timing: Timing, finish_reason: FinishReason) -> None:
-        """Count a reply that ended by itself; each of n choices is one."""
-        self._prompt.labels(model).inc(usage.prompt_tokens)
-        self._queries.labels(model).inc(usage.prompt_tokens)
-        self._hits.labels(model).inc(usage.cached_tokens)
-        self._reply.labels(model).inc(usage.completion_tokens)
-        self._queue.labels(model).observe(timing.queue_s)
-        self._first.labels(model).observe(timing.first_token_s)
-        if timing.step_s:
-            self._step.labels(model).observe(timing.step_s)
-        self._success.labels(model, finish_reason).inc()
-
-    def took(self, model: str, total_s: float) -> None:
-        """Count the time of a request whose replies all ended."""
-        self._total.labels(model).observe(total_s)
-
-    def failed(self, model: str | None, status: int) -> None:
-        """Count a request that was refused, failed, or was left by its client (499)."""
-        self._failure.labels(model or "", str(status)).inc()
+    def count(self, record: RequestRecord) -> None:
+        """Count a request that ended; of its choices, each that ended by itself."""
+        model = record.model or ""
+        for usage, timing, finish_reason in record.replies:
+            self._prompt.labels(model).inc(usage.prompt_tokens)
+            self._queries.labels(model).inc(usage.prompt_tokens)
+            self._hits.labels(model).inc(usage.cached_tokens)
+            self._reply.labels(model).inc(usage.completion_tokens)
+            self._queue.labels(model).observe(timing.queue_s)
+            self._first.labels(model).observe(timing.first_token_s)
+            if timing.step_s:
+                self._step.labels(model).observe(timing.step_s)
+            self._success.labels(model, finish_reason).inc()
+        if record.status >= 400:
+            self._failure.labels(model, str(record.status)).inc()
+        elif record.replies:
+            self._total.labels(model).observe(record.total_s)
 
     def exposition(self) -> bytes:
         """The metrics as Prometheus reads them."""
