@@ -17,7 +17,7 @@ from pad_rt.api.reply import Reply
 from pad_rt.api.request import ApiRequest
 from pad_rt.engine.tasks import events_of, queue
 from pad_rt.engine.ticket import Event, Ticket
-from pad_rt.serve.logs import CLIENT_LEFT, RequestRecord, record_of
+from pad_rt.serve.logs import RequestRecord, record_of
 from pad_rt.serve.models import Models
 from pad_rt.serve.settings import ServeSettings
 from pad_rt.serve.stream import EventStream
@@ -46,7 +46,7 @@ class Completions:
             asked = self._read(parse(await _json_body(Request(scope, receive))))
             await self._reply(asked, record, scope, receive, send, stream)
         except ClientDisconnect:
-            record.status = CLIENT_LEFT
+            return
         except ApiError as error:
             if not stream.has_begun:
                 raise
