@@ -26,6 +26,7 @@ from pad_rt.serve.settings import ServeSettings
 _NEEDS_NO_KEY = ("/health", "/")  # the page is a file that tells nothing of the server
 _NEEDS_NO_MODEL = ("/metrics", "/")
 _LINGER_S, _LINGER_BYTES = 2.0, 2**26  # a sender of too large a body reads the refusal only once it has stopped sending
+_MAX_DIGITS = 18  # of a length that is worth reading
 _UNREADY = {
     "loading": unavailable("loading", "the server is loading its models", retry_after=5),
     "failed": unavailable("failed", "the server could not load its models", retry_after=60),
@@ -175,7 +176,8 @@ class BodyGuard:
 
     async def _read(self, declared: str, receive: Receive) -> bytes | None:
         """The body; None if the client left."""
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        digits = declared.lstrip("0")
+        if digits.isdecimal() and (len(digits) > _MAX_DIGITS or int(digits) > self._max_bytes):
             raise _TooLargeError
         body = bytearray()
         while True:
