@@ -256,9 +256,8 @@ class Generator:
         """`generate` for asyncio: other tasks go on meanwhile. A task that is cancelled cancels the request."""
         from pad_rt.engine.tasks import queue, result_of
 
-        return await result_of(
-            await queue(lambda: self._submit([prompt], [preference], [config], trace=trace, wait=True)[0])
-        )
+        (ticket,) = await queue(lambda: self._submit([prompt], [preference], [config], trace=trace, wait=True))
+        return await result_of(ticket)
 
     async def astream(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None
@@ -266,9 +265,10 @@ class Generator:
         """The events of one reply, for asyncio. A task that is cancelled, or closes the iterator, cancels it."""
         from pad_rt.engine.tasks import events_of, queue
 
-        ticket = await queue(lambda: self._submit([prompt], [preference], [config], trace=False, wait=True)[0])
-        async for event in events_of(ticket):
-            yield event
+        tickets = await queue(lambda: self._submit([prompt], [preference], [config], trace=False, wait=True))
+        async for arrival in events_of(tickets):
+            if arrival is not None:
+                yield arrival[1]
 
     def conversation(
         self, *, system: str | None = None, preference: PreferenceLike = None, config: ConfigLike = None

@@ -64,8 +64,6 @@ def to_api_error(error: Exception, *, prompt: str, options: dict[str, str]) -> A
         prompt: name of the body's field with the prompt.
         options: names of the body's fields, by the options of a `GenerationConfig` that they set.
     """
-    if isinstance(error, ApiError):
-        return error
     if isinstance(error, QueueFullError):
         return ApiError(429, "rate_limit_error", "queue_full", None, "too many requests wait already", RETRY_AFTER_S)
     if isinstance(error, PromptError):

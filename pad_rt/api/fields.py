@@ -15,18 +15,6 @@ _UNSENT: tuple[object, ...] = (None, [], {})  # as good as missing: what clients
 _NOTHING: Mapping[str, Any] = {}
 
 
-def parse(body: bytes) -> Any:
-    """The value of a body in JSON.
-
-    Raises:
-        ApiError: it is none.
-    """
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise refusal(None, "a body that is not JSON", expected="a JSON object in UTF-8", code="invalid_json") from None
-
-
 class Fields:
     """The fields of an object. Each reader gives None for a field that is missing or null.
 

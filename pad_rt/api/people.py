@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from pad_rt.api.error import ApiError
-from pad_rt.api.fields import parse
 from pad_rt.api.guidance import Guidance
+from pad_rt.api.json_text import parse
 from pad_runtime.errors import OptionError, PreferenceError
 
 _NAME = re.compile(r"[^\s:/]{1,64}")

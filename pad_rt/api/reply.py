@@ -14,6 +14,7 @@ from pad_rt.engine.ticket import Event
 from pad_rt.explain.choice import Candidate, weigh
 from pad_rt.generator import Generator
 from pad_rt.logprobs import TokenLogprobs
+from pad_rt.result import FinishReason, Timing, Usage
 
 Record: TypeAlias = dict[str, Any]
 _PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
@@ -33,6 +34,10 @@ class Reply:
         model: the name under which it is served.
         explains: whether the events have traces, to be told token by token.
         fingerprint: tells this bundle from others: the same seed gives the same reply as long as it stays.
+
+    Attributes:
+        id: of the reply.
+        texts: so far, by choice.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class Reply:
         self._request, self._generator, self._explains = request, generator, explains
         self._about = {"created": int(time.time()), "model": model, "system_fingerprint": fingerprint or None}
         self._last: list[Event | None] = [None] * request.num_choices  # events, of those that ended
-        self._lengths = [0] * request.num_choices  # characters so far
+        self.texts = [""] * request.num_choices
 
     @property
     def has_ended(self) -> bool:
@@ -50,9 +55,13 @@ class Reply:
         return all(self._last)
 
     @property
-    def last_events(self) -> list[Event]:
-        """The last events of the choices that ended, with usage and timing."""
-        return [event for event in self._last if event is not None]
+    def ends(self) -> list[tuple[Usage, Timing, FinishReason]]:
+        """What the choices that ended took, and why they did."""
+        return [
+            (event.usage, event.timing, event.finish_reason)
+            for event in self._last
+            if event and event.usage and event.timing and event.finish_reason
+        ]
 
     # -- whole --------------------------------------------------------------------------------------------------------
 
@@ -83,13 +92,13 @@ class Reply:
             for index in range(len(self._last))
         ]
 
-    def chunk(self, index: int, event: Event) -> Record | None:
-        """What an event adds to a choice; None if nothing of it is to be told yet."""
+    def chunk(self, index: int, event: Event) -> list[Record]:
+        """What an event adds to a choice; nothing if its text is held back."""
         choice = self._choice(index, [event], is_chunk=True)
         if not (event.text or event.finish_reason or choice["logprobs"] or choice.get("pad")):
-            return None
+            return []
         is_last = self.has_ended and not self._request.include_usage
-        return self._chunk(choice) | (self._pad() if is_last else {})
+        return [self._chunk(choice) | (self._pad() if is_last else {})]
 
     def closing(self) -> list[Record]:
         """What comes last, if the client asks for it: the usage."""
@@ -110,14 +119,14 @@ class Reply:
         choice = {
             "index": index,
             **self._content(text, is_chunk),
-            "logprobs": self._logprobs(events, self._lengths[index]),
+            "logprobs": self._logprobs(events, len(self.texts[index])),
             "finish_reason": events[-1].finish_reason,
         }
         if self._explains:
             choice["pad"] = {"tokens": [self._explained(event) for event in events]}
         if events[-1].finish_reason is not None:
             self._last[index] = events[-1]
-        self._lengths[index] += len(text)
+        self.texts[index] += text
         return choice
 
     def _content(self, text: str, is_chunk: bool) -> Record:
@@ -175,7 +184,7 @@ class Reply:
 
     def _usage(self) -> Record:
         """Tokens of the body: each prompt once, however many replies it has."""
-        usages = [event.usage for event in self.last_events if event.usage is not None]
+        usages = [usage for usage, _, _ in self.ends]
         prompts = usages[:: self._request.n]
         read = sum(usage.prompt_tokens for usage in prompts)
         written = sum(usage.completion_tokens for usage in usages)
@@ -188,7 +197,7 @@ class Reply:
 
     def _pad(self) -> Record:
         """The object "pad", for bodies that have one: the times of the first choice."""
-        timing = self.last_events[0].timing
-        if self._request.guidance is None or timing is None:
+        if self._request.guidance is None:
             return {}
+        _, timing, _ = self.ends[0]
         return {"pad": {"timing": asdict(timing)}}

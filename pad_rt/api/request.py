@@ -20,7 +20,7 @@ Kind: TypeAlias = Literal["chat", "text"]
 MAX_CHOICES = 128  # replies to one body, as in OpenAI's API
 MAX_TOP_LOGPROBS = 20  # the same
 HARMLESS: Mapping[str, tuple[object, ...]] = {"store": (False,), "service_tier": ("auto", "default")}
-_NOTES = ("user", "safety_identifier", "prompt_cache_key")  # strings for the caller's own records
+_NOTES = ("safety_identifier", "prompt_cache_key")  # strings for the caller's own records
 _NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 _CLIENTS_DEFAULTS = {"temperature": 1.0}  # OpenAI's; everywhere else in PAD-RT greedy is the default
 # Fields by the options that they set, where the names differ.
@@ -42,10 +42,12 @@ class ApiRequest:
         guidance: the object "pad"; None for a body without one.
         options: of a `GenerationConfig`; ranges are checked by `submit`.
         max_new_tokens: None for as many as fit, within the server's limit.
+        max_field: the body's name for it.
         n: replies to each prompt.
         stream: whether the reply comes piece by piece.
         include_usage: whether a stream ends with what it took.
         top_logprobs: candidates whose log-probabilities are told beside each token's; None tells none.
+        user: the caller's own name for whoever asks; it changes nothing.
     """
 
     kind: Kind
@@ -54,10 +56,12 @@ class ApiRequest:
     guidance: Guidance | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None
+    max_field: str = "max_tokens"
     n: int = 1
     stream: bool = False
     include_usage: bool = False
     top_logprobs: int | None = None
+    user: str | None = None
 
     @property
     def num_choices(self) -> int:
@@ -70,7 +74,7 @@ class ApiRequest:
         Args:
             generator: of the model that is asked for.
             person: guidance that the name stands for; the body's goes over it, field by field.
-            max_new_tokens: tokens of a reply, at most, where the body does not say.
+            max_new_tokens: the most tokens of a reply that a body may ask for, and those of one that does not say.
 
         Returns:
             Tickets: the first prompt's n, then the next one's. Sample i has the seed + i.
@@ -80,6 +84,8 @@ class ApiRequest:
         """
         try:
             return self._submit(generator, self.guidance_of(person), max_new_tokens)
+        except ApiError:
+            raise
         except Exception as error:
             raise self.to_api_error(error) from error
 
@@ -98,10 +104,14 @@ class ApiRequest:
             raise refusal(
                 "pad.explain", "explain without weights and preference", hint="the base alone weighs nothing: leave it"
             )
+        wanted = self.max_new_tokens or max_new_tokens
+        if wanted > max_new_tokens:
+            expected = f"at most {max_new_tokens}, the server's limit"
+            raise refusal(self.max_field, f"{self.max_field}={wanted}", expected=expected)
         logprobs = 0 if guidance.explain and self.top_logprobs is None else self.top_logprobs  # they name each token
         config = GenerationConfig(
             **{**_CLIENTS_DEFAULTS, **self.options, **guidance.options},
-            max_new_tokens=self.max_new_tokens or max_new_tokens,
+            max_new_tokens=wanted,
             logprobs=logprobs,
         )
         prompts: list[Prompt] = []
@@ -150,20 +160,21 @@ def read_common(fields: Fields, names_of_max: tuple[str, ...]) -> dict[str, Any]
     options = {name: value for name, value in options.items() if value is not None}
     return {
         "model": model,
+        "user": fields.text("user"),
         "guidance": None if pad is None else Guidance.read(pad),
         "options": {**options, "seed": (secrets.randbits(63) if seed is None else seed) % MAX_SEED},
-        "max_new_tokens": _read_max(fields, names_of_max),
+        **_read_max(fields, names_of_max),
         "n": fields.integer("n", least=1, most=MAX_CHOICES) or 1,
         **_read_stream(fields),
     }
 
 
-def _read_max(fields: Fields, names: tuple[str, ...]) -> int | None:
+def _read_max(fields: Fields, names: tuple[str, ...]) -> dict[str, Any]:
     given = {name: value for name in names if (value := fields.integer(name, least=1)) is not None}
     if len(set(given.values())) > 1:
         both = " beside ".join(f"{name}={value}" for name, value in given.items())
         raise refusal(next(iter(given)), both, expected="one of them")
-    return next(iter(given.values()), None)
+    return next(({"max_field": name, "max_new_tokens": value} for name, value in given.items()), {})
 
 
 def _read_stream(fields: Fields) -> dict[str, bool]:

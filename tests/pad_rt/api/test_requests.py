@@ -9,7 +9,7 @@ import pytest
 from pad_rt.api.chat_request import read_chat_request
 from pad_rt.api.completion_request import read_completion_request
 from pad_rt.api.error import ApiError
-from pad_rt.api.fields import parse
+from pad_rt.api.json_text import parse
 from pad_rt.api.guidance import Guidance
 
 MESSAGES = [{"role": "user", "content": "How do I boil an egg?"}]
