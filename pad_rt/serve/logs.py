@@ -25,7 +25,7 @@ class RequestRecord:
     Attributes:
         id: of the request; also in the reply's header x-request-id.
         method, path: of the request line, without the query.
-        status: of the reply, or `CLIENT_LEFT`.
+        status: of the reply; of its error, which the app sets, where it fails once it has begun; or `CLIENT_LEFT`.
         total_s: from the request's head to the end of the reply, in seconds.
         model: the name of the served bundle, without the person; None: none was found.
         person: the named person, or None.

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -81,7 +81,7 @@ async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socke
                 page = "" if settings.no_page else "the page for a browser, and "
                 report(f"{url} is ready: {page}OpenAI's API at {url}/v1")
                 await _first(serving, stopped)
-                await _drain(server, readiness, settings.drain_timeout, report)
+                await _drain(server, app, settings.drain_timeout, report)
             elif stopped.done():
                 os._exit(0)  # no request runs yet, and the thread that loads cannot be told to end
         finally:
@@ -95,16 +95,19 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _drain(server: uvicorn.Server, readiness: Readiness, timeout: float, report: Report) -> None:
-    """Let the requests that run end, and what they wrote be read, within `timeout` s in all."""
+async def _drain(server: uvicorn.Server, app: Starlette, timeout: float, report: Report) -> None:
+    """Let the requests that run end, and what they wrote be read, within `timeout` s in all; then end them."""
+    readiness: Readiness = app.state.readiness
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     readiness.drain()
     if readiness.num_running:
-        report(f"ending once {readiness.num_running} more replies have; a second signal ends at once")
-    with suppress(TimeoutError):
+        report(f"{readiness.num_running} requests run; the server ends after them, or at once at a second signal")
+    try:
         async with asyncio.timeout_at(deadline):
             await readiness.drained()
+    except TimeoutError:
+        await asyncio.to_thread(app.state.models.close)  # whereupon each reply ends with an error
     server.config.timeout_graceful_shutdown = max(1, math.ceil(deadline - loop.time()))
 
 
