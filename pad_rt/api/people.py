@@ -31,7 +31,7 @@ def read_people(file: Path) -> dict[str, Guidance]:
         people = None
     if not isinstance(people, dict):
         raise OptionError(f"people {file} is not a JSON object", expected=_EXPECTED)
-    return {_check_name(name, file): _read_person(name, value, file) for name, value in people}
+    return {_check_name(name, file): _read_person(name, value, file) for name, value in people.items()}
 
 
 def _check_name(name: str, file: Path) -> str:
