@@ -131,19 +131,18 @@ class ApiRequest:
         return generator.submit_batch(prompts, preferences=preferences, configs=configs, trace=bool(guidance.explain))
 
 
-def _raw(given: str | list[int], wish: Preference | None, generator: Generator) -> Prompt:
+def _raw(text: str | list[int], wish: Preference | None, generator: Generator) -> Prompt:
     """A text as it is, without a chat template.
 
     A base without one takes texts so. Elsewhere a PersRM reads the same tokens, in which no preference in words has a
     place.
     """
-    if isinstance(given, str) and generator.manifest.tokenizer.chat_template is None:
-        return given
+    if isinstance(text, str) and generator.manifest.tokenizer.chat_template is None:
+        return text
     if wish is not None and wish.text is not None:
-        raise refusal(
-            "pad.preference", "a preference in words for a text as it is", expected="weights", hint="or a chat"
-        )
-    ids = generator.encode(given) if isinstance(given, str) else given
+        given = "a preference in words for a prompt without a chat template"
+        raise refusal("pad.preference", given, expected="weights", hint="send a chat to guide by words")
+    ids = generator.encode(text) if isinstance(text, str) else text
     return EncodedPrompt(ids, None if wish is None else ids)
 
 
