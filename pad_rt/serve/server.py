@@ -70,7 +70,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # below 0: of the name
         raise OptionError(
             f"--host {host} --port {port}: {reason}",
             expected="an address of this machine and a port that is free",
