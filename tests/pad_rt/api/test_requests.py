@@ -9,8 +9,8 @@ import pytest
 from pad_rt.api.chat_request import read_chat_request
 from pad_rt.api.completion_request import read_completion_request
 from pad_rt.api.error import ApiError
-from pad_rt.api.json_text import parse
 from pad_rt.api.guidance import Guidance
+from pad_rt.api.json_text import parse
 
 MESSAGES = [{"role": "user", "content": "How do I boil an egg?"}]
 CHAT = {"model": "m", "messages": MESSAGES}

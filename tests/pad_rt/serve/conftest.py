@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -12,15 +13,24 @@ from tests.support import tiny_bundles
 from tests.support.guided_models import Models
 from tests.support.live_server import LiveServer, serve
 
+END = 2  # a token that ends replies, and seldom comes by itself
 PEOPLE = {
     "anna": Guidance(weights={"kind": 1.5, "brief": -0.75}, beta=1.25),
     "ben": Guidance(preference="be kind", top_k=6),
 }
 
 
+@pytest.fixture(scope="session")
+def served_bundle(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two PersRMs: one reads words, one has the features kind, brief and odd."""
+    persrms = [models.folder / "plain", models.folder / "many"]
+    folder = tmp_path_factory.mktemp("served") / "tiny"
+    return tiny_bundles.export(folder, models.folder / "base", persrms, eos=[END], max_top_k=20, max_batch=3)
+
+
 @pytest.fixture(scope="module")
-def server(models: Models) -> Iterator[LiveServer]:
-    with serve(tiny_bundles.load(models.bundle("base")), people=PEOPLE) as running:
+def server(served_bundle: Path) -> Iterator[LiveServer]:
+    with serve(tiny_bundles.load(served_bundle), people=PEOPLE) as running:
         yield running
 
 
