@@ -44,8 +44,8 @@ def _check_name(name: str, file: Path) -> str:
 
 def _read_person(name: str, value: object, file: Path) -> Guidance:
     try:
-        person = Guidance.read(value, name)
+        person = Guidance.read(value)
         person.wish()
     except (ApiError, PreferenceError) as error:
-        raise OptionError(f"people {file}: {error}", hint="correct this person's object") from None
+        raise OptionError(f"people {file}: the person {name!r}: {error}", hint="correct this person's object") from None
     return person

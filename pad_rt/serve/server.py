@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from pad_rt.serve.app import create_app
 from pad_rt.serve.connection import Connection
@@ -48,12 +49,28 @@ def run(settings: ServeSettings, *, report: Report, warn: Report) -> None:
         asyncio.run(_serve(create_app(settings), settings, listener, report))
 
 
+def web_server_options(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
+    """How uvicorn runs the app: it logs nothing, as its tracebacks may have prompts in them."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.CRITICAL + 1,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=settings.client_timeout,  # type: ignore[arg-type]  # asyncio takes parts of seconds, too
+    )
+
+
 def _listen(settings: ServeSettings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # below 0: of the name
         raise OptionError(
             f"--host {host} --port {port}: {reason}",
             expected="an address of this machine and a port that is free",
@@ -69,7 +86,7 @@ def _url(host: str, port: int) -> str:
 
 async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socket, report: Report) -> None:
     readiness: Readiness = app.state.readiness
-    server = _Server(_web_server_options(app, settings))
+    server = _Server(web_server_options(app, settings))
     url = _url(settings.host, listener.getsockname()[1])
     with _stop_signal() as stop:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -102,7 +119,7 @@ async def _drain(server: uvicorn.Server, app: Starlette, timeout: float, report:
     deadline = loop.time() + timeout
     readiness.drain()
     if readiness.num_running:
-        report(f"{readiness.num_running} requests run; the server ends after them, or at once at a second signal")
+        report(f"the server ends once what runs ({readiness.num_running}) has ended; a second signal ends it at once")
     try:
         async with asyncio.timeout_at(deadline):
             await readiness.drained()
@@ -137,18 +154,3 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _web_server_options(app: Starlette, settings: ServeSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level=logging.CRITICAL + 1,  # the app logs requests, and uvicorn's tracebacks may have prompts in them
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=settings.client_timeout,  # type: ignore[arg-type]  # which asyncio takes as seconds
-    )
