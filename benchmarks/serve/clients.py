@@ -102,7 +102,7 @@ class Load:
             return
         self.kinds[wish.kind] += 1
         if way == "read" and wish.is_stream and wish.n == 1:
-            times = [time for time, event in answer.events if _choice_text(event)]
+            times = [time for time, event in answer.events if choice_text(event)]
             self.first_s += [times[0] - began] if times else []
             self.between_s += [later - sooner for sooner, later in pairwise(times)]
         self._num_replies += 1
@@ -150,7 +150,7 @@ def _spoil(body: bytes, way: str) -> bytes:
     return json.dumps(fields | changes[way]).encode()
 
 
-def _choice_text(event: Any) -> str:
+def choice_text(event: Any) -> str:
     """The text that an event of a stream adds to its choice."""
     choices: Sequence[Any] = event["choices"] if isinstance(event, dict) else ()
     return "".join(str(choice.get("text", choice.get("delta", {}).get("content")) or "") for choice in choices)
@@ -164,5 +164,5 @@ def _texts(wish: Wish, answer: Answer) -> list[str]:
     texts = [""] * wish.n
     for _, event in answer.events:
         if isinstance(event, dict) and event["choices"]:
-            texts[event["choices"][0]["index"]] += _choice_text(event)
+            texts[event["choices"][0]["index"]] += choice_text(event)
     return texts

@@ -14,19 +14,21 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.common.machine import describe_machine
-from benchmarks.common.records import RESULTS, markdown, versions, write_record
+from benchmarks.common.records import RESULTS, markdown, rounded, versions, write_record
 from benchmarks.latency.bundles import demo_bundle
 from benchmarks.serve.clients import MAX_BODY_MIB, Load
 from benchmarks.serve.http import Connection, post
 from benchmarks.serve.process import ServerProcess
 from benchmarks.serve.wish import MODEL, PEOPLE
 from pad_rt import Generator
+from pad_rt.bench.rounds import Spread
 
 _CHAT = "/v1/chat/completions"
 _SAMPLE_S = 5.0  # between samples of memory
@@ -191,11 +193,8 @@ def _faults_logged(log: Path) -> list[str]:
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds that half, and 95 %, of them take at most."""
-    if not seconds:
-        return {}
-    p50, p95 = np.percentile(np.array(seconds) * 1e3, (50, 95)).tolist()
-    return {"p50": round(p50, 1), "p95": round(p95, 1), "number": len(seconds)}
+    """Milliseconds."""
+    return rounded(asdict(Spread.of([value * 1e3 for value in seconds])), 1) if seconds else {}
 
 
 def table(record: dict[str, Any]) -> str:
