@@ -271,5 +271,25 @@ def test_bodies_that_are_no_objects() -> None:
 
 
 def test_a_message_is_short_whatever_was_given() -> None:
-    error = refused(read_chat_request, {**CHAT, "x" * 5000: 1}, "x" * 5000)
+    error = refused(read_chat_request, {**CHAT, "x" * 5000: 1}, "x" * 200)
     assert len(str(error)) < 1100
+
+
+def test_what_would_take_others_time_is_refused_by_its_size() -> None:
+    """Thousands of stop strings at every token, schemas that compile for minutes, and names of a MiB."""
+    for read, body in ((read_chat_request, CHAT), (read_completion_request, TEXT)):
+        assert len(read({**body, "stop": ["ab"] * 128}).options["stop"]) == 128
+        refused(read, {**body, "stop": ["ab"] * 129}, "stop", "at most 128 strings", "129")
+
+    def form(schema: object) -> dict[str, Any]:
+        return {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+
+    limit = 100_000 - len('{"const": ""}')
+    assert read_chat_request(form({"const": "x" * limit})).options["json_schema"]
+    param = "response_format.json_schema.schema"
+    refused(read_chat_request, form({"const": "x" * (limit + 1)}), param, "at most 100,000", "100,001")
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    refused(read_chat_request, form(deep), param, "less deeply")
+    refused(read_chat_request, {**CHAT, "temperatur" + "e" * 2**22: 1}, "temperatur" + "e" * 190, "not implemented")
