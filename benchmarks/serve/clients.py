@@ -29,6 +29,7 @@ class Load:
     Attributes:
         port: of the server.
         alone: a generator of the same bundle, in which replies are computed again.
+        features: of the bundle.
         ends: when no further request is made, by `time.monotonic`.
         check_every: replies, one of which is computed again.
         outcomes: requests by what the client did and what came.
@@ -41,6 +42,7 @@ class Load:
 
     port: int
     alone: Generator
+    features: Sequence[str]
     ends: float
     check_every: int
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -69,7 +71,7 @@ class Load:
         connection.cut()
 
     async def _ask(self, connection: Connection, chance: random.Random, way: str) -> None:
-        wish = make_wish(chance)
+        wish = make_wish(chance, self.features)
         body = json.dumps(wish.body).encode()
         if way == "half-sent":
             await connection.send(post(wish.path, body[: len(body) // 2], length=len(body)))

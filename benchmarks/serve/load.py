@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from benchmarks.latency.bundles import demo_bundle
 from benchmarks.serve.clients import MAX_BODY_MIB, Load
 from benchmarks.serve.http import Connection, post
 from benchmarks.serve.process import ServerProcess
-from benchmarks.serve.wish import MODEL, PEOPLE
+from benchmarks.serve.wish import MODEL, make_people
 from pad_rt import Generator
 from pad_rt.bench.rounds import Spread
 
@@ -41,18 +42,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--bundle", type=Path, help="an fp32 bundle with the shipped PersRM; exported if not given")
+    parser.add_argument("--bundle", type=Path, help="an fp32 bundle; exported if not given")
     parser.add_argument("--check-every", type=int, default=100, help="replies, one of which is computed again, alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "serve_load.json")
     options = parser.parse_args()
     bundle = options.bundle or demo_bundle("fp32")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Generator.load(bundle, keep_mib=0) as alone:
         people, log = Path(folder) / "people.json", Path(folder) / "log"
-        people.write_text(json.dumps(PEOPLE), encoding="utf-8")
+        features = [feature for persrm in alone.manifest.persrms for feature in persrm.features]
+        people.write_text(json.dumps(make_people(features)), encoding="utf-8")
         # Requests wait as long as it takes: how long that is, is what is measured.
         flags = ["--people", str(people), "--max-body-mib", str(MAX_BODY_MIB), "--queue-timeout", "600"]
-        with ServerProcess(bundle, flags, log) as server, Generator.load(bundle, keep_mib=0) as alone:
+        with ServerProcess(bundle, flags, log) as server:
             record = {
                 "what": "random requests of good and bad clients to pad serve; SmolLM2-135M-Instruct, fp32",
                 "minutes": options.minutes,
@@ -60,7 +62,7 @@ def main() -> int:
                 "seed": options.seed,
                 "machine": describe_machine(),
                 "versions": versions("pad-rt", "onnxruntime", "starlette", "uvicorn", "h11"),
-                **asyncio.run(_measure(server, alone, options)),
+                **asyncio.run(_measure(server, alone, features, options)),
             }
     write_record(options.out, record)
     print(table(record))
@@ -69,12 +71,16 @@ def main() -> int:
     return int(bool(record["wrong"] or record["failures"]))
 
 
-async def _measure(server: ServerProcess, alone: Generator, options: argparse.Namespace) -> dict[str, Any]:
-    await Load(server.port, alone, time.monotonic() + 1, 10**9).run(options.clients, options.seed + 10**6)
-    await _until_idle(server, 0)
+async def _measure(
+    server: ServerProcess, alone: Generator, features: list[str], options: argparse.Namespace
+) -> dict[str, Any]:
+    warm_up = Load(server.port, alone, features, time.monotonic() + 1, 10**9)
+    await warm_up.run(options.clients, options.seed + 10**6)
+    await _burst(server, warm_up.failures)  # has all the threads that there will ever be
+    await _until_idle(server)
     before, written = _state(server), server.metrics()["pad:generation_tokens_total"]
     start = time.monotonic()
-    load = Load(server.port, alone, start + 60 * options.minutes, options.check_every)
+    load = Load(server.port, alone, features, start + 60 * options.minutes, options.check_every)
     memory: list[float] = []
     watching = asyncio.create_task(_watch(server, memory))
     await load.run(options.clients, options.seed)
@@ -125,13 +131,13 @@ async def _watch(server: ServerProcess, memory: list[float]) -> None:
         await asyncio.sleep(_SAMPLE_S)
 
 
-async def _until_idle(server: ServerProcess, files: float) -> None:
-    """Wait until no request is left, and no more files are open than there were, or for as long as is patient."""
+async def _until_idle(server: ServerProcess, files: float = math.inf) -> None:
+    """Wait until no request is left and at most so many files are open, or for as long as is patient."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         await asyncio.sleep(1)
         state = _state(server)
-        if not state["running"] and not state["waiting"] and (not files or state["files"] <= files):
+        if not state["running"] and not state["waiting"] and state["files"] <= files:
             return
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,6 @@ from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
 from pad_rt.text.prompt import Prompt
 
 MODEL = "bundle"
-PEOPLE: Mapping[str, Mapping[str, Any]] = {  # by name, the object "pad"; features of the shipped PersRM
-    "anna": {"weights": {"cheerful": 1.0, "concise": 0.5}, "beta": 1.25},
-    "ben": {"weights": {"simple": 1.5}, "top_k": 20, "offer_end": True},
-}
 _WORDS = (
     "sea", "storm", "bread", "winter", "garden", "letter", "music", "bridge", "market", "star", "horse", "clock",
     "river", "paper", "lamp", "stone",
@@ -72,20 +68,28 @@ class Wish:
         return [encoded] * self.n, [preference] * self.n, configs
 
 
-def make_wish(chance: random.Random) -> Wish:
-    """Any kind of request."""
+def make_people(features: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The object "pad" of two people, by name."""
+    return {
+        "anna": {"weights": {features[0]: 1.0, features[-1]: 0.5}, "beta": 1.25},
+        "ben": {"weights": {features[1]: 1.5}, "top_k": 12, "offer_end": True},
+    }
+
+
+def make_wish(chance: random.Random, features: Sequence[str]) -> Wish:
+    """Any kind of request, by these features and the people that are made of them."""
     kind = chance.choice(("plain", "weights", "weights", "person"))
     is_chat, is_stream = chance.random() < 0.8, chance.random() < 0.6
     model, pad, given = MODEL, dict[str, Any](), dict[str, Any]()
     if kind == "weights":
-        given = {"weights": {chance.choice(("cheerful", "simple", "concise")): round(chance.uniform(-1, 1.5), 2)}}
+        given = {"weights": {chance.choice(features): round(chance.uniform(-1, 1.5), 2)}}
     if kind == "person":
-        name = chance.choice(sorted(PEOPLE))
-        model, pad = f"{MODEL}:{name}", dict(PEOPLE[name])
+        name, pad = chance.choice(list(make_people(features).items()))
+        model = f"{MODEL}:{name}"
     if kind != "plain" and chance.random() < 0.3:
         given |= {"beta": chance.choice((0.5, 1.5)), "top_k": chance.choice((5, 12))}
     pad |= given
-    text = " ".join(chance.choices(_WORDS, k=chance.choice((5, 5, 20, 20, 60, 150))))
+    text = " ".join(chance.choices(_WORDS, k=chance.choice((5, 5, 20, 20, 40, 70))))
     body: dict[str, Any] = {"model": model, "stream": is_stream} | ({"pad": given} if given else {})
     body |= {"messages": [{"role": "user", "content": text}]} if is_chat else {"prompt": text}
     n = chance.choice((1, 1, 1, 2, 3))
@@ -118,5 +122,5 @@ def _make_options(chance: random.Random) -> dict[str, Any]:
     if chance.random() < 0.2:
         options["stop"] = [chance.choice(_WORDS), "\n\n"]
     if chance.random() < 0.1:
-        options["logit_bias"] = {str(chance.randrange(1000)): chance.choice((-100, 2))}
+        options["logit_bias"] = {str(chance.randrange(60)): chance.choice((-100, 2))}
     return options
