@@ -32,7 +32,7 @@ def read_chat_request(body: object) -> ApiRequest:
     fields = Fields(body)
     messages = fields.value("messages")
     if not isinstance(messages, list):
-        raise fields.refused("messages", messages, 'a list such as [{"role": "user", "content": "Hello"}]')
+        raise fields.refused_by_type("messages", messages, 'a list such as [{"role": "user", "content": "Hello"}]')
     common = read_common(fields, ("max_completion_tokens", "max_tokens"))
     common["options"] |= _read_format(fields)
     request = ApiRequest("chat", prompts=(messages,), top_logprobs=_read_logprobs(fields), **common)

@@ -75,6 +75,11 @@ class Fields:
         path = self.path(name)
         return refusal(path, f"{path}={reprlib.repr(value)}", expected=expected, hint=hint)
 
+    def refused_by_type(self, name: str, value: object, expected: str) -> Exception:
+        """The error of a field whose value is a prompt, or was meant to be one: it is not told again."""
+        path = self.path(name)
+        return refusal(path, f"{path} of type {_kind(value)}", expected=expected)
+
     def finish(self, harmless: Mapping[str, Iterable[object]] = _NOTHING, hints: Mapping[str, str] = _NOTHING) -> None:
         """Refuse the fields that nobody has read, unless they ask for nothing.
 

@@ -253,6 +253,13 @@ def test_prompts_of_texts() -> None:
     refused(read_completion_request, {**TEXT, "prompt": ["a", "b"], "n": 65}, "prompt", "at most 128 replies")
 
 
+@pytest.mark.parametrize(("read", "field"), [(read_chat_request, "messages"), (read_completion_request, "prompt")])
+def test_no_prompt_is_in_an_error(read: Any, field: str) -> None:
+    for secret in ({"a": "open sesame"}, "open sesame" if field == "messages" else ["open sesame", 5]):
+        error = refused(read, {"model": "m", field: secret}, field, f"{field} of type")
+        assert "sesame" not in str(error)
+
+
 def test_guidance_of_a_body_goes_over_that_of_a_person() -> None:
     person = Guidance(weights={"kind": 1.0}, beta=2.0, offer_end=True)
     assert Guidance(beta=0.5).over(person) == Guidance(weights={"kind": 1.0}, beta=0.5, offer_end=True)
