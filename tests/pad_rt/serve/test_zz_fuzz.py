@@ -18,7 +18,11 @@ from tests.support.live_server import Answer, LiveServer, serve
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MOST = 6  # tokens of a reply, by the server's limit
-some = settings(max_examples=2500, derandomize=False, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+some = settings(
+    max_examples=2500,
+    derandomize=False,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 
 numbers = st.floats(-1e3, 1e3) | st.integers(-5, 5)
 texts = st.text(max_size=6) | st.sampled_from(["\ud800", "\x00", "<s>", "</s>", "a" * 3000])
