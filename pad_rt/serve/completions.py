@@ -67,6 +67,7 @@ class Completions:
             if not stream.has_begun:
                 raise
             note(error, record)
+            record.status = error.status
             await stream.put([error.body])
             await stream.end(is_whole=False)
 
