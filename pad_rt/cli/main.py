@@ -1,4 +1,4 @@
-"""The command `pad`: generate, chat, score, info and bench."""
+"""The command `pad`: generate, chat, score, info, serve and bench."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
+from pad_rt.cli import serve
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.history import History
@@ -282,6 +283,8 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
     _add_bundle(info)
     info.add_argument("--check", action="store_true", help="hash every file, the weights too")
     info.add_argument("--json", action="store_true", help="print one JSON object")
+
+    serve.add_parser(commands)
 
     bench = commands.add_parser("bench", help="measure what guidance costs here", allow_abbrev=False)
     if for_bench:
