@@ -144,6 +144,10 @@ class Generator:
         """The text of one token by itself, special tokens by their names; of part of a character the bytes."""
         return self._tokenizer.name(token_id)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token by itself, special tokens by their names."""
+        return self._tokenizer.bytes_of(token_id)
+
     def generate(
         self,
         prompt: Prompt,
@@ -230,7 +234,24 @@ class Generator:
             QueueFullError: `max_waiting` requests wait already.
             PromptError, PreferenceError, OptionError: as `generate`; what fails later is raised by the ticket.
         """
-        return self._submit([prompt], [preference], [config], trace=trace, wait=False)[0]
+        return self.submit_batch([prompt], preferences=[preference], configs=[config], trace=trace)[0]
+
+    def submit_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        preferences: Sequence[PreferenceLike],
+        configs: Sequence[ConfigLike],
+        trace: bool = False,
+    ) -> list[Ticket]:
+        """Queue several requests, all or none, and return at once. Arguments as for `generate_batch`.
+
+        Raises:
+            QueueFullError: with these, more than `max_waiting` requests would wait.
+            OptionError: these alone are more than `max_waiting`.
+            PromptError, PreferenceError, OptionError: as `generate`; what fails later is raised by the tickets.
+        """
+        return self._submit(prompts, preferences, configs, trace=trace, wait=False)
 
     async def agenerate(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None, trace: bool = False
@@ -238,9 +259,8 @@ class Generator:
         """`generate` for asyncio: other tasks go on meanwhile. A task that is cancelled cancels the request."""
         from pad_rt.engine.tasks import queue, result_of
 
-        return await result_of(
-            await queue(lambda: self._submit([prompt], [preference], [config], trace=trace, wait=True)[0])
-        )
+        (ticket,) = await queue(lambda: self._submit([prompt], [preference], [config], trace=trace, wait=True))
+        return await result_of(ticket)
 
     async def astream(
         self, prompt: Prompt, *, preference: PreferenceLike = None, config: ConfigLike = None
@@ -248,9 +268,10 @@ class Generator:
         """The events of one reply, for asyncio. A task that is cancelled, or closes the iterator, cancels it."""
         from pad_rt.engine.tasks import events_of, queue
 
-        ticket = await queue(lambda: self._submit([prompt], [preference], [config], trace=False, wait=True)[0])
-        async for event in events_of(ticket):
-            yield event
+        tickets = await queue(lambda: self._submit([prompt], [preference], [config], trace=False, wait=True))
+        async for arrival in events_of(tickets):
+            if arrival is not None:
+                yield arrival[1]
 
     def conversation(
         self, *, system: str | None = None, preference: PreferenceLike = None, config: ConfigLike = None

@@ -27,8 +27,14 @@ def find_bundle(given: str | Path) -> Path:
     Raises:
         HubError, BundleError: as `pull_bundle`. Whether there is a bundle at a path is not looked at.
     """
-    repository = find_repository(given)
-    return Path(given) if repository is None or repository.file else pull_bundle(repository)
+    repository = _find(given)
+    return Path(given) if repository is None else pull_bundle(repository)
+
+
+def bundle_name(given: str | Path) -> str:
+    """What the bundle is called that `find_bundle` finds: as its folder, or as its repository without the owner."""
+    repository = _find(given)
+    return Path(given).resolve().name if repository is None else repository.name.rpartition("/")[2]
 
 
 def pull_bundle(repository: Repository, folder: Path | None = None) -> Path:
@@ -67,6 +73,11 @@ def pull_bundle(repository: Repository, folder: Path | None = None) -> Path:
         with suppress(OSError):  # other files are there
             (folder / _BY_HUB.parent).rmdir()
     return bundle
+
+
+def _find(given: str | Path) -> Repository | None:
+    repository = find_repository(given)
+    return None if repository is None or repository.file else repository  # a file is no bundle
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -18,7 +18,7 @@ from pad_rt.request import Request
 from pad_runtime.cancellation import Cancellation
 from pad_runtime.decode.decoder import Decoder
 from pad_runtime.decode.slot import Slot
-from pad_runtime.errors import CancelledError, DeviceError, OutOfMemoryError, PadError, QueueFullError
+from pad_runtime.errors import CancelledError, DeviceError, OptionError, OutOfMemoryError, PadError, QueueFullError
 
 T = TypeVar("T")
 _NAME = "pad-engine"  # of its thread
@@ -74,11 +74,14 @@ class Engine:
 
         Raises:
             QueueFullError: too many wait already, and `wait` is False; none of the requests is taken.
+            OptionError: `wait` is False, and there are more requests than may ever wait.
             OutOfMemoryError: a request takes more memory than all together may.
             PadError: the engine was closed.
         """
         for request in requests:
             self._check_size(request)
+        if not wait and len(requests) > self._max_waiting:
+            raise OptionError(f"{len(requests)} requests at once", expected=f"at most max_waiting, {self._max_waiting}")
         tickets = [Ticket(request, called) for request in requests]
         for ticket in tickets:
             ticket.cancellation.on_want(self._note_cancel)

@@ -147,6 +147,11 @@ class Ticket(Iterator[Event]):
         return with_base(result, request.prompts[0], request.base_logprobs)
 
     @property
+    def was_admitted(self) -> bool:
+        """Whether it has, or had, a place in the batch."""
+        return self.clock.admitted > 0
+
+    @property
     def has_ended(self) -> bool:
         """Whether `result` returns, or raises, at once."""
         return self._ended.is_set()

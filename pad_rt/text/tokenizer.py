@@ -103,11 +103,15 @@ class Tokenizer:
 
     def name(self, token_id: int) -> str:
         """The text of one token by itself, behind others; of part of a character the bytes, such as <0xE2>."""
-        data = self._token_bytes_with_special.following(token_id) or b""
+        data = self.bytes_of(token_id)
         try:
             return data.decode()
         except UnicodeDecodeError:
             return "".join(chr(byte) if byte < 0x80 else f"<0x{byte:02X}>" for byte in data)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes of one token behind others, which may be part of a character; special tokens by their names."""
+        return self._token_bytes_with_special.following(token_id) or b""
 
     def stream_decoder(self, *, has_begun: bool = False) -> StreamDecoder:
         """A new decoder that leaves special tokens out; `has_begun`: there is text before the first token."""

@@ -1,0 +1,1 @@
+"""An HTTP server of personalized replies: OpenAI's API over a `Generator`."""

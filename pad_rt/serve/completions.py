@@ -1,0 +1,184 @@
+"""The endpoints that generate: a body is read, its requests are queued, and the reply goes out whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pad_rt.api.error import ApiError, unavailable
+from pad_rt.api.json_text import parse, write
+from pad_rt.api.reply import Reply
+from pad_rt.api.request import ApiRequest
+from pad_rt.engine.tasks import events_of, queue
+from pad_rt.engine.ticket import Event, Ticket
+from pad_rt.serve.logs import RequestRecord, record_of
+from pad_rt.serve.models import Models
+from pad_rt.serve.settings import ServeSettings
+from pad_rt.serve.stream import EventStream
+
+
+class Completions:
+    """An endpoint, as an ASGI app.
+
+    Args:
+        read: reads the body.
+        models: that are served.
+        settings: limits on time and tokens.
+    """
+
+    def __init__(self, read: Callable[[object], ApiRequest], models: Models, settings: ServeSettings) -> None:
+        self._read, self._models, self._settings = read, models, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reply to one request.
+
+        Raises:
+            ApiError: before anything was sent.
+        """
+        record, stream = record_of(scope), EventStream(send)
+        try:
+            asked = self._read(parse(await _json_body(Request(scope, receive))))
+            await self._reply(asked, record, scope, receive, send, stream)
+        except ClientDisconnect:
+            return
+        except ApiError as error:
+            if not stream.has_begun:
+                raise
+            note(error, record)
+            await stream.put([error.body])
+            await stream.end(is_whole=False)
+
+    async def _reply(
+        self,
+        asked: ApiRequest,
+        record: RequestRecord,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        stream: EventStream,
+    ) -> None:
+        model = await self._models.get(asked.model)
+        record.model, record.person, record.user = model.name, model.person, asked.user
+        record.prompt = asked.prompts
+        limit = self._settings.max_new_tokens
+        tickets = await queue(lambda: asked.submit(model.generator, model.guidance, max_new_tokens=limit))
+        explains = bool(asked.guidance_of(model.guidance).explain)
+        reply = Reply(asked, model.generator, model.id, explains=explains, fingerprint=model.fingerprint)
+        try:
+            async with aclosing(self._events(tickets, receive)) as events:
+                if asked.stream:
+                    await _send_stream(reply, events, stream)
+                else:
+                    await _send_whole(reply, events, scope, receive, send)
+        except (ClientDisconnect, ApiError):
+            raise
+        except Exception as error:
+            raise asked.to_api_error(error) from error
+        finally:
+            record.reply = reply.texts
+            record.replies = reply.ends
+
+    async def _events(self, tickets: Sequence[Ticket], receive: Receive) -> AsyncGenerator[tuple[int, Event] | None]:
+        """The events of all tickets; None at each pause, once one of them has a place in the batch.
+
+        Raises:
+            ApiError: a time limit has passed, or the server ended the requests.
+            ClientDisconnect: the client went away.
+        """
+        settings, called, num_going = self._settings, time.monotonic(), len(tickets)
+        pause = min(settings.keepalive, settings.queue_timeout, settings.request_timeout)
+        async with _watch(receive, tickets) as client, aclosing(events_of(tickets, pause=pause)) as arrivals:
+            async for arrival in arrivals:
+                waited = time.monotonic() - called
+                if waited > settings.request_timeout:
+                    raise unavailable("request_timeout", f"no whole reply within {settings.request_timeout:g} seconds")
+                if arrival is not None or any(ticket.was_admitted for ticket in tickets):
+                    yield arrival
+                elif waited > settings.queue_timeout:
+                    raise unavailable("queue_timeout", f"no place within {settings.queue_timeout:g} seconds")
+                num_going -= arrival is not None and arrival[1].finish_reason is not None
+            if num_going and client.is_gone:
+                raise ClientDisconnect
+            if num_going:
+                raise unavailable("cancelled", "the server ended this request")
+
+
+async def _send_whole(
+    reply: Reply, events: AsyncGenerator[tuple[int, Event] | None], scope: Scope, receive: Receive, send: Send
+) -> None:
+    arrived: list[list[Event]] = [[] for _ in reply.texts]
+    async for arrival in events:
+        if arrival is not None:
+            arrived[arrival[0]].append(arrival[1])
+    body = write(await asyncio.to_thread(reply.whole, arrived))
+    await Response(body, media_type="application/json")(scope, receive, send)
+
+
+async def _send_stream(reply: Reply, events: AsyncGenerator[tuple[int, Event] | None], stream: EventStream) -> None:
+    async for arrival in events:
+        if not stream.has_begun:
+            await stream.begin()
+            await stream.put(reply.opening())
+        if arrival is None:
+            await stream.keep_alive()
+        else:
+            await stream.put(reply.chunk(*arrival))
+    await stream.put(reply.closing())
+    await stream.end(is_whole=True)
+
+
+def note(error: ApiError, record: RequestRecord) -> None:
+    """Let the log know why the server failed."""
+    if error.status >= 500 and isinstance(error.__cause__, Exception):
+        record.error = error.__cause__
+
+
+class _Client:
+    """Whoever waits for the reply.
+
+    Attributes:
+        is_gone: the connection was closed.
+    """
+
+    def __init__(self) -> None:
+        self.is_gone = False
+
+    async def wait_until_gone(self, receive: Receive, tickets: Sequence[Ticket]) -> None:
+        """Cancel the tickets when the client goes away."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.is_gone = True
+        for ticket in tickets:
+            ticket.cancel()
+
+
+@asynccontextmanager
+async def _watch(receive: Receive, tickets: Sequence[Ticket]) -> AsyncIterator[_Client]:
+    """The client, watched as long as its reply is made."""
+    client = _Client()
+    watching = asyncio.create_task(client.wait_until_gone(receive, tickets))
+    try:
+        yield client
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+
+
+async def _json_body(request: Request) -> bytes:
+    """The body of a request in JSON; a page of another origin cannot send one of this type unasked.
+
+    Raises:
+        ApiError: another content type.
+        ClientDisconnect: it was not sent whole.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = "the content type is not application/json; send a JSON object with that content type"
+        raise ApiError(415, "invalid_request_error", "unsupported_media_type", None, message)
+    return await request.body()

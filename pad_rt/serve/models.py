@@ -1,0 +1,175 @@
+"""What a server serves: bundles by their names, and people as models of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from pad_rt.api.error import ApiError
+from pad_rt.api.guidance import Guidance
+from pad_rt.api.people import read_people
+from pad_rt.generator import Generator
+from pad_rt.hub import bundle_name
+from pad_rt.serve.settings import ServeSettings
+from pad_runtime.errors import OptionError, PadError
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a name stands for.
+
+    Attributes:
+        name: of the bundle.
+        generator: that replies.
+        guidance: of the person; None for the bundle by itself.
+        person: their name.
+        created: when it was loaded, in seconds since 1970.
+    """
+
+    name: str
+    generator: Generator
+    guidance: Guidance | None = None
+    person: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        """The name that a body gives: "bundle", or "bundle:person"."""
+        return self.name if self.person is None else f"{self.name}:{self.person}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells this bundle from every other."""
+        return f"fp_{self.generator.manifest.digest[:16]}"
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of GET /v1/models."""
+        manifest = self.generator.manifest
+        return {
+            "id": self.id,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "pad-rt",
+            "pad": {
+                "base": manifest.base,
+                "features": [feature for persrm in manifest.persrms for feature in persrm.features],
+                "reads_words": any(persrm.takes_text for persrm in manifest.persrms),
+                "max_length": manifest.max_length,
+                "max_top_k": manifest.max_top_k,
+                "person": None if self.guidance is None else self.guidance.as_dict(),
+            },
+        }
+
+
+class Models(Protocol):
+    """The models of a server."""
+
+    async def open(self) -> None:
+        """Load them; nothing else is called before."""
+
+    async def get(self, name: str) -> ServedModel:
+        """The model of a body.
+
+        Raises:
+            ApiError: there is none of this name.
+        """
+
+    def served(self) -> list[ServedModel]:
+        """All of them, each bundle before its people."""
+
+    def close(self) -> None:
+        """Cancel what runs, and free memory."""
+
+
+class LoadedModels:
+    """Models that are loaded when the server starts, and stay.
+
+    Args:
+        load: gives the generators, by the bundles' names.
+        people: guidance by name. A person is served with each bundle that has what the guidance calls on.
+    """
+
+    def __init__(self, load: Callable[[], Mapping[str, Generator]], people: Mapping[str, Guidance]) -> None:
+        self._load, self._people = load, people
+        self._models: dict[str, ServedModel] = {}
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> LoadedModels:
+        """Those of a server's settings.
+
+        Raises:
+            OptionError: the file of people cannot be read, or two bundles have one name.
+        """
+        names = [settings.name or bundle_name(bundle) for bundle in settings.bundles]
+        if len(set(names)) < len(names):
+            raise OptionError(f"bundles named {', '.join(names)}", expected="a folder name for each")
+        people = {} if settings.people is None else read_people(settings.people)
+        return cls(lambda: dict(zip(names, map(_loader(settings), settings.bundles), strict=True)), people)
+
+    async def open(self) -> None:
+        """Load the bundles, and check the people with them.
+
+        Raises:
+            PadError: a bundle cannot be loaded, or a person fits none of them.
+        """
+        generators = await asyncio.to_thread(self._load)
+        for name, generator in generators.items():
+            self._models[name] = ServedModel(name, generator)
+        for person, guidance in self._people.items():
+            self._add(person, guidance, generators)
+
+    def _add(self, person: str, guidance: Guidance, generators: Mapping[str, Generator]) -> None:
+        errors = []
+        for name, generator in generators.items():
+            try:
+                check(guidance, generator)
+            except PadError as error:
+                errors.append(error)
+            else:
+                model = ServedModel(name, generator, guidance, person)
+                self._models[model.id] = model
+        if len(errors) == len(generators):
+            raise OptionError(f"the person {person!r}: {errors[0]}", hint="correct the file of people")
+
+    async def get(self, name: str) -> ServedModel:
+        """The model of this name."""
+        if name not in self._models:
+            message = f"the model {name!r:.200} does not exist; GET /v1/models names those that do"
+            raise ApiError(404, "invalid_request_error", "model_not_found", "model", message)
+        return self._models[name]
+
+    def served(self) -> list[ServedModel]:
+        """All of them."""
+        return list(self._models.values())
+
+    def close(self) -> None:
+        """Close the generators."""
+        for model in self.served():
+            model.generator.close()
+
+
+def check(guidance: Guidance, generator: Generator) -> None:
+    """Refuse guidance that a bundle cannot follow.
+
+    Raises:
+        PadError: an unknown feature, words where no PersRM reads them, or an option out of range.
+    """
+    most = generator.manifest.max_top_k
+    if guidance.top_k is not None and guidance.top_k > most:
+        raise OptionError(f"top_k {guidance.top_k}", expected=f"at most {most}")
+    generator.room("?", preference=guidance.wish(), config=guidance.options)
+
+
+def _loader(settings: ServeSettings) -> Callable[[Any], Generator]:
+    return lambda bundle: Generator.load(
+        bundle,
+        device=settings.device,
+        num_threads=settings.threads,
+        max_waiting=settings.max_waiting,
+        max_cache_mib=settings.max_cache_mib,
+        keep_mib=settings.keep_mib,
+    )
