@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
 def _card(manifest: Manifest, name: str, base: str | None, base_license: str, persrm_license: str | None) -> str:
     base, persrm = base or manifest.base, manifest.persrms[0]
     licenses = list(dict.fromkeys([base_license, persrm_license or base_license]))
-    metadata = {"library_name": "pad-rt", "pipeline_tag": "text-generation", "license": licenses}
+    metadata: dict[str, object] = {"library_name": "pad-rt", "pipeline_tag": "text-generation", "license": licenses}
     if Repository.parse(base):
         metadata["base_model"] = base
         if manifest.precision in ("int8", "int4"):
@@ -52,6 +52,7 @@ def _card(manifest: Manifest, name: str, base: str | None, base_license: str, pe
     rows = "\n".join(_persrm_row(each, persrm_license or base_license) for each in manifest.persrms)
     size = sum(file.size for file in manifest.files.values()) / 2**20
     made_with = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
+    limits = f"{manifest.max_length:,} tokens, {manifest.max_batch} requests at once, {manifest.max_top_k} candidates"
     feature = persrm.features[0]
     option = '--preference "cheerful and concise"' if persrm.takes_text else f"--weight {feature}=1"
     argument = '"Be cheerful."' if persrm.takes_text else f"Preference(weights={{{json.dumps(feature)}: 1.0}})"
@@ -68,7 +69,7 @@ def _card(manifest: Manifest, name: str, base: str | None, base_license: str, pe
 | Base | {base}; {base_license} |
 {rows}
 | Precision | weights in {manifest.precision}, all else in {manifest.float_type} |
-| Limits | {manifest.max_length:,} tokens a request, {manifest.max_batch} requests at once, {manifest.max_top_k} candidates |
+| Limits | {limits} |
 | Size | {size:,.1f} MiB |
 | Made with | {made_with} |
 

@@ -194,7 +194,9 @@ class ServeSettings:
             raise OptionError(f"--name for {len(self.bundles)} bundles", expected="a single bundle")
 
     @classmethod
-    def read(cls, bundles: Sequence[str | Path], flags: Mapping[str, Any], environment: Mapping[str, str]) -> ServeSettings:
+    def read(
+        cls, bundles: Sequence[str | Path], flags: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> ServeSettings:
         """The settings of a command line and an environment; a flag goes before its variable.
 
         Args:

@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pad_rt import Generator
-from pad_rt.hub import find_bundle
+from pad_rt.hub import bundle_name, find_bundle
 from tests.support.error_checks import edit_manifest, snapshot
 from tests.support.fake_hub import FakeHub
 
@@ -120,6 +121,25 @@ def test_every_command_takes_names(command: str, hub: FakeHub, bundle: Path, hom
     assert json.loads(ended.stdout)
 
 
+def test_a_server_takes_names(hub: FakeHub, bundle: Path, home: Path) -> None:
+    hub.publish(NAME, bundle)
+    with hub.start(home, "pad", "serve", NAME, "--port", "0", "--no-page") as server:
+        assert server.stdout is not None
+        try:
+            ready = next(line for line in map(bytes.decode, server.stdout) if " is ready: " in line)
+            with urllib.request.urlopen(ready.split()[0] + "/v1/models", timeout=60) as answer:
+                (model,) = json.load(answer)["data"]
+        finally:
+            server.terminate()
+    assert model["id"] == bundle_name(NAME) == "tiny"
+
+
+def test_names_of_bundles(tmp_path: Path) -> None:
+    assert bundle_name("org/tiny@v1") == "tiny"
+    assert bundle_name(tmp_path / "cheerful") == bundle_name(str(tmp_path / "cheerful")) == "cheerful"
+    assert bundle_name("org/tiny/a.gguf") == "a.gguf", "a file is no bundle, so this is a path"
+
+
 def test_an_existing_folder_wins(hub: FakeHub, bundle: Path, home: Path) -> None:
     hub.publish(NAME, bundle)
     shutil.copytree(bundle, home / "org" / "tiny")
@@ -166,12 +186,11 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: FakeHub, bundl
 def test_a_pull_that_was_killed_is_taken_up(hub: FakeHub, bundle: Path, home: Path) -> None:
     hub.publish(NAME, bundle)
     cut = threading.Event()
-    hub.cut_after, hub.at_cut = 15_000, lambda: (cut.set(), killed.wait(60))
     killed = threading.Event()
-    pull = hub.start(home, "pad", "pull", NAME)
-    assert cut.wait(60)
-    pull.kill()
-    pull.wait()
+    hub.cut_after, hub.at_cut = 15_000, lambda: (cut.set(), killed.wait(60))
+    with hub.start(home, "pad", "pull", NAME) as pull:
+        assert cut.wait(60)
+        pull.kill()
     killed.set()
     assert "not whole in the hub's cache" in refusal(hub.run(home, "pad", "generate", NAME, *SPEAK, HF_HUB_OFFLINE="1"))
     whole = {path.name for path in (cached(home).parent.parent / "blobs").iterdir() if path.suffix != ".incomplete"}

@@ -30,7 +30,7 @@ def test_names(text: str, expected: Repository) -> None:
     [
         *("name", "./org/name", "../org/name", "/org/name", "~/org", "org/name/", "org//name", "org/name/sub", "", "."),
         *("org\\name", "c:/name", "org/.name", "org/name-", "org/a--b", "org/a..b", "org/name.git", "org/na me", "é/a"),
-        *("org/name@", "org/name@@", "org/name@-x", "@org/name", f"org/{97 * 'a'}", "org/name\n", "https://host/org/name"),
+        *("org/name@", "org/name@@", "org/name@-x", "@org/name", f"org/{97 * 'a'}", "org/name\n", "https://host/org"),
     ],
 )
 def test_paths(text: str) -> None:

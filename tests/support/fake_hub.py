@@ -91,10 +91,10 @@ class FakeHub:
         )
 
     def start(self, home: Path, command: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """The same, and not waited for."""
+        """The same, and not waited for; its output is to be read."""
         return subprocess.Popen(
             _command(command, arguments),
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=home,
             env=self.environment(home),

@@ -21,13 +21,16 @@ from tests.support.tiny_models import TinyModels
 @pytest.fixture
 def hub(tiny: TinyModels, tmp_path: Path) -> Iterator[FakeHub]:
     base = Path(shutil.copytree(tiny.base, tmp_path / "base"))
+    adapter = Path(shutil.copytree(tiny.adapter, tmp_path / "kind"))
+    config = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": "org/llama"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
     (base / "pytorch_model.bin").write_bytes(bytes(50_000))
     (base / "consolidated.safetensors").write_bytes(bytes(50_000))
     (base / "onnx").mkdir()
     (base / "onnx" / "config.json").write_text("{}")
     with FakeHub().running() as hub:
         hub.publish("org/llama", base)
-        hub.publish("org/kind", tiny.adapter)
+        hub.publish("org/kind", adapter)
         yield hub
 
 
@@ -40,12 +43,12 @@ def test_an_export_by_names_is_an_export_of_the_folders(hub: FakeHub, tiny: Tiny
     assert export(hub, tmp_path, "--base", "org/llama", "--persrm", "org/kind@main") == (0, "")
     by_name = json.loads((tmp_path / "bundle" / "pad.json").read_text())
     assert by_name["base"] == "org/llama"
+    assert by_name["topology"] == "shared", "the adapter is of the base that the name gave"
     assert [persrm["name"] for persrm in by_name["persrms"]] == ["kind"]
     folder = tmp_path / "hub" / "models--org--llama" / "snapshots"
     fetched = {path.name for path in folder.rglob("*") if path.is_file()}
     assert fetched == {path.name for path in tiny.base.iterdir()}, "no pickles, no second copy, no other formats"
     shutil.move(tmp_path / "bundle", tmp_path / "by_name")
-    shutil.copytree(tiny.adapter, tmp_path / "kind")
     assert export(hub, tmp_path, "--base", str(tiny.base), "--persrm", "./kind") == (0, "")
     by_path = json.loads((tmp_path / "bundle" / "pad.json").read_text())
     assert by_path["base"] == tiny.base.name
