@@ -40,7 +40,7 @@ def bundle_name(given: str | Path) -> str:
 def pull_bundle(repository: Repository, folder: Path | None = None) -> Path:
     """Fetch the bundle that is a repository: the files of its manifest and no others, all of one commit.
 
-    Every file is hashed once: again only if its size or time is another than when it was hashed.
+    Every file is hashed once, and again only if its size or time is no longer what it was then.
 
     Args:
         repository: with `pad.json` at its top.
@@ -61,7 +61,7 @@ def pull_bundle(repository: Repository, folder: Path | None = None) -> Path:
     commit = replace(repository, revision=path.parent.name)
     for name in (contract.MANIFEST_FILE, *manifest.files):
         commit.fetch_file(name, expected=f"every file of its {contract.MANIFEST_FILE}", folder=folder)
-    bundle = folder or path.parent
+    bundle = path.parent if folder is None else folder.resolve()
     try:
         _check_once(bundle, manifest, commit)
     except BundleError as error:

@@ -104,7 +104,7 @@ def _asking(repository: Repository, file: str = "", expected: str = "") -> Itera
         ) from None
     try:
         yield
-    except (httpx2.HTTPError, OSError) as error:  # of which all others are kinds
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # hf_xet raises the last two
         raise _translate(error, repository, file, expected) from None
 
 

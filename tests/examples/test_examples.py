@@ -33,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_models.make_head(folder / "many", 84, d=2, seed=46)
     settings = {"prompt_template": "{x}", "features": ["kind", "brief"]}
     (folder / "many" / "pad_persrm.json").write_text(json.dumps(settings))
-    return tiny_bundles.export(folder / "tiny", folder / "base", [folder / "many"], max_top_k=20, max_batch=3)
+    return tiny_bundles.export(folder / "tiny", folder / "base", [folder / "many"], eos=[2], max_top_k=20, max_batch=3)
 
 
 @pytest.fixture(scope="module")

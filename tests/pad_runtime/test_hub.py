@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+import httpx2
+import huggingface_hub
 import pytest
 
+from pad_runtime.errors import HubError
 from pad_runtime.hub import Repository, find_repository
+from tests.support.error_checks import check_line
 
 
 @pytest.mark.parametrize(
@@ -51,3 +56,29 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_path_object_is_never_a_name() -> None:
     assert find_repository(Path("org/name")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("Data processing error:\n  no such block"), "Data processing error: no such block"),
+        (httpx2.ReadError("the connection was reset"), "the connection was reset"),
+        (httpx2.ReadTimeout(""), "ReadTimeout"),
+    ],
+)
+def test_a_download_that_fails_is_one_line(error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    repository = Repository("org/name")
+    for fetch in (
+        lambda: repository.fetch_file("pad.json", expected="a bundle"),
+        lambda: repository.fetch(["*.json"], quiet=True),
+    ):
+        with pytest.raises(HubError) as caught:
+            fetch()
+        assert str(caught.value).startswith(f"org/name cannot be fetched: {reason}; try again")
+        check_line(caught.value)
