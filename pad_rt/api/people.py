@@ -31,7 +31,7 @@ def read_people(file: Path) -> dict[str, Guidance]:
         people = None
     if not isinstance(people, dict):
         raise OptionError(f"people {file} is not a JSON object", expected=_EXPECTED)
-    return {_check_name(name, file): _read_person(name, value, file) for name, value in people}
+    return {_check_name(name, file): _read_person(name, value, file) for name, value in people.items()}
 
 
 def _check_name(name: str, file: Path) -> str:
@@ -44,8 +44,8 @@ def _check_name(name: str, file: Path) -> str:
 
 def _read_person(name: str, value: object, file: Path) -> Guidance:
     try:
-        person = Guidance.read(value, name)
+        person = Guidance.read(value)
         person.wish()
     except (ApiError, PreferenceError) as error:
-        raise OptionError(f"people {file}: {error}", hint="correct this person's object") from None
+        raise OptionError(f"people {file}: the person {name!r}: {error}", hint="correct this person's object") from None
     return person

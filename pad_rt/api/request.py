@@ -15,6 +15,7 @@ from pad_rt.engine.ticket import Ticket
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference, PreferenceLike
 from pad_rt.text.prompt import EncodedPrompt, Prompt
+from pad_runtime.errors import OutOfMemoryError
 
 Kind: TypeAlias = Literal["chat", "text"]
 MAX_CHOICES = 128  # replies to one body, as in OpenAI's API
@@ -64,6 +65,11 @@ class ApiRequest:
     user: str | None = None
 
     @property
+    def prompt_field(self) -> str:
+        """The body's name of the prompts."""
+        return "messages" if self.kind == "chat" else "prompt"
+
+    @property
     def num_choices(self) -> int:
         """Replies in all."""
         return len(self.prompts) * self.n
@@ -86,6 +92,8 @@ class ApiRequest:
             return self._submit(generator, self.guidance_of(person), max_new_tokens)
         except ApiError:
             raise
+        except OutOfMemoryError as error:  # it would not fit alone
+            raise refusal(self.prompt_field, str(error)) from error
         except Exception as error:
             raise self.to_api_error(error) from error
 
@@ -96,7 +104,7 @@ class ApiRequest:
     def to_api_error(self, error: Exception) -> ApiError:
         """What the client is told of an error that was raised by the generator, or by a ticket."""
         fields = {**_FIELD_OF, "logprobs": "top_logprobs" if self.kind == "chat" else "logprobs"}
-        return to_api_error(error, prompt="messages" if self.kind == "chat" else "prompt", options=fields)
+        return to_api_error(error, prompt=self.prompt_field, options=fields)
 
     def _submit(self, generator: Generator, guidance: Guidance, max_new_tokens: int) -> list[Ticket]:
         wish = guidance.wish()
@@ -123,19 +131,18 @@ class ApiRequest:
         return generator.submit_batch(prompts, preferences=preferences, configs=configs, trace=bool(guidance.explain))
 
 
-def _raw(given: str | list[int], wish: Preference | None, generator: Generator) -> Prompt:
+def _raw(text: str | list[int], wish: Preference | None, generator: Generator) -> Prompt:
     """A text as it is, without a chat template.
 
     A base without one takes texts so. Elsewhere a PersRM reads the same tokens, in which no preference in words has a
     place.
     """
-    if isinstance(given, str) and generator.manifest.tokenizer.chat_template is None:
-        return given
+    if isinstance(text, str) and generator.manifest.tokenizer.chat_template is None:
+        return text
     if wish is not None and wish.text is not None:
-        raise refusal(
-            "pad.preference", "a preference in words for a text as it is", expected="weights", hint="or a chat"
-        )
-    ids = generator.encode(given) if isinstance(given, str) else given
+        given = "a preference in words for a prompt without a chat template"
+        raise refusal("pad.preference", given, expected="weights", hint="send a chat to guide by words")
+    ids = generator.encode(text) if isinstance(text, str) else text
     return EncodedPrompt(ids, None if wish is None else ids)
 
 

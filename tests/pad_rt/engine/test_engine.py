@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pad_rt import EncodedPrompt, GenerationConfig, Generator, Preference
+from pad_rt.engine.tasks import events_of
 from pad_rt.engine.ticket import Event
 from pad_runtime.decode.arena import KvArena
 from pad_runtime.decode.decoder import Decoder
@@ -274,6 +275,21 @@ def test_a_full_queue_refuses_or_waits(generator: Generator) -> None:
     assert all(ticket.result() for ticket in tickets)
 
 
+def test_a_batch_is_queued_whole_or_not_at_all(generator: Generator) -> None:
+    held = Held(generator)
+    generator.submit("a", config=LONG)
+    options: dict[str, Any] = {"preferences": [None] * 3, "configs": [LONG] * 3}
+    with pytest.raises(QueueFullError, match="1 requests that wait; expected at most 3"):
+        generator.submit_batch(["a"] * 3, **options)
+    assert generator.num_waiting == 1
+    tickets = generator.submit_batch(["a"] * 2, preferences=[None, KIND], configs=[LONG, config(seed=4)])
+    assert generator.num_waiting == 3
+    with pytest.raises(OptionError, match="4 requests at once; expected at most max_waiting, 3"):
+        generator.submit_batch(["a"] * 4, preferences=[None] * 4, configs=[LONG] * 4)
+    held.let_go()
+    assert tickets[1].result().text == generator.generate("a", preference=KIND, config=config(seed=4)).text
+
+
 def test_a_device_that_fails_fails_its_requests_alone(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("the device is gone")
@@ -407,6 +423,27 @@ def test_events_for_asyncio(generator: Generator) -> None:
     result = generator.generate(ids(5), config=config())
     assert tuple(id for event in events for id in event.token_ids) == result.token_ids
     assert [event.finish_reason for event in events if event.finish_reason] == ["length"]
+
+
+def test_events_of_several_requests_with_pauses_between(generator: Generator) -> None:
+    expected = [generator.generate(prompt, preference=KIND, config=config()).text for prompt in PROMPTS[:2]]
+
+    async def gather() -> tuple[int, list[str]]:
+        held = Held(generator)
+        tickets = [generator.submit(prompt, preference=KIND, config=config()) for prompt in PROMPTS[:2]]
+        pauses, texts = 0, ["", ""]
+        async for arrival in events_of(tickets, pause=0.01):
+            if arrival is None:
+                pauses += 1
+                if pauses == 3:
+                    held.let_go()
+            else:
+                texts[arrival[0]] += arrival[1].text
+        return pauses, texts
+
+    pauses, texts = asyncio.run(gather())
+    assert pauses >= 3
+    assert texts == expected
 
 
 def test_a_task_that_ends_ends_its_request(generator: Generator) -> None:

@@ -373,7 +373,7 @@ def test_texts_are_guided_by_weights_alone(server: LiveServer, client: openai.Op
         guided.text,
         complete(client, "the cook").choices[0].text,
     )
-    with pytest.raises(openai.BadRequestError, match="words for a text") as caught:
+    with pytest.raises(openai.BadRequestError, match="send a chat") as caught:
         complete(client, "the cook", extra_body={"pad": {"preference": "be kind"}})
     assert caught.value.param == "pad.preference"
 
