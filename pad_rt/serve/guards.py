@@ -5,29 +5,28 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pad_rt.api.error import INTERNAL, ApiError, unavailable
-from pad_rt.serve.logs import CLIENT_LEFT, RequestLog, RequestRecord, record_of
+from pad_rt.serve.logs import RequestLog, record_of
 from pad_rt.serve.metrics import Metrics
 from pad_rt.serve.readiness import Readiness
+from pad_rt.serve.recorder import Recorder, path_of
 from pad_rt.serve.settings import ServeSettings
 
 _NEEDS_NO_KEY = ("/health", "/")  # the page is a file that tells nothing of the server
 _NEEDS_NO_MODEL = ("/metrics", "/")
-_QUIET = ("/health", "/metrics")  # machines ask for them all the time
 _LINGER_S, _LINGER_BYTES = 2.0, 2**26  # a sender of too large a body reads the refusal only once it has stopped sending
+_MAX_DIGITS = 18  # of a length that is worth reading
 _UNREADY = {
     "loading": unavailable("loading", "the server is loading its models", retry_after=5),
     "failed": unavailable("failed", "the server could not load its models", retry_after=60),
@@ -61,50 +60,6 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
-
-
-class Recorder:
-    """Gives each request a record and an id, which its reply has as x-request-id, and writes the record to log and
-    metrics in the end.
-
-    Of /health and /metrics only failures are logged.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, log: RequestLog) -> None:
-        self._app, self._metrics, self._log = app, metrics, log
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run one request."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        record = RequestRecord(uuid.uuid4().hex, scope["method"], _path(scope))
-        scope.setdefault("state", {})["record"] = record
-        began = time.perf_counter()
-        is_whole = has_left = False
-
-        async def watched_receive() -> Message:
-            nonlocal has_left
-            message = await receive()
-            has_left |= message["type"] == "http.disconnect" and not is_whole
-            return message
-
-        async def watched_send(message: Message) -> None:
-            nonlocal is_whole
-            if message["type"] == "http.response.start":
-                record.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = record.id
-            is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-            await send(message)
-
-        try:
-            await self._app(scope, watched_receive, watched_send)
-        finally:
-            record.total_s = time.perf_counter() - began
-            if has_left or (not is_whole and record.status < 400):
-                record.status = 500 if record.error else CLIENT_LEFT
-            self._metrics.count(record)
-            if record.path not in _QUIET or record.status >= 400:
-                self._log.write(record)
 
 
 class OriginGuard:
@@ -179,7 +134,7 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run or refuse one request."""
-        if scope["type"] != "http" or _path(scope) in _NEEDS_NO_KEY or self._has_key(Headers(scope=scope)):
+        if scope["type"] != "http" or path_of(scope) in _NEEDS_NO_KEY or self._has_key(Headers(scope=scope)):
             return await self._app(scope, receive, send)
         message = "a key is needed, in the header Authorization: Bearer KEY"
         error = ApiError(401, "invalid_request_error", "invalid_api_key", None, message)
@@ -221,7 +176,8 @@ class BodyGuard:
 
     async def _read(self, declared: str, receive: Receive) -> bytes | None:
         """The body; None if the client left."""
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        digits = declared.lstrip("0")
+        if digits.isdecimal() and (len(digits) > _MAX_DIGITS or int(digits) > self._max_bytes):
             raise _TooLargeError
         body = bytearray()
         while True:
@@ -236,8 +192,9 @@ class BodyGuard:
 
     async def _refuse_size(self, receive: Receive, send: Send) -> None:
         """Refuse, and discard a part of what is still being sent: closing at once would take the reply back."""
-        message = f"the body is larger than {self._max_bytes:,} bytes"
-        error = ApiError(413, "invalid_request_error", "body_too_large", None, message)
+        error = ApiError(
+            413, "invalid_request_error", "body_too_large", None, f"the body is larger than {self._max_bytes:,} bytes"
+        )
         response = JSONResponse(error.body, error.status, {"connection": "close"})
         await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
         await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
@@ -266,16 +223,10 @@ class ReadinessGuard:
         state = self._readiness.state
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        if state != "ready" and _path(scope) not in _NEEDS_NO_MODEL:
+        if state != "ready" and path_of(scope) not in _NEEDS_NO_MODEL:
             return await _refuse(_UNREADY[state], scope, receive, send)
         with self._readiness.running():
             return await self._app(scope, receive, send)
-
-
-def _path(scope: Scope) -> str:
-    """The path as the app sees it, wherever it is mounted."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _hostname(authority: str) -> str:

@@ -25,7 +25,7 @@ class RequestRecord:
     Attributes:
         id: of the request; also in the reply's header x-request-id.
         method, path: of the request line, without the query.
-        status: of the reply, or `CLIENT_LEFT`.
+        status: of the reply; of its error, which the app sets, where it fails once it has begun; or `CLIENT_LEFT`.
         total_s: from the request's head to the end of the reply, in seconds.
         model: the name of the served bundle, without the person; None: none was found.
         person: the named person, or None.
@@ -115,9 +115,8 @@ def _describe_replies(replies: list[tuple[Usage, Timing, FinishReason]]) -> dict
 
 
 def _describe_error(error: Exception) -> str:
-    """The kind of an exception and where it was raised; its message may have a prompt in it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "" if trace is None else f" in {trace.tb_frame.f_globals.get('__name__', '?')}, line {trace.tb_lineno}"
-    return type(error).__name__ + place
+    """The kind of an exception, and the last place in PAD-RT on its way; its message may have a prompt in it."""
+    frames = [(frame.f_globals.get("__name__", "?"), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(module, line) for module, line in frames if module.partition(".")[0] in ("pad_rt", "pad_runtime")]
+    places = (own or frames)[-1:]
+    return type(error).__name__ + "".join(f" in {module}, line {line}" for module, line in places)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from pad_rt.api.error import ApiError
@@ -108,7 +109,8 @@ class LoadedModels:
         if len(set(names)) < len(names):
             raise OptionError(f"bundles named {', '.join(names)}", expected="a folder name for each")
         people = {} if settings.people is None else read_people(settings.people)
-        return cls(lambda: dict(zip(names, map(_loader(settings), settings.bundles), strict=True)), people)
+        named = dict(zip(names, settings.bundles, strict=True))
+        return cls(lambda: {name: _load(bundle, settings) for name, bundle in named.items()}, people)
 
     async def open(self) -> None:
         """Load the bundles, and check the people with them.
@@ -164,8 +166,9 @@ def check(guidance: Guidance, generator: Generator) -> None:
     generator.room("?", preference=guidance.wish(), config=guidance.options)
 
 
-def _loader(settings: ServeSettings) -> Callable[[Any], Generator]:
-    return lambda bundle: Generator.load(
+def _load(bundle: Path, settings: ServeSettings) -> Generator:
+    """A generator whose graphs are all open, so that no request waits for them."""
+    generator = Generator.load(
         bundle,
         device=settings.device,
         num_threads=settings.threads,
@@ -173,3 +176,5 @@ def _loader(settings: ServeSettings) -> Callable[[Any], Generator]:
         max_cache_mib=settings.max_cache_mib,
         keep_mib=settings.keep_mib,
     )
+    generator.open(guided=False)
+    return generator

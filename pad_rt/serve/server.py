@@ -9,12 +9,13 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from pad_rt.serve.app import create_app
 from pad_rt.serve.connection import Connection
@@ -48,12 +49,28 @@ def run(settings: ServeSettings, *, report: Report, warn: Report) -> None:
         asyncio.run(_serve(create_app(settings), settings, listener, report))
 
 
+def web_server_options(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
+    """How uvicorn runs the app: it logs nothing, as its tracebacks may have prompts in them."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level=logging.CRITICAL + 1,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=settings.client_timeout,  # type: ignore[arg-type]  # asyncio takes parts of seconds, too
+    )
+
+
 def _listen(settings: ServeSettings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # below 0: of the name
         raise OptionError(
             f"--host {host} --port {port}: {reason}",
             expected="an address of this machine and a port that is free",
@@ -69,7 +86,7 @@ def _url(host: str, port: int) -> str:
 
 async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socket, report: Report) -> None:
     readiness: Readiness = app.state.readiness
-    server = _Server(_web_server_options(app, settings))
+    server = _Server(web_server_options(app, settings))
     url = _url(settings.host, listener.getsockname()[1])
     with _stop_signal() as stop:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -81,7 +98,7 @@ async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socke
                 page = "" if settings.no_page else "the page for a browser, and "
                 report(f"{url} is ready: {page}OpenAI's API at {url}/v1")
                 await _first(serving, stopped)
-                await _drain(server, readiness, settings.drain_timeout, report)
+                await _drain(server, app, settings.drain_timeout, report)
             elif stopped.done():
                 os._exit(0)  # no request runs yet, and the thread that loads cannot be told to end
         finally:
@@ -95,16 +112,19 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _drain(server: uvicorn.Server, readiness: Readiness, timeout: float, report: Report) -> None:
-    """Let the requests that run end, and what they wrote be read, within `timeout` s in all."""
+async def _drain(server: uvicorn.Server, app: Starlette, timeout: float, report: Report) -> None:
+    """Let the requests that run end, and what they wrote be read, within `timeout` s in all; then end them."""
+    readiness: Readiness = app.state.readiness
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     readiness.drain()
     if readiness.num_running:
-        report(f"ending once {readiness.num_running} more replies have; a second signal ends at once")
-    with suppress(TimeoutError):
+        report(f"the server ends once what runs ({readiness.num_running}) has ended; a second signal ends it at once")
+    try:
         async with asyncio.timeout_at(deadline):
             await readiness.drained()
+    except TimeoutError:
+        await asyncio.to_thread(app.state.models.close)  # whereupon each reply ends with an error
     server.config.timeout_graceful_shutdown = max(1, math.ceil(deadline - loop.time()))
 
 
@@ -134,18 +154,3 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _web_server_options(app: Starlette, settings: ServeSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level=logging.CRITICAL + 1,  # the app logs requests, and uvicorn's tracebacks may have prompts in them
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=settings.client_timeout,  # type: ignore[arg-type]  # which asyncio takes as seconds
-    )

@@ -51,24 +51,32 @@ class Flag:
         """The environment variable."""
         return f"PAD_{self.name.replace('-', '_').upper()}"
 
-    def check(self, given: str, value: Any) -> None:
-        """Refuse what is out of range. `given` is how it was given, for the error."""
-        try:
-            holds = isinstance(value, bool) == self.is_switch and self.kind.holds(value)
-        except (TypeError, ValueError, OverflowError):
-            holds = False
-        if not holds:
-            raise OptionError(given, expected=self.kind.expected)
+    def holds(self, value: Any) -> bool:
+        """Whether a field may have this value."""
+        if self.is_list:
+            return isinstance(value, tuple) and all(map(self._holds_one, value))
+        return self._holds_one(value)
 
     def read(self, source: str, text: str) -> Any:
-        """The value of one text, from the command line or the environment, as `source` says."""
-        shown = source if self.kind is _KEY else f"{source} {text!r}"
+        """The value, or one of a list, of a text from the command line or the environment, as `source` says."""
         try:
             value = self.kind.read(text)
         except (ValueError, OverflowError):
-            raise OptionError(shown, expected=self.kind.expected) from None
-        self.check(shown, value)
+            value = None
+        if not self._holds_one(value):
+            raise OptionError(source if self.is_secret else f"{source} {text!r}", expected=self.kind.expected)
         return value
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its values are never shown."""
+        return self.kind is _KEY
+
+    def _holds_one(self, value: Any) -> bool:
+        try:
+            return isinstance(value, bool) == self.is_switch and self.kind.holds(value)
+        except (TypeError, OverflowError):
+            return False
 
 
 def _read_switch(text: str) -> bool:
@@ -184,12 +192,11 @@ class ServeSettings:
     )
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            flag, value = setting.metadata.get("flag"), getattr(self, setting.name)
-            if flag is None or value == setting.default:
-                continue
-            for each in value if flag.is_list else (value,):
-                flag.check(setting.name if flag.kind is _KEY else f"{setting.name}={each!r}", each)
+        for setting in _settings():
+            flag, value = setting.metadata["flag"], getattr(self, setting.name)
+            if value != setting.default and not flag.holds(value):
+                shown = setting.name if flag.is_secret else f"{setting.name}={value!r}"
+                raise OptionError(shown, expected=flag.kind.expected)
         if self.name is not None and len(self.bundles) != 1:
             raise OptionError(f"--name for {len(self.bundles)} bundles", expected="a single bundle")
 

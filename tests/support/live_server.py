@@ -14,11 +14,12 @@ from http.client import HTTPConnection
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from pad_rt import Generator
 from pad_rt.serve.app import create_app
-from pad_rt.serve.connection import Connection
 from pad_rt.serve.models import LoadedModels, Models
+from pad_rt.serve.server import web_server_options
 from pad_rt.serve.settings import ServeSettings
 
 _WAIT_S = 60.0
@@ -109,14 +110,21 @@ def serve(generator: Generator, *, people: Any = None, **settings: Any) -> Itera
 def run(models: Models, settings: ServeSettings) -> Iterator[int]:
     """Run an app until its models are open, and then as long as the block; gives the port."""
     app = create_app(settings, models)
+    with run_app(app, settings) as (port, _):
+        wait_until(lambda: app.state.readiness.state != "loading")
+        yield port
+
+
+@contextmanager
+def run_app(app: ASGIApp, settings: ServeSettings) -> Iterator[tuple[int, uvicorn.Server]]:
+    """Run any app as long as the block; gives the port, and the web server."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=Connection, ws="none", lifespan="on", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(web_server_options(app, settings))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
     try:
-        wait_until(lambda: app.state.readiness.state != "loading")
-        yield listener.getsockname()[1]
+        wait_until(lambda: server.started)
+        yield listener.getsockname()[1], server
     finally:
         server.should_exit = True
         thread.join(_WAIT_S)
