@@ -166,7 +166,7 @@ def check(guidance: Guidance, generator: Generator) -> None:
     generator.room("?", preference=guidance.wish(), config=guidance.options)
 
 
-def _load(bundle: Path, settings: ServeSettings) -> Generator:
+def _load(bundle: str | Path, settings: ServeSettings) -> Generator:
     """A generator whose graphs are all open, so that no request waits for them."""
     generator = Generator.load(
         bundle,
