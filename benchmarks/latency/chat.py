@@ -87,30 +87,29 @@ def main() -> int:
 
 def measure(precision: str, folder: Path, settings: Settings, said: tuple[str, ...]) -> dict[str, Any]:
     """The record of one bundle: chats of both sides, in turns."""
-    sides = {
-        KEPT: Generator.load(folder, num_threads=settings.threads),
-        READ_AGAIN: Generator.load(folder, num_threads=settings.threads, keep_mib=0),
-    }
-    first: dict[str, list[list[float]]] = {side: [[] for _ in said] for side in sides}
+    first: dict[str, list[list[float]]] = {side: [[] for _ in said] for side in (KEPT, READ_AGAIN)}
     differences: list[Difference] = []
     replies: list[dict[str, GenerationResult]] = []
     for round_ in range(settings.rounds):
         messages: list[dict[str, str]] = []
         replies = []
-        for number, words in enumerate(said):
-            messages.append({"role": "user", "content": words})
-            reply = {}
-            for side in turn(list(sides), round_ + number):
-                if side == READ_AGAIN or not number:
-                    forget(sides[side])
-                reply[side] = _reply(sides[side], messages, settings.new_tokens)
-                first[side][number].append(1e3 * reply[side].timing.first_token_s)
-            replies.append(reply)
-            if not round_ and (found := _difference(number + 1, reply, sides[READ_AGAIN], messages)):
-                differences.append(found)
-            messages.append({"role": "assistant", "content": reply[KEPT].text})
-    for generator in sides.values():
-        generator.close()
+        with (  # a chat finds nothing of the chats before it
+            Generator.load(folder, num_threads=settings.threads) as kept,
+            Generator.load(folder, num_threads=settings.threads, keep_mib=0) as again,
+        ):
+            sides = {KEPT: kept, READ_AGAIN: again}
+            for number, words in enumerate(said):
+                messages.append({"role": "user", "content": words})
+                reply = {}
+                for side in turn(list(sides), round_ + number):
+                    if side == READ_AGAIN:
+                        forget(again)
+                    reply[side] = _reply(sides[side], messages, settings.new_tokens)
+                    first[side][number].append(1e3 * reply[side].timing.first_token_s)
+                replies.append(reply)
+                if not round_ and (found := _difference(number + 1, reply, again, messages)):
+                    differences.append(found)
+                messages.append({"role": "assistant", "content": reply[KEPT].text})
     times = {side: [statistics.median(values) for values in turns] for side, turns in first.items()}
     return {
         "precision": precision,
@@ -118,9 +117,9 @@ def measure(precision: str, folder: Path, settings: Settings, said: tuple[str, .
             {
                 "turn": number + 1,
                 "prompt_tokens": reply[KEPT].usage.prompt_tokens,
-                "cached_tokens": {side: reply[side].usage.cached_tokens for side in sides},
+                "cached_tokens": {side: reply[side].usage.cached_tokens for side in first},
                 "reply_tokens": reply[KEPT].usage.completion_tokens,
-                "first_token_ms": {side: round(times[side][number], 1) for side in sides},
+                "first_token_ms": {side: round(times[side][number], 1) for side in first},
             }
             for number, reply in enumerate(replies)
         ],

@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from pad_rt.api.error import refusal
+from pad_rt.api.error import ApiError, refusal
 
 T = TypeVar("T")
 _UNSENT: tuple[object, ...] = (None, [], {})  # as good as missing: what clients send of what they leave out
@@ -65,15 +65,22 @@ class Fields:
             raise self.refused(name, value, f"an integer{limits}")
         return int(value)
 
+    def number(self, name: str) -> float | None:
+        """A number; its range is its reader's to check."""
+        value = self.value(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise self.refused(name, value, "a number")
+        return value  # not as a float, which an integer may be too large for
+
     def nested(self, name: str) -> Fields | None:
         """The fields of an object in this one."""
         value = self.value(name)
         return None if value is None else Fields(value, self.path(name))
 
-    def refused(self, name: str, value: object, expected: str, *, hint: str = "") -> Exception:
+    def refused(self, name: str, value: object, expected: str) -> ApiError:
         """The error of a field with a value that it may not have."""
         path = self.path(name)
-        return refusal(path, f"{path}={reprlib.repr(value)}", expected=expected, hint=hint)
+        return refusal(path, f"{path}={reprlib.repr(value)}", expected=expected)
 
     def refused_by_type(self, name: str, value: object, expected: str) -> Exception:
         """The error of a field whose value is a prompt, or was meant to be one: it is not told again."""

@@ -40,16 +40,13 @@ class Guidance:
             ApiError: a field that is unknown, or of another type.
         """
         given = Fields(value, path)
-        weights, beta = given.mapping("weights"), given.value("beta")
-        for name, weight in (weights or {}).items():
-            if not _is_number(weight):
-                raise Fields(weights, given.path("weights")).refused(name, weight, "a number")
-        if beta is not None and not _is_number(beta):
-            raise given.refused("beta", beta, "a number")
+        weights = given.mapping("weights")
+        for name in weights or ():
+            Fields(weights, given.path("weights")).number(name)
         guidance = cls(
             weights=weights,
             preference=given.text("preference"),
-            beta=beta,
+            beta=given.number("beta"),
             top_k=given.integer("top_k", least=1),
             offer_end=given.flag("offer_end"),
             explain=given.flag("explain"),
@@ -80,7 +77,3 @@ class Guidance:
     def options(self) -> dict[str, Any]:
         """The options of a `GenerationConfig` that are given."""
         return {name: value for name, value in self.as_dict().items() if name in _OPTIONS}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

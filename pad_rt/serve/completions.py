@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -18,9 +19,12 @@ from pad_rt.api.request import ApiRequest
 from pad_rt.engine.tasks import events_of, queue
 from pad_rt.engine.ticket import Event, Ticket
 from pad_rt.serve.logs import RequestRecord, record_of
-from pad_rt.serve.models import Models
+from pad_rt.serve.models import Models, ServedModel
 from pad_rt.serve.settings import ServeSettings
 from pad_rt.serve.stream import EventStream
+
+Arrivals: TypeAlias = AsyncGenerator[tuple[int, Event] | None]  # events with their choice; None: nothing for a while
+_LOOK_EVERY_S = 1.0  # at the time limits
 
 
 class Completions:
@@ -44,7 +48,19 @@ class Completions:
         record, stream = record_of(scope), EventStream(send)
         try:
             asked = self._read(parse(await _json_body(Request(scope, receive))))
-            await self._reply(asked, record, scope, receive, send, stream)
+            model = await self._models.get(asked.model)
+            record.model, record.person, record.user = model.name, model.person, asked.user
+            record.prompt = asked.prompts
+            reply, tickets = await self._submit(asked, model)
+            try:
+                async with aclosing(self._arrivals(asked, tickets, receive)) as arrivals:
+                    if asked.stream:
+                        await _send_stream(reply, arrivals, stream)
+                    else:
+                        body = await _whole(reply, arrivals)
+                        await Response(body, media_type="application/json")(scope, receive, send)
+            finally:
+                record.reply, record.replies = reply.texts, reply.ends
         except ClientDisconnect:
             return
         except ApiError as error:
@@ -55,74 +71,55 @@ class Completions:
             await stream.put([error.body])
             await stream.end(is_whole=False)
 
-    async def _reply(
-        self,
-        asked: ApiRequest,
-        record: RequestRecord,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        stream: EventStream,
-    ) -> None:
-        model = await self._models.get(asked.model)
-        record.model, record.person, record.user = model.name, model.person, asked.user
-        record.prompt = asked.prompts
-        limit = self._settings.max_new_tokens
+    async def _submit(self, asked: ApiRequest, model: ServedModel) -> tuple[Reply, list[Ticket]]:
+        limit, explains = self._settings.max_new_tokens, bool(asked.guidance_of(model.guidance).explain)
         tickets = await queue(lambda: asked.submit(model.generator, model.guidance, max_new_tokens=limit))
-        explains = bool(asked.guidance_of(model.guidance).explain)
-        reply = Reply(asked, model.generator, model.id, explains=explains, fingerprint=model.fingerprint)
-        try:
-            async with aclosing(self._events(tickets, receive)) as events:
-                if asked.stream:
-                    await _send_stream(reply, events, stream)
-                else:
-                    await _send_whole(reply, events, scope, receive, send)
-        except (ClientDisconnect, ApiError):
-            raise
-        except Exception as error:
-            raise asked.to_api_error(error) from error
-        finally:
-            record.reply = reply.texts
-            record.replies = reply.ends
+        return Reply(asked, model.generator, model.id, explains=explains, fingerprint=model.fingerprint), tickets
 
-    async def _events(self, tickets: Sequence[Ticket], receive: Receive) -> AsyncGenerator[tuple[int, Event] | None]:
-        """The events of all tickets; None at each pause, once one of them has a place in the batch.
+    async def _arrivals(self, asked: ApiRequest, tickets: Sequence[Ticket], receive: Receive) -> Arrivals:
+        """The events of all tickets; None after each pause, once one of them has a place in the batch.
 
         Raises:
-            ApiError: a time limit has passed, or the server ended the requests.
+            ApiError: a request failed, a time limit has passed, or the server ended the requests.
             ClientDisconnect: the client went away.
         """
-        settings, called, num_going = self._settings, time.monotonic(), len(tickets)
-        pause = min(settings.keepalive, settings.queue_timeout, settings.request_timeout)
+        settings, num_going = self._settings, len(tickets)
+        pause = min(_LOOK_EVERY_S, settings.keepalive, settings.queue_timeout, settings.request_timeout)
+        called = told = time.monotonic()
         async with _watch(receive, tickets) as client, aclosing(events_of(tickets, pause=pause)) as arrivals:
-            async for arrival in arrivals:
-                waited = time.monotonic() - called
-                if waited > settings.request_timeout:
-                    raise unavailable("request_timeout", f"no whole reply within {settings.request_timeout:g} seconds")
-                if arrival is not None or any(ticket.was_admitted for ticket in tickets):
-                    yield arrival
-                elif waited > settings.queue_timeout:
-                    raise unavailable("queue_timeout", f"no place within {settings.queue_timeout:g} seconds")
-                num_going -= arrival is not None and arrival[1].finish_reason is not None
-            if num_going and client.is_gone:
-                raise ClientDisconnect
-            if num_going:
-                raise unavailable("cancelled", "the server ended this request")
+            try:
+                async for arrival in arrivals:
+                    now = time.monotonic()
+                    was_admitted = any(ticket.was_admitted for ticket in tickets)
+                    if now - called > settings.request_timeout:
+                        raise _too_late("request_timeout", "whole reply", settings.request_timeout)
+                    if now - called > settings.queue_timeout and not was_admitted:
+                        raise _too_late("queue_timeout", "place in the batch", settings.queue_timeout)
+                    if arrival is not None or (was_admitted and now - told >= settings.keepalive):
+                        told = now
+                        yield arrival
+                    num_going -= arrival is not None and arrival[1].finish_reason is not None
+            except ApiError:
+                raise
+            except Exception as error:
+                raise asked.to_api_error(error) from error
+        if num_going and client.is_gone:
+            raise ClientDisconnect
+        if num_going:
+            raise unavailable("cancelled", "the server ended this request")
 
 
-async def _send_whole(
-    reply: Reply, events: AsyncGenerator[tuple[int, Event] | None], scope: Scope, receive: Receive, send: Send
-) -> None:
-    arrived: list[list[Event]] = [[] for _ in reply.texts]
-    async for arrival in events:
+async def _whole(reply: Reply, arrivals: Arrivals) -> bytes:
+    """The body of a whole reply."""
+    events: list[list[Event]] = [[] for _ in reply.texts]
+    async for arrival in arrivals:
         if arrival is not None:
-            arrived[arrival[0]].append(arrival[1])
-    body = write(await asyncio.to_thread(reply.whole, arrived))
-    await Response(body, media_type="application/json")(scope, receive, send)
+            events[arrival[0]].append(arrival[1])
+    return write(await asyncio.to_thread(reply.whole, events))
 
 
-async def _send_stream(reply: Reply, events: AsyncGenerator[tuple[int, Event] | None], stream: EventStream) -> None:
-    async for arrival in events:
+async def _send_stream(reply: Reply, arrivals: Arrivals, stream: EventStream) -> None:
+    async for arrival in arrivals:
         if not stream.has_begun:
             await stream.begin()
             await stream.put(reply.opening())
@@ -138,6 +135,10 @@ def note(error: ApiError, record: RequestRecord) -> None:
     """Let the log know why the server failed."""
     if error.status >= 500 and isinstance(error.__cause__, Exception):
         record.error = error.__cause__
+
+
+def _too_late(code: str, what: str, seconds: float) -> ApiError:
+    return unavailable(code, f"no {what} within {seconds:g} seconds")
 
 
 class _Client:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from pad_rt.api.error import ApiError
 from pad_rt.api.guidance import Guidance
 from pad_rt.api.people import read_people
 from pad_rt.generator import Generator
+from pad_rt.hub import bundle_name
 from pad_rt.serve.settings import ServeSettings
 from pad_runtime.errors import OptionError, PadError
 
@@ -103,11 +105,12 @@ class LoadedModels:
         Raises:
             OptionError: the file of people cannot be read, or two bundles have one name.
         """
-        names = [settings.name or bundle.resolve().name for bundle in settings.bundles]
+        names = [settings.name or bundle_name(bundle) for bundle in settings.bundles]
         if len(set(names)) < len(names):
             raise OptionError(f"bundles named {', '.join(names)}", expected="a folder name for each")
         people = {} if settings.people is None else read_people(settings.people)
-        return cls(lambda: dict(zip(names, map(_loader(settings), settings.bundles), strict=True)), people)
+        named = dict(zip(names, settings.bundles, strict=True))
+        return cls(lambda: {name: _load(bundle, settings) for name, bundle in named.items()}, people)
 
     async def open(self) -> None:
         """Load the bundles, and check the people with them.
@@ -163,8 +166,9 @@ def check(guidance: Guidance, generator: Generator) -> None:
     generator.room("?", preference=guidance.wish(), config=guidance.options)
 
 
-def _loader(settings: ServeSettings) -> Callable[[Any], Generator]:
-    return lambda bundle: Generator.load(
+def _load(bundle: str | Path, settings: ServeSettings) -> Generator:
+    """A generator whose graphs are all open, so that no request waits for them."""
+    generator = Generator.load(
         bundle,
         device=settings.device,
         num_threads=settings.threads,
@@ -172,3 +176,5 @@ def _loader(settings: ServeSettings) -> Callable[[Any], Generator]:
         max_cache_mib=settings.max_cache_mib,
         keep_mib=settings.keep_mib,
     )
+    generator.open(guided=False)
+    return generator

@@ -51,7 +51,7 @@ class Recorder:
             await self._app(scope, watched_receive, watched_send)
         finally:
             record.total_s = time.perf_counter() - began
-            if has_left or (not is_whole and record.status < 400):
+            if record.status < 400 and (has_left or not is_whole):
                 record.status = 500 if record.error else CLIENT_LEFT
             self._metrics.count(record)
             if record.path not in _QUIET or record.status >= 400:

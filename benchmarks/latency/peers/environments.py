@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.common.kept import stamped
@@ -17,6 +20,11 @@ PACKAGES = {
     "optimum": ("torch==2.13.0", "transformers<4.58", "onnx==1.23.2", "onnxruntime==1.32.0", "optimum-onnx==0.1.0"),
     "llamacpp": ("llama-cpp-python==0.3.36",),  # compiles llama.cpp: minutes, and it needs a C++ compiler
 }
+# For this machine's processor, without pictures. Virtual machines name AMX among its abilities and do not allow it.
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+_COMPILER = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"} | (
+    {"CFLAGS": _NO_AMX, "CXXFLAGS": _NO_AMX} if platform.machine() == "x86_64" else {}
+)
 
 
 def ensure_environment(name: str) -> Path:
@@ -31,20 +39,22 @@ def ensure_environment(name: str) -> Path:
     def install() -> None:
         print(f"   {name}: installing {', '.join(PACKAGES[name])}", flush=True)
         run_logged([sys.executable, "-m", "venv", str(folder)], PEERS / f"{name}-venv.log")
-        run_logged([str(python), "-m", "pip", "install", "--quiet", *PACKAGES[name]], PEERS / f"{name}-pip.log")
+        command = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES[name]]
+        run_logged(command, PEERS / f"{name}-pip.log", _COMPILER)
 
     stamped(folder, "\n".join(PACKAGES[name]), install)
     return python
 
 
-def run_logged(command: list[str], log: Path) -> None:
-    """Run a command, its output in a log.
+def run_logged(command: list[str], log: Path, variables: Mapping[str, str] | None = None) -> None:
+    """Run a command, its output in a log; with these environment variables beside the process's own.
 
     Raises:
         RowError: it failed; says the last line of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+        environment = {**os.environ, **(variables or {})}
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode:
         raise RowError(f"{log.stem} failed: {last_line(log)}")
