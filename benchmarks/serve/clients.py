@@ -96,21 +96,23 @@ class Load:
             pause = chance.uniform(0.05, 0.5) if way == "slow" else 0.0
             answer = await connection.answer(pause=pause, cut_after=cut_after)
             self._count(way, answer)
-            await self._take(wish, way, answer, began)
+            if self._take(wish, way, answer, began):
+                connection.cut()  # it would be idle for long
+                async with self._checking:
+                    await asyncio.to_thread(self._check, wish, answer)
 
-    async def _take(self, wish: Wish, way: str, answer: Answer, began: float) -> None:
+    def _take(self, wish: Wish, way: str, answer: Answer, began: float) -> bool:
+        """Note a reply; returns whether it is one to compute again."""
         if answer.status != 200 or not (answer.is_whole or way == "cut"):
             self._fail(way, f"{answer.status}, whole: {answer.is_whole}, {answer.body[-200:]!r}: {wish.body}")
-            return
+            return False
         self.kinds[wish.kind] += 1
         if way == "read" and wish.is_stream and wish.n == 1:
             times = [time for time, event in answer.events if choice_text(event)]
             self.first_s += [times[0] - began] if times else []
             self.between_s += [later - sooner for sooner, later in pairwise(times)]
         self._num_replies += 1
-        if self._num_replies % self.check_every == 0:
-            async with self._checking:
-                await asyncio.to_thread(self._check, wish, answer)
+        return self._num_replies % self.check_every == 0
 
     def _check(self, wish: Wish, answer: Answer) -> None:
         """Hold a reply, or the beginning of one, against the same call alone."""

@@ -123,7 +123,8 @@ def main() -> None:
         python = Child(["-m", "benchmarks.serve.python_side", str(bundle)], environment={})
         try:
             python.read(_LOAD_S)
-            with ServerProcess(bundle, ["--threads", "1"], Path(folder) / "log") as server:
+            flags = ["--threads", "1", "--client-timeout", "600"]  # connections are idle while the other side runs
+            with ServerProcess(bundle, flags, Path(folder) / "log") as server:
                 os.sched_setaffinity(0, {cores[0]})
                 figures = asyncio.run(_measure(python, server.port, options.rounds))
         finally:

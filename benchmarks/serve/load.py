@@ -1,7 +1,7 @@
 """A server under load: is every reply right, is nothing leaked, and how long do clients wait?
 
 64 clients of `pad serve` on 127.0.0.1 ask for replies of all kinds, whole and streamed; some read slowly, cut the
-connection in the middle, send half a body, bad JSON or too much. One reply in a hundred is computed again, alone, in a
+connection in the middle, send half a body, bad JSON or too much. One reply in twenty is computed again, alone, in a
 generator of this process. Then more requests come at once than may wait, and in the end SIGTERM while a reply runs.
 Writes benchmarks/results/serve_load.json and prints a table. Ends with 1 if anything was wrong.
 """
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--bundle", type=Path, help="an fp32 bundle; exported if not given")
-    parser.add_argument("--check-every", type=int, default=100, help="replies, one of which is computed again, alone")
+    parser.add_argument("--check-every", type=int, default=20, help="replies, one of which is computed again, alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "serve_load.json")
     options = parser.parse_args()
