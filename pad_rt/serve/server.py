@@ -95,8 +95,7 @@ async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socke
             await _first(serving, opened, stopped)
             if opened.done():
                 opened.result()
-                page = "" if settings.no_page else "the page for a browser, and "
-                report(f"{url} is ready: {page}OpenAI's API at {url}/v1")
+                report(_ready_line(url, app, has_page=not settings.no_page))
                 await _first(serving, stopped)
                 await _drain(server, app, settings.drain_timeout, report)
             elif stopped.done():
@@ -106,6 +105,13 @@ async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socke
             stopped.cancel()
             server.should_exit = True
             await serving
+
+
+def _ready_line(url: str, app: Starlette, *, has_page: bool) -> str:
+    """What a newcomer needs: where the page is, and what a client is told (its base URL, and a model)."""
+    names = [repr(model.name) for model in app.state.models.served() if model.person is None]
+    page = "the page for a browser, and " if has_page else ""
+    return f"{url} is ready: {page}OpenAI's API at {url}/v1 (model{'s' * (len(names) > 1)} {', '.join(names)})"
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:
