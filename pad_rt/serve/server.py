@@ -69,8 +69,10 @@ def _listen(settings: ServeSettings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # below 0: of the name
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition(" (")[
+            0
+        ]  # behind it Python repeats the address
         raise OptionError(
             f"--host {host} --port {port}: {reason}",
             expected="an address of this machine and a port that is free",
