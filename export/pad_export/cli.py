@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -14,7 +15,7 @@ from pad_export.options import DEFAULT_OPTIONS, ExportOptions, Target, TopologyC
 from pad_export.output.staging import clean
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.manifest import Activations, DialectName, Precision, Reference, read_manifest
-from pad_runtime.command import add_quiet, run_interruptible, take_options, with_extra
+from pad_runtime.command import add_quiet, run_interruptible, silent, take_options, with_extra
 from pad_runtime.errors import OptionError
 
 _PACKAGES = ("torch", "transformers", "peft", "onnx", "gguf", "tqdm")  # packages that pad-rt[export] adds
@@ -60,11 +61,14 @@ def _engines(options: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     arguments.report("loading torch")
     from pad_export.export import export_bundle
+    from pad_export.read.hub_model import find_model
 
+    find = partial(find_model, quiet=arguments.report is silent)
+    arguments.backbone = arguments.backbone and find(arguments.backbone)
     manifest = export_bundle(
-        arguments.base,
+        find(arguments.base),
         arguments.output,
-        persrms=arguments.persrm,
+        persrms=[find(persrm) for persrm in arguments.persrm],
         options=take_options(ExportOptions, arguments),
         report=arguments.report,
     )
@@ -123,15 +127,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pad-export {version('pad-rt')}")
     parser.add_argument(
-        "--base", metavar="DIR", type=Path, required=True, help="Hugging Face model folder, or a .gguf file"
+        "--base",
+        metavar="MODEL",
+        required=True,
+        help="Hugging Face model folder, a .gguf file, or OWNER/NAME or OWNER/NAME/FILE.gguf on the hub",
     )
     parser.add_argument(
         "--persrm",
-        metavar="DIR",
-        type=Path,
+        metavar="MODEL",
         action="append",
         default=[],
-        help="LoRA adapter folder (may be given several times) or one merged model; "
+        help="LoRA adapter folder (may be given several times) or one merged model, or its name on the hub; "
         "without any, the base is contrasted with itself on the prompt with the preference",
     )
     parser.add_argument(
@@ -152,8 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--backbone",
-        metavar="DIR",
-        type=Path,
+        metavar="MODEL",
         help="model that the PersRMs were trained on, where it is not the base",
     )
     parser.add_argument(

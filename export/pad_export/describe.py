@@ -9,6 +9,7 @@ from pathlib import Path
 from pad_export.graph.matrix import Storage
 from pad_export.limits import Limits
 from pad_export.plan import Plan
+from pad_export.read.model_name import repository_name
 from pad_export.trunk import Trunk
 from pad_runtime.bundle import contract
 from pad_runtime.bundle.file_info import FileInfo, describe_file
@@ -21,12 +22,12 @@ def describe_bundle(
     folder: Path, plan: Plan, storage: Storage, limits: Limits, graphs: Mapping[str, GraphInfo]
 ) -> Manifest:
     """Describe a folder that holds all files of a bundle but the manifest."""
-    tokenizer = plan.base.checkpoint.tokenizer.info
+    base_path, tokenizer = plan.base.checkpoint.path, plan.base.checkpoint.tokenizer.info
     return Manifest(
         format=contract.FORMAT,
         format_version=contract.FORMAT_VERSION,
         versions={name: version(name) for name in _PACKAGES},
-        base=plan.base.checkpoint.path.resolve().name,
+        base=repository_name(base_path) or base_path.resolve().name,
         topology=plan.topology,
         reference=plan.reference,
         precision=storage.precision,

@@ -8,6 +8,7 @@ import sys
 
 from pad_rt.bench.report import BenchReport
 from pad_rt.bench.steps import Workload
+from pad_rt.hub import find_bundle
 
 
 def add_workload(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure, and print what was found."""
     workload = Workload(options.prompt_tokens, options.new_tokens, options.top_k, options.rounds)
     report = BenchReport.measure(
-        options.bundle, workload, device=options.device, num_threads=options.threads, report=_show_progress
+        find_bundle(options.bundle), workload, device=options.device, num_threads=options.threads, report=_show_progress
     )
     print(json.dumps(report.as_dict(), ensure_ascii=False) if options.json else report.as_text())
 

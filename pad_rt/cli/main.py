@@ -1,4 +1,4 @@
-"""The command `pad`: generate, chat, score, info, serve and bench."""
+"""The command `pad`: generate, chat, score, info, pull, card, serve and bench."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from pad_rt.cli import serve
+from pad_rt.cli import card, pull, serve
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.history import History
+from pad_rt.hub import find_bundle
 from pad_rt.preference import Preference, parse_weight
 from pad_rt.result import GenerationResult
 from pad_rt.score.reply_scorer import TRAINING_TOP_K
@@ -129,7 +130,7 @@ def _score(options: argparse.Namespace) -> None:
 def _info(options: argparse.Namespace) -> None:
     from pad_rt.cli.info import BundleInfo
 
-    info = BundleInfo.read(options.bundle, check=options.check)
+    info = BundleInfo.read(find_bundle(options.bundle), check=options.check)
     print(json.dumps(info.as_dict(), ensure_ascii=False) if options.json else info.as_text())
 
 
@@ -144,7 +145,7 @@ def _open(options: argparse.Namespace, preference: Preference | None) -> Generat
 
 
 def _open_bundle(options: argparse.Namespace) -> Bundle:
-    bundle = Bundle(options.bundle, device=options.device, num_threads=options.threads)
+    bundle = Bundle(find_bundle(options.bundle), device=options.device, num_threads=options.threads)
     for note in bundle.notes:
         print(f"pad: {note}", file=sys.stderr)
     return bundle
@@ -284,6 +285,8 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
     info.add_argument("--check", action="store_true", help="hash every file, the weights too")
     info.add_argument("--json", action="store_true", help="print one JSON object")
 
+    pull.add_parser(commands)
+    card.add_parser(commands)
     serve.add_parser(commands)
 
     bench = commands.add_parser("bench", help="measure what guidance costs here", allow_abbrev=False)
@@ -299,7 +302,7 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder written by pad-export")
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder written by pad-export, or OWNER/NAME on the hub")
 
 
 def _add_turn(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pad_rt.serve.settings import ServeSettings, flags
@@ -27,7 +26,9 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         allow_abbrev=False,
     )
     parser.set_defaults(run=run)
-    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="folder written by pad-export")
+    parser.add_argument(
+        "bundles", metavar="BUNDLE", nargs="+", help="folder written by pad-export, or OWNER/NAME on the hub"
+    )
     for name, flag in flags().items():
         default = getattr(defaults, name)
         known = f" (default {default:g})" if isinstance(default, float) else f" (default {default})"

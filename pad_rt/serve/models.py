@@ -14,6 +14,7 @@ from pad_rt.api.error import ApiError
 from pad_rt.api.guidance import Guidance
 from pad_rt.api.people import read_people
 from pad_rt.generator import Generator
+from pad_rt.hub import bundle_name
 from pad_rt.serve.settings import ServeSettings
 from pad_runtime.errors import OptionError, PadError
 
@@ -104,7 +105,7 @@ class LoadedModels:
         Raises:
             OptionError: the file of people cannot be read, or two bundles have one name.
         """
-        names = [settings.name or bundle.resolve().name for bundle in settings.bundles]
+        names = [settings.name or bundle_name(bundle) for bundle in settings.bundles]
         if len(set(names)) < len(names):
             raise OptionError(f"bundles named {', '.join(names)}", expected="a folder name for each")
         people = {} if settings.people is None else read_people(settings.people)
@@ -165,7 +166,7 @@ def check(guidance: Guidance, generator: Generator) -> None:
     generator.room("?", preference=guidance.wish(), config=guidance.options)
 
 
-def _load(bundle: Path, settings: ServeSettings) -> Generator:
+def _load(bundle: str | Path, settings: ServeSettings) -> Generator:
     """A generator whose graphs are all open, so that no request waits for them."""
     generator = Generator.load(
         bundle,

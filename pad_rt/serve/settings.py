@@ -112,7 +112,7 @@ class ServeSettings:
     """How a server is set up.
 
     Args:
-        bundles: folders that pad-export wrote.
+        bundles: folders that pad-export wrote, or names of repositories on the hub.
         name: what clients call the bundle, if there is a single one; None: as its folder.
         people: the file of named people.
         host, port: where the server listens; port 0 takes any that is free.
@@ -135,7 +135,7 @@ class ServeSettings:
         OptionError: a value outside its range.
     """
 
-    bundles: tuple[Path, ...] = ()
+    bundles: tuple[str | Path, ...] = ()
     name: str | None = field(
         default=None, metadata=_flag("name", _TEXT, "NAME", "what clients call a single bundle (default: its folder)")
     )
@@ -201,11 +201,13 @@ class ServeSettings:
             raise OptionError(f"--name for {len(self.bundles)} bundles", expected="a single bundle")
 
     @classmethod
-    def read(cls, bundles: Sequence[Path], flags: Mapping[str, Any], environment: Mapping[str, str]) -> ServeSettings:
+    def read(
+        cls, bundles: Sequence[str | Path], flags: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> ServeSettings:
         """The settings of a command line and an environment; a flag goes before its variable.
 
         Args:
-            bundles: the folders.
+            bundles: folders, or names on the hub.
             flags: by field, the text that was given, True for a switch, or a list of texts; those not given are absent.
             environment: environment variables; an empty one counts as absent.
 

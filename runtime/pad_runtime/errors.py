@@ -40,6 +40,10 @@ class BundleError(PadError):
     """A bundle that is missing, truncated, altered, or not what its manifest says."""
 
 
+class HubError(PadError):
+    """A repository on the Hugging Face hub that does not exist, or whose files cannot be fetched."""
+
+
 class ConversationError(PadError):
     """A conversation that was closed, or that cannot be saved, or a file that holds none of this bundle."""
 

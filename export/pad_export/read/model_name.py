@@ -40,6 +40,12 @@ def path_names(path: Path) -> list[str]:
     return names + [name for place in places for name in _cached_names(place.parts)]
 
 
+def repository_name(path: Path) -> str | None:
+    """OWNER/NAME of the repository in whose part of a hub's cache a path leads; None for any other path."""
+    cached = [part for part in path.resolve().parts if part.startswith(_HUB_CACHE)]
+    return cached[-1].removeprefix(_HUB_CACHE).replace("--", "/") if cached else None
+
+
 def _cached_names(parts: Iterable[str]) -> list[str]:
     """Names of the repositories in a hub's cache among the parts of a path, "models--OWNER--NAME"."""
     return [part.rpartition("--")[2] for part in parts if part.startswith(_HUB_CACHE)]

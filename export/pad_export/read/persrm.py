@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from pad_export.read.adapter import CONFIG_NAME, LoraAdapter, read_adapter
 from pad_export.read.checkpoint import Checkpoint, OpenWeights, open_checkpoint
 from pad_export.read.json_file import read_object
+from pad_export.read.model_name import repository_name
 from pad_export.read.persrm_name import NAME
 from pad_export.read.safetensors_file import open_safetensors, read_safetensors
 from pad_runtime.errors import AdapterError
@@ -78,7 +79,7 @@ def read_persrm(folder: Path, open_weights: OpenWeights = open_safetensors) -> P
     """
     beside = folder.parent if folder.is_file() else folder
     settings = _read_settings(beside)
-    name = settings.get("name", folder.stem if folder.is_file() else folder.resolve().name)
+    name = settings.get("name", _own_name(folder))
     _check_name(folder, "name", name)
     head = _read_feature_head(beside)
     features = _read_features(folder, settings, name, 1 if head is None else len(head.weight))
@@ -116,6 +117,14 @@ def check_feature_head_fits(head: FeatureHead | None, checkpoint: Checkpoint, *,
             expected=f"{checkpoint.config.hidden_size}, that of {checkpoint.path}",
             hint="give the head that was trained with this backbone",
         )
+
+
+def _own_name(path: Path) -> str:
+    """The name of a PersRM that has no settings: its file's or folder's, or its repository's in the hub's cache."""
+    if path.is_file():
+        return path.stem
+    repository = repository_name(path)
+    return path.resolve().name if repository is None else repository.rpartition("/")[2]
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -207,13 +207,21 @@ def open_bundle(folder: Path, *, check: bool = False) -> tuple[Manifest, BundleF
         if not path.is_file():
             raise BundleError(f"{folder} has no {contract.MANIFEST_FILE}", expected="a folder written by pad-export")
         folder = folder.resolve()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    manifest = parse_manifest(path)
+    return manifest, BundleFiles(folder, manifest.files, whole=check)
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """The manifest in a file, with the checks and errors of `open_bundle`; files that it lists are not looked for."""
+    try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}", hint="check the path and its rights") from None
+        raise _unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON: {error}", hint=HINT) from None
-    manifest = _check(data, path)
-    return manifest, BundleFiles(folder, manifest.files, whole=check)
+    return _check(data, path)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -228,6 +236,10 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         BundleError: a file differs from what was exported.
     """
     BundleFiles(folder, manifest.files, whole=True)
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path} cannot be read: {error.strerror}", hint="check the path and its rights")
 
 
 def _check(data: Any, path: Path) -> Manifest:
