@@ -69,7 +69,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, UnicodeError) as error:
+    except (OSError, TypeError) as error:  # TypeError: no host could have this name
         reason = str(getattr(error, "strerror", None) or error).partition(" (")[
             0
         ]  # behind it Python repeats the address

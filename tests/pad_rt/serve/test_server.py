@@ -90,7 +90,7 @@ def test_what_cannot_be_served_is_one_line(bundle: Path, tmp_path: Path, capsys:
             ([bundle, "--port", port], f"--host 127.0.0.1 --port {port}: Address already in use; expected an address"),
             ([bundle, "--port", "0", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: Cannot assign requested"),
             ([bundle, "--port", "0", "--host", "nowhere.invalid"], "--host nowhere.invalid --port 0: "),
-            ([bundle, "--port", "0", "--host", "é" * 70], " --port 0: encoding with 'idna' codec failed; expected"),
+            ([bundle, "--port", "0", "--host", "a..b"], "--host a..b --port 0: "),
             ([tmp_path / "absent", "--port", "0"], f"no bundle at {tmp_path / 'absent'}"),
             ([bundle, "--port", "0", "--people", people], "people.json"),
             ([bundle, bundle, "--port", "0"], "bundles named bundle, bundle"),
