@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from importlib import resources
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from pad_rt.api.chat_request import read_chat_request
@@ -23,6 +22,7 @@ from pad_rt.serve.completions import Completions, note
 from pad_rt.serve.logs import RequestLog, record_of
 from pad_rt.serve.metrics import Metrics
 from pad_rt.serve.models import LoadedModels, Models
+from pad_rt.serve.page import read_page
 from pad_rt.serve.readiness import Readiness
 from pad_rt.serve.settings import ServeSettings
 
@@ -88,7 +88,8 @@ def _routes(settings: ServeSettings, models: Models, metrics: Metrics) -> list[R
         return Response(metrics.exposition(), headers={"content-type": metrics.CONTENT_TYPE})
 
     async def show_page(_: Request) -> Response:
-        return HTMLResponse((resources.files("pad_rt.serve") / "page" / "index.html").read_text(encoding="utf-8"))
+        page, headers = read_page()
+        return Response(page, headers=headers)
 
     routes = [
         Route("/v1/chat/completions", Completions(read_chat_request, models, settings), methods=["POST"]),

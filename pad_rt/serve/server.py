@@ -69,8 +69,10 @@ def _listen(settings: ServeSettings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # below 0: of the name
+    except (OSError, TypeError) as error:  # TypeError: no host could have this name
+        reason = str(getattr(error, "strerror", None) or error).partition(" (")[
+            0
+        ]  # behind it Python repeats the address
         raise OptionError(
             f"--host {host} --port {port}: {reason}",
             expected="an address of this machine and a port that is free",
@@ -95,8 +97,7 @@ async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socke
             await _first(serving, opened, stopped)
             if opened.done():
                 opened.result()
-                page = "" if settings.no_page else "the page for a browser, and "
-                report(f"{url} is ready: {page}OpenAI's API at {url}/v1")
+                report(_ready_line(url, app, has_page=not settings.no_page))
                 await _first(serving, stopped)
                 await _drain(server, app, settings.drain_timeout, report)
             elif stopped.done():
@@ -106,6 +107,13 @@ async def _serve(app: Starlette, settings: ServeSettings, listener: socket.socke
             stopped.cancel()
             server.should_exit = True
             await serving
+
+
+def _ready_line(url: str, app: Starlette, *, has_page: bool) -> str:
+    """What a newcomer needs: where the page is, and what a client is told (its base URL, and a model)."""
+    names = [repr(model.name) for model in app.state.models.served() if model.person is None]
+    page = "the page for a browser, and " if has_page else ""
+    return f"{url} is ready: {page}OpenAI's API at {url}/v1 (model{'s' * (len(names) > 1)} {', '.join(names)})"
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:

@@ -86,6 +86,7 @@ def _read_switch(text: str) -> bool:
 
 
 _TEXT = _Kind("a text", str, lambda text: bool(text) and text.isprintable())
+_HOST = _Kind("an address, or a name in ASCII", str, lambda host: bool(host) and host.isascii() and host.isprintable())
 _FILE = _Kind("a path", Path, lambda path: isinstance(path, Path))
 _PORT = _Kind("a port, 0 to 65535 (0: any that is free)", int, lambda port: 0 <= port <= 65535)
 _COUNT = _Kind("an integer >= 1", int, lambda count: isinstance(count, int) and count >= 1)
@@ -140,7 +141,7 @@ class ServeSettings:
         default=None, metadata=_flag("name", _TEXT, "NAME", "what clients call a single bundle (default: its folder)")
     )
     people: Path | None = field(default=None, metadata=_flag("people", _FILE, "FILE", "JSON file of named people"))
-    host: str = field(default="127.0.0.1", metadata=_flag("host", _TEXT, "HOST", "address to listen at"))
+    host: str = field(default="127.0.0.1", metadata=_flag("host", _HOST, "HOST", "address to listen at"))
     port: int = field(default=8080, metadata=_flag("port", _PORT, "PORT", "port to listen at; 0 takes a free one"))
     api_keys: tuple[str, ...] = field(
         default=(),

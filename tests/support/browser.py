@@ -39,11 +39,12 @@ class Page:
     def __init__(self, receive: int, send: int) -> None:
         self._receive, self._send, self._rest = receive, send, b""
         self._count, self._session = 0, ""
+        self._pointer = (0.0, 0.0)
         self.requests: list[str] = []
         self.faults: list[str] = []
 
-    def open(self, file: Path, *, width: int, height: int, dark: bool) -> None:
-        """Load a file into a window of that many pixels."""
+    def open(self, address: str, *, width: int, height: int, dark: bool) -> None:
+        """Load a page into a window of that many pixels."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Runtime", "Log"):
@@ -53,7 +54,7 @@ class Page:
         )
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
-        self.call("Page.navigate", url=file.as_uri())
+        self.call("Page.navigate", url=address)
         self.wait_for("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:
@@ -78,12 +79,35 @@ class Page:
                 return [box.x + box.width / 2, box.y + box.height / 2];
             }})()"""
         )
+        self._pointer = at
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=at[0], y=at[1])
 
-    def press(self, key: str, code: int) -> None:
+    def click(self, selector: str, *, count: int = 1) -> None:
+        """Click an element in its middle, so many times in a row."""
+        self.point_at(selector)
+        x, y = self._pointer
+        for time_ in range(count):
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=time_ + 1)
+
+    def write(self, text: str) -> None:
+        """Put text where the focus is, as if it had been typed."""
+        self.call("Input.insertText", text=text)
+
+    def press(self, key: str, code: int, *, ctrl: bool = False, shift: bool = False) -> None:
         """Press and let go a key, by its name and its virtual code."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+        held = 2 * ctrl + 8 * shift
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown" if text else "rawKeyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                modifiers=held,
+                **(text if kind == "keyDown" else {}),
+            )
 
     def tap(self, x: float, y: float) -> None:
         """Touch the window at a place and let go. What a browser makes of it comes a little later."""
@@ -130,11 +154,11 @@ class Page:
 
 
 @contextmanager
-def opened(file: Path, profile: Path, *, width: int = 1200, height: int = 800, dark: bool = False) -> Iterator[Page]:
+def opened(address: str, profile: Path, *, width: int = 1200, height: int = 800, dark: bool = False) -> Iterator[Page]:
     """A page in a browser of its own.
 
     Args:
-        file: the page.
+        address: of the page.
         profile: a folder for what the browser keeps; it is created.
         width, height: of the window, in pixels; below 600 it is a phone's.
         dark: the user prefers dark pages.
@@ -153,7 +177,7 @@ def opened(file: Path, profile: Path, *, width: int = 1200, height: int = 800, d
     os.close(write_there)
     try:
         page = Page(read_here, write_here)
-        page.open(file, width=width, height=height, dark=dark)
+        page.open(address, width=width, height=height, dark=dark)
         yield page
         page.call("Browser.close")
     finally:

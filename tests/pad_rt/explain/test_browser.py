@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import CHROMIUM, Page, opened
+from tests.support.contrast import LEAST, contrasts
 from tests.support.explained import HOSTILE, Explained
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
@@ -49,7 +50,7 @@ def is_seen(page: Page, selector: str) -> bool:
 @pytest.mark.parametrize("size", SIZES)
 def test_pointing_at_a_token_shows_its_candidates(file: Path, tmp_path: Path, size: str, dark: bool) -> None:
     width, height = SIZES[size]
-    with opened(file, tmp_path / "profile", width=width, height=height, dark=dark) as page:
+    with opened(file.as_uri(), tmp_path / "profile", width=width, height=height, dark=dark) as page:
         assert HINT in panel(page)
         page.point_at(token(1))
         shown = panel(page)
@@ -61,6 +62,7 @@ def test_pointing_at_a_token_shows_its_candidates(file: Path, tmp_path: Path, si
         assert is_seen(page, "#panel h3")
         assert is_seen(page, "#panel tr.chosen")
         assert is_seen(page, token(1))
+        assert contrasts(page)[0][0] >= LEAST, contrasts(page)[0]
         page.point_at(token(2))
         assert "The base alone" not in panel(page)
         page.point_at("h1")
@@ -73,7 +75,7 @@ def test_pointing_at_a_token_shows_its_candidates(file: Path, tmp_path: Path, si
 
 def test_the_keyboard_alone(file: Path, tmp_path: Path) -> None:
     """Tab comes to the reply, arrows go through it, Escape leaves it."""
-    with opened(file, tmp_path / "profile") as page:
+    with opened(file.as_uri(), tmp_path / "profile") as page:
         last = page.evaluate("document.querySelectorAll('#reply .t').length") - 1
         for key, code, place in (
             ("Tab", 9, 0),
@@ -99,7 +101,7 @@ def test_the_keyboard_alone(file: Path, tmp_path: Path) -> None:
 
 def test_a_tap_holds_a_token(file: Path, tmp_path: Path) -> None:
     """On a phone the panel comes up below, and the token stays above it."""
-    with opened(file, tmp_path / "profile", width=360, height=640) as page:
+    with opened(file.as_uri(), tmp_path / "profile", width=360, height=640) as page:
         last = page.evaluate("document.querySelectorAll('#reply .t').length") - 1
         x, y = page.evaluate(
             f"""(() => {{
@@ -119,7 +121,7 @@ def test_a_tap_holds_a_token(file: Path, tmp_path: Path) -> None:
 
 def test_texts_stay_texts(file: Path, tmp_path: Path) -> None:
     """A script, an image or a template's braces in a prompt, a preference or a reply do nothing."""
-    with opened(file, tmp_path / "profile") as page:
+    with opened(file.as_uri(), tmp_path / "profile") as page:
         assert page.evaluate("typeof hit") == "undefined"
         assert page.evaluate("document.querySelectorAll('img, #reply b, i').length") == 0
         assert page.evaluate("document.querySelectorAll('.said')[1].innerText") == HOSTILE
@@ -129,18 +131,21 @@ def test_texts_stay_texts(file: Path, tmp_path: Path) -> None:
 
 
 def test_what_must_not_pass_is_noticed(file: Path, tmp_path: Path) -> None:
-    """Controls: a page that loads an image, one whose policy stops it, and one whose panel is out of sight."""
+    """Controls: an image is loaded, or stopped by the policy; the panel is out of sight; colours are too strong."""
     source = file.read_text(encoding="utf-8")
     image = '<img src="http://127.0.0.1:9/x.png"></body>'
     wrong = tmp_path / "wrong.html"
     wrong.write_text(source.replace("</body>", image), encoding="utf-8")
-    with opened(wrong, tmp_path / "stopped") as page:
+    with opened(wrong.as_uri(), tmp_path / "stopped") as page:
         page.evaluate("new Promise((done) => setTimeout(done, 200))")
         assert any("Content Security Policy" in fault for fault in page.faults)
     wrong.write_text(source.replace("default-src 'none'", "img-src *").replace("</body>", image), encoding="utf-8")
-    with opened(wrong, tmp_path / "loaded") as page:
+    with opened(wrong.as_uri(), tmp_path / "loaded") as page:
         assert "http://127.0.0.1:9/x.png" in page.requests
     wrong.write_text(source.replace("</style>", "#panel { position: absolute; top: -900px }</style>"), encoding="utf-8")
-    with opened(wrong, tmp_path / "hidden") as page:
+    with opened(wrong.as_uri(), tmp_path / "hidden") as page:
         page.point_at(token(1))
         assert not is_seen(page, "#panel h3")
+    wrong.write_text(source.replace("--full: .5", "--full: .6"), encoding="utf-8")
+    with opened(wrong.as_uri(), tmp_path / "strong", dark=True) as page:
+        assert contrasts(page)[0][0] < LEAST

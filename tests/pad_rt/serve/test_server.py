@@ -65,7 +65,8 @@ def test_health_answers_while_the_bundle_loads(bundle: Path, tmp_path: Path) -> 
             assert refused.json()["error"]["code"] == "loading"
         gate.touch()
         url = f"http://127.0.0.1:{port}"
-        assert server.wait_until_ready() == f"{url} is ready: the page for a browser, and OpenAI's API at {url}/v1\n"
+        line = f"{url} is ready: the page for a browser, and OpenAI's API at {url}/v1 (model 'bundle')\n"
+        assert server.wait_until_ready() == line
         assert (server.ask("GET", "/health").status, server.chat(max_tokens=3).status) == (200, 200)
         server.signal()
         assert server.wait() == 0
@@ -89,6 +90,7 @@ def test_what_cannot_be_served_is_one_line(bundle: Path, tmp_path: Path, capsys:
             ([bundle, "--port", port], f"--host 127.0.0.1 --port {port}: Address already in use; expected an address"),
             ([bundle, "--port", "0", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: Cannot assign requested"),
             ([bundle, "--port", "0", "--host", "nowhere.invalid"], "--host nowhere.invalid --port 0: "),
+            ([bundle, "--port", "0", "--host", "a..b"], "--host a..b --port 0: "),
             ([tmp_path / "absent", "--port", "0"], f"no bundle at {tmp_path / 'absent'}"),
             ([bundle, "--port", "0", "--people", people], "people.json"),
             ([bundle, bundle, "--port", "0"], "bundles named bundle, bundle"),
@@ -187,8 +189,10 @@ def test_replies_that_take_longer_than_the_drain_end_with_an_error(bundle: Path)
 @pytest.mark.parametrize(("flags", "keys"), [([], {}), (["--log-prompts"], {"PAD_API_KEY": "open"})])
 def test_what_a_server_writes(bundle: Path, flags: list[str], keys: dict[str, str]) -> None:
     """A line a request; before, a warning where anybody may call. Prompts and replies only if asked for."""
-    with serve(bundle, "--host", "0.0.0.0", *flags, environment=keys) as server:
-        server.wait_until_ready()
+    with serve(bundle, "--host", "0.0.0.0", "--no-page", *flags, environment=keys) as server:
+        line = server.wait_until_ready()
+        url = f"http://127.0.0.1:{server.port}"
+        assert line == f"{url} is ready: OpenAI's API at {url}/v1 (model 'bundle')\n"
         if keys:
             server.headers["authorization"] = "Bearer open"
         whole = server.chat(max_tokens=5, user="u-1")

@@ -18,7 +18,7 @@ BUNDLES = [Path("bundle")]
 VALUES: dict[str, tuple[str, str, Any, Any, str]] = {
     "name": ("a", "b", "a", "b", "\n"),
     "people": ("a.json", "b.json", Path("a.json"), Path("b.json"), ""),
-    "host": ("::1", "0.0.0.0", "::1", "0.0.0.0", "\n"),
+    "host": ("::1", "0.0.0.0", "::1", "0.0.0.0", "münchen"),
     "port": ("1", "65535", 1, 65535, "65536"),
     "api_keys": ("one", "two", ("one",), ("two",), "sesame open"),
     "cors_origins": ("https://A.example/", "*", ("https://a.example",), ("*",), "a.example"),
