@@ -8,11 +8,12 @@ CODE := pad_rt runtime export tests benchmarks demo examples
 # What the pages of docs link to.
 SITE := README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs demo benchmarks examples export
 
-.PHONY: help demo test stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition site clean
+.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition site clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
 	@echo "make test          the whole test suite, on the built wheel"
+	@echo "make test-fleet    replicas, streams, a kill and a batch on a Ray cluster of this machine (4 minutes)"
 	@echo "make stateful      random use of the decoder, over 600 cases in 15 kinds of bundle (minutes)"
 	@echo "make score-phi     phi of the score graph against training's (minutes; writes benchmarks/results/score_phi.json)"
 	@echo "make check         ruff, mypy strict, import contracts"
@@ -63,6 +64,14 @@ demo: .venv/wheel .venv/smollm2
 
 test: .venv/wheel .venv/smollm2
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(PYTEST_ARGS)
+
+.venv/ray: .venv/packages
+	$(BIN)/pip install --quiet "ray[data,serve]>=2.60"
+	touch $@
+
+# Ray's warnings are no errors there: a suite of its own.
+test-fleet: .venv/wheel .venv/ray
+	$(BIN)/python -m pytest -c tests/fleet/pytest.ini tests/fleet $(PYTEST_ARGS)
 
 stateful: .venv/wheel
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --hypothesis-profile thorough tests/pad_runtime/decode/test_stateful.py

@@ -1,4 +1,4 @@
-"""The command `pad`: generate, chat, score, info, pull, card, serve and bench."""
+"""The command `pad`: generate, chat, score, info, pull, card, serve, batch and bench."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from pad_rt.cli import card, pull, serve
+from pad_rt.cli import batch, card, pull, serve
 from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.history import History
@@ -288,6 +288,7 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
     pull.add_parser(commands)
     card.add_parser(commands)
     serve.add_parser(commands)
+    batch.add_parser(commands)
 
     bench = commands.add_parser("bench", help="measure what guidance costs here", allow_abbrev=False)
     if for_bench:

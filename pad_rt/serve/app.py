@@ -21,7 +21,7 @@ from pad_rt.serve import guards
 from pad_rt.serve.completions import Completions, note
 from pad_rt.serve.logs import RequestLog, record_of
 from pad_rt.serve.metrics import Metrics
-from pad_rt.serve.models import LoadedModels, Models
+from pad_rt.serve.models import LoadedModels, Models, unknown_model
 from pad_rt.serve.page import read_page
 from pad_rt.serve.readiness import Readiness
 from pad_rt.serve.settings import ServeSettings
@@ -76,10 +76,14 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
 
 def _routes(settings: ServeSettings, models: Models, metrics: Metrics) -> list[Route]:
     async def list_models(_: Request) -> Response:
-        return _json({"object": "list", "data": [model.describe() for model in models.served()]})
+        return _json({"object": "list", "data": models.describe()})
 
     async def show_model(request: Request) -> Response:
-        return _json((await models.get(request.path_params["name"])).describe())
+        name = request.path_params["name"]
+        for entry in models.describe():
+            if entry["id"] == name:
+                return _json(entry)
+        raise unknown_model(name)
 
     async def health(_: Request) -> Response:
         return _json({"status": "ok"})

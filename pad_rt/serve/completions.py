@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
@@ -153,8 +153,9 @@ class _Client:
 
     async def wait_until_gone(self, receive: Receive, tickets: Sequence[Ticket]) -> None:
         """Cancel the tickets when the client goes away."""
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        with suppress(Exception):  # a proxy of Ray's that is gone with its client is an error
+            while (await receive())["type"] != "http.disconnect":
+                pass
         self.is_gone = True
         for ticket in tickets:
             ticket.cancel()

@@ -16,6 +16,7 @@ from pad_rt.api.people import read_people
 from pad_rt.generator import Generator
 from pad_rt.hub import bundle_name
 from pad_rt.serve.settings import ServeSettings
+from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PadError
 
 
@@ -49,21 +50,7 @@ class ServedModel:
 
     def describe(self) -> dict[str, Any]:
         """The entry of GET /v1/models."""
-        manifest = self.generator.manifest
-        return {
-            "id": self.id,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "pad-rt",
-            "pad": {
-                "base": manifest.base,
-                "features": [feature for persrm in manifest.persrms for feature in persrm.features],
-                "reads_words": any(persrm.takes_text for persrm in manifest.persrms),
-                "max_length": manifest.max_length,
-                "max_top_k": manifest.max_top_k,
-                "person": None if self.guidance is None else self.guidance.as_dict(),
-            },
-        }
+        return describe_model(self.id, self.generator.manifest, self.guidance, self.created)
 
 
 class Models(Protocol):
@@ -79,8 +66,11 @@ class Models(Protocol):
             ApiError: there is none of this name.
         """
 
+    def describe(self) -> list[dict[str, Any]]:
+        """The entries of GET /v1/models, each bundle before its people."""
+
     def served(self) -> list[ServedModel]:
-        """All of them, each bundle before its people."""
+        """Those that are in memory as long as the server runs, each bundle before its people."""
 
     def close(self) -> None:
         """Cancel what runs, and free memory."""
@@ -110,7 +100,7 @@ class LoadedModels:
             raise OptionError(f"bundles named {', '.join(names)}", expected="a folder name for each")
         people = {} if settings.people is None else read_people(settings.people)
         named = dict(zip(names, settings.bundles, strict=True))
-        return cls(lambda: {name: _load(bundle, settings) for name, bundle in named.items()}, people)
+        return cls(lambda: {name: load_generator(bundle, settings) for name, bundle in named.items()}, people)
 
     async def open(self) -> None:
         """Load the bundles, and check the people with them.
@@ -140,9 +130,12 @@ class LoadedModels:
     async def get(self, name: str) -> ServedModel:
         """The model of this name."""
         if name not in self._models:
-            message = f"the model {name!r:.200} does not exist; GET /v1/models names those that do"
-            raise ApiError(404, "invalid_request_error", "model_not_found", "model", message)
+            raise unknown_model(name)
         return self._models[name]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The entries of GET /v1/models."""
+        return [model.describe() for model in self.served()]
 
     def served(self) -> list[ServedModel]:
         """All of them."""
@@ -152,6 +145,30 @@ class LoadedModels:
         """Close the generators."""
         for model in self.served():
             model.generator.close()
+
+
+def unknown_model(name: str) -> ApiError:
+    """The error of a name that nothing is served under."""
+    message = f"the model {name!r:.200} does not exist; GET /v1/models names those that do"
+    return ApiError(404, "invalid_request_error", "model_not_found", "model", message)
+
+
+def describe_model(id: str, manifest: Manifest, guidance: Guidance | None, created: int) -> dict[str, Any]:
+    """The entry of GET /v1/models for a bundle, or for a person who is served with it."""
+    return {
+        "id": id,
+        "object": "model",
+        "created": created,
+        "owned_by": "pad-rt",
+        "pad": {
+            "base": manifest.base,
+            "features": [feature for persrm in manifest.persrms for feature in persrm.features],
+            "reads_words": any(persrm.takes_text for persrm in manifest.persrms),
+            "max_length": manifest.max_length,
+            "max_top_k": manifest.max_top_k,
+            "person": None if guidance is None else guidance.as_dict(),
+        },
+    }
 
 
 def check(guidance: Guidance, generator: Generator) -> None:
@@ -166,7 +183,7 @@ def check(guidance: Guidance, generator: Generator) -> None:
     generator.room("?", preference=guidance.wish(), config=guidance.options)
 
 
-def _load(bundle: str | Path, settings: ServeSettings) -> Generator:
+def load_generator(bundle: str | Path, settings: ServeSettings) -> Generator:
     """A generator whose graphs are all open, so that no request waits for them."""
     generator = Generator.load(
         bundle,
