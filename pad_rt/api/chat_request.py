@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pad_rt.api.fields import Fields
@@ -9,6 +10,7 @@ from pad_rt.api.guidance import Guidance
 from pad_rt.api.request import HARMLESS, MAX_TOP_LOGPROBS, ApiRequest, read_common
 
 _ANY_OBJECT = {"type": "object"}
+_MAX_SCHEMA = 100_000  # characters; compiling takes time with the square of them
 _HARMLESS = {
     **HARMLESS,
     "tool_choice": ("none", "auto"),
@@ -30,7 +32,7 @@ def read_chat_request(body: object) -> ApiRequest:
     fields = Fields(body)
     messages = fields.value("messages")
     if not isinstance(messages, list):
-        raise fields.refused("messages", messages, 'a list such as [{"role": "user", "content": "Hello"}]')
+        raise fields.refused_by_type("messages", messages, 'a list such as [{"role": "user", "content": "Hello"}]')
     common = read_common(fields, ("max_completion_tokens", "max_tokens"))
     common["options"] |= _read_format(fields)
     request = ApiRequest("chat", prompts=(messages,), top_logprobs=_read_logprobs(fields), **common)
@@ -74,4 +76,12 @@ def _read_schema(form: Fields) -> dict[str, Any]:
     named.flag("strict")
     schema = named.mapping("schema")
     named.finish()
-    return _ANY_OBJECT if schema is None else schema
+    if schema is None:
+        return _ANY_OBJECT
+    try:
+        size = len(json.dumps(schema))
+    except RecursionError:
+        raise named.refused("schema", schema, "a schema that is nested less deeply") from None
+    if size > _MAX_SCHEMA:
+        raise named.refused("schema", schema, f"at most {_MAX_SCHEMA:,} characters of JSON; this has {size:,}")
+    return schema

@@ -36,7 +36,7 @@ def _read_prompts(fields: Fields) -> tuple[Any, ...]:
         return (given,)
     if isinstance(given, list) and given and (all(isinstance(each, str) for each in given) or all(map(_is_ids, given))):
         return tuple(given)
-    raise fields.refused("prompt", given, _EXPECTED)
+    raise fields.refused_by_type("prompt", given, _EXPECTED)
 
 
 def _is_ids(value: object) -> bool:

@@ -17,7 +17,7 @@ from pad_runtime.errors import (
 
 RETRY_AFTER_S = 1  # of a queue that is full: a place is free again when any reply ends
 INTERNAL = "the server failed to reply; this is a fault of the server, which has logged it"
-_MAX_MESSAGE = 1000  # characters; what was given may be long
+_MAX_MESSAGE, _MAX_PARAM = 1000, 200  # characters; what was given may be long
 
 
 class ApiError(PadError):
@@ -36,7 +36,8 @@ class ApiError(PadError):
         self, status: int, type: str, code: str | None, param: str | None, message: str, retry_after: int | None = None
     ) -> None:
         super().__init__(message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "...")
-        self.status, self.type, self.code, self.param, self.retry_after = status, type, code, param, retry_after
+        self.status, self.type, self.code, self.retry_after = status, type, code, retry_after
+        self.param = param if param is None else param[:_MAX_PARAM]
 
     @property
     def body(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pad_rt.api.error import ApiError, refusal
 T = TypeVar("T")
 _UNSENT: tuple[object, ...] = (None, [], {})  # as good as missing: what clients send of what they leave out
 _NOTHING: Mapping[str, Any] = {}
+_MAX_NAME = 100  # characters of a name that are compared with those that are known
 
 
 class Fields:
@@ -81,6 +82,11 @@ class Fields:
         path = self.path(name)
         return refusal(path, f"{path}={reprlib.repr(value)}", expected=expected)
 
+    def refused_by_type(self, name: str, value: object, expected: str) -> Exception:
+        """The error of a field whose value is a prompt, or was meant to be one: it is not told again."""
+        path = self.path(name)
+        return refusal(path, f"{path} of type {_kind(value)}", expected=expected)
+
     def finish(self, harmless: Mapping[str, Iterable[object]] = _NOTHING, hints: Mapping[str, str] = _NOTHING) -> None:
         """Refuse the fields that nobody has read, unless they ask for nothing.
 
@@ -96,7 +102,7 @@ class Fields:
             if any(type(value) is type(each) and value == each for each in usual):
                 continue
             path = self.path(name)
-            nearest = difflib.get_close_matches(name, self._known, n=1)
+            nearest = difflib.get_close_matches(name[:_MAX_NAME], self._known, n=1)
             hint = hints.get(name) or (f"did you mean {nearest[0]}?" if nearest else "leave it out")
             if name in harmless:
                 raise self.refused(name, value, f"{' or '.join(map(json.dumps, usual))}: no more is implemented")

@@ -20,6 +20,7 @@ from pad_runtime.errors import OutOfMemoryError
 Kind: TypeAlias = Literal["chat", "text"]
 MAX_CHOICES = 128  # replies to one body, as in OpenAI's API
 MAX_TOP_LOGPROBS = 20  # the same
+MAX_STOPS = 128  # each is looked for at every token, while other requests wait
 HARMLESS: Mapping[str, tuple[object, ...]] = {"store": (False,), "service_tier": ("auto", "default")}
 _NOTES = ("safety_identifier", "prompt_cache_key")  # strings for the caller's own records
 _NUMBERS = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -154,7 +155,7 @@ def read_common(fields: Fields, names_of_max: tuple[str, ...]) -> dict[str, Any]
         names_of_max: of the field with the most tokens of a reply; those that are given must agree.
 
     Raises:
-        ApiError: a field of another type.
+        ApiError: a field of another type, or too long a list.
     """
     model = fields.text("model")
     if model is None:
@@ -165,6 +166,10 @@ def read_common(fields: Fields, names_of_max: tuple[str, ...]) -> dict[str, Any]
     pad, seed = fields.value("pad"), fields.integer("seed")
     options = {name: fields.value(name) for name in (*_NUMBERS, "logit_bias", "stop")}
     options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(options.get("stop"), list) and len(options["stop"]) > MAX_STOPS:
+        raise fields.refused(
+            "stop", options["stop"], f"at most {MAX_STOPS} strings; these are {len(options['stop']):,}"
+        )
     return {
         "model": model,
         "user": fields.text("user"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pad_rt.text.chat_template import ChatTemplate, Message
@@ -23,8 +24,8 @@ def write_chat(template: ChatTemplate, messages: Sequence[Message], arguments: M
         arguments: further variables of the template.
 
     Raises:
-        PromptError: the template refuses these messages, or leaves one of them out.
-        BundleError: the template fails in any other way.
+        PromptError: the template refuses these messages, fails on them, or leaves one of them out.
+        BundleError: the template fails whatever the messages are.
     """
     failure: BundleError | None = None
     try:
@@ -36,10 +37,19 @@ def write_chat(template: ChatTemplate, messages: Sequence[Message], arguments: M
         try:
             text, still = _write(template, parts, arguments), _find_lost(template, parts, arguments)
         except PadError:
-            raise failure or _left_out(messages, lost) from None
+            raise _blame(template, failure) or _left_out(messages, lost) from None
         if still:
-            raise failure or _left_out(messages, max(filter(None, (lost, still))))
+            raise _blame(template, failure) or _left_out(messages, max(filter(None, (lost, still))))
     return text
+
+
+def _blame(template: ChatTemplate, failure: BundleError | None) -> PadError | None:
+    """A template's failure: the messages' own fault if the template writes the simplest chat."""
+    if failure is not None:
+        with suppress(PadError):
+            template.render([{"role": "user", "content": "?"}])
+            return PromptError(failure.given, expected="messages that the base's chat template can write")
+    return failure
 
 
 def _write(template: ChatTemplate, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:

@@ -165,6 +165,7 @@ class PromptEncoder:
     def _encode_turns(self, turns: str | list[Message], arguments: Mapping[str, Any]) -> list[int]:
         self._check_arguments(arguments)
         if self._chat_template is not None:
+            self._check_size(turns)
             messages = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
             ids = self._encode_text(write_chat(self._chat_template, messages, arguments), add_special_tokens=False)
         elif isinstance(turns, str):
@@ -179,17 +180,24 @@ class PromptEncoder:
             raise PromptError("a prompt that gives no tokens", expected="some text")
         return self._check_known(ids, what="prompt")
 
+    def _check_size(self, turns: str | list[Message]) -> None:
+        """Refuse a chat that is too long whatever its template writes: looking for what it leaves out takes long."""
+        limit = self._max_length
+        if limit is None or isinstance(turns, str):
+            return
+        if len(turns) > limit:
+            raise _too_long(f"a chat of {len(turns):,} messages", limit)
+        num_characters = sum(len(turn.get("content") or "") for turn in turns)
+        if num_characters > limit and num_characters > limit * self._tokenizer.longest_token:
+            raise _too_long(f"a chat of {num_characters:,} characters", limit)
+
     def _encode_text(
         self, text: str, *, add_special_tokens: bool, what: str = "prompt", has_begun: bool = False
     ) -> list[int]:
         """Encode a text, unless it is too long even if all its tokens are the vocabulary's longest."""
         limit = self._max_length
         if limit is not None and len(text) > limit and len(text) > limit * self._tokenizer.longest_token:
-            raise PromptError(
-                f"a {what} of {len(text):,} characters",
-                expected=f"at most {limit - 1} tokens: the bundle's max_length, less a token of reply",
-                hint="shorten it, or export with a larger --max-length",
-            )
+            raise _too_long(f"a {what} of {len(text):,} characters", limit)
         if has_begun:
             return self._tokenizer.encode_continuation(text)
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -241,6 +249,14 @@ def _check_ids(ids: object, *, name: str) -> tuple[int, ...]:
     if not checked:
         raise PromptError(f"no {name} ids", expected=expected)
     return tuple(checked)
+
+
+def _too_long(given: str, max_length: int) -> PromptError:
+    return PromptError(
+        given,
+        expected=f"at most {max_length - 1} tokens: the bundle's max_length, less a token of reply",
+        hint="shorten it, or export with a larger --max-length",
+    )
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

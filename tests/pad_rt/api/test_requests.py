@@ -253,6 +253,13 @@ def test_prompts_of_texts() -> None:
     refused(read_completion_request, {**TEXT, "prompt": ["a", "b"], "n": 65}, "prompt", "at most 128 replies")
 
 
+@pytest.mark.parametrize(("read", "field"), [(read_chat_request, "messages"), (read_completion_request, "prompt")])
+def test_no_prompt_is_in_an_error(read: Any, field: str) -> None:
+    for secret in ({"a": "open sesame"}, "open sesame" if field == "messages" else ["open sesame", 5]):
+        error = refused(read, {"model": "m", field: secret}, field, f"{field} of type")
+        assert "sesame" not in str(error)
+
+
 def test_guidance_of_a_body_goes_over_that_of_a_person() -> None:
     person = Guidance(weights={"kind": 1.0}, beta=2.0, offer_end=True)
     assert Guidance(beta=0.5).over(person) == Guidance(weights={"kind": 1.0}, beta=0.5, offer_end=True)
@@ -271,5 +278,25 @@ def test_bodies_that_are_no_objects() -> None:
 
 
 def test_a_message_is_short_whatever_was_given() -> None:
-    error = refused(read_chat_request, {**CHAT, "x" * 5000: 1}, "x" * 5000)
+    error = refused(read_chat_request, {**CHAT, "x" * 5000: 1}, "x" * 200)
     assert len(str(error)) < 1100
+
+
+def test_what_would_take_others_time_is_refused_by_its_size() -> None:
+    """Thousands of stop strings at every token, schemas that compile for minutes, and names of a MiB."""
+    for read, body in ((read_chat_request, CHAT), (read_completion_request, TEXT)):
+        assert len(read({**body, "stop": ["ab"] * 128}).options["stop"]) == 128
+        refused(read, {**body, "stop": ["ab"] * 129}, "stop", "at most 128 strings", "129")
+
+    def form(schema: object) -> dict[str, Any]:
+        return {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+
+    limit = 100_000 - len('{"const": ""}')
+    assert read_chat_request(form({"const": "x" * limit})).options["json_schema"]
+    param = "response_format.json_schema.schema"
+    refused(read_chat_request, form({"const": "x" * (limit + 1)}), param, "at most 100,000", "100,001")
+    deep: dict[str, Any] = {}
+    for _ in range(5000):
+        deep = {"a": deep}
+    refused(read_chat_request, form(deep), param, "less deeply")
+    refused(read_chat_request, {**CHAT, "temperatur" + "e" * 2**22: 1}, "temperatur" + "e" * 190, "not implemented")

@@ -11,7 +11,7 @@ import pytest
 from pad_rt.text.chat_template import ChatTemplate, Message
 from pad_rt.text.chat_text import write_chat
 from pad_rt.text.messages import read_messages
-from pad_runtime.errors import PromptError
+from pad_runtime.errors import BundleError, PromptError
 from tests.support.chat_templates import GEMMA, TEMPLATES, WITH_DEVELOPER
 from tests.support.error_checks import refused
 
@@ -272,3 +272,16 @@ def test_content_that_is_no_text_is_refused_by_name(content: Any, given: str) ->
 def test_malformed_messages_are_prompt_errors(message: Any, given: str) -> None:
     with refused(PromptError, given=given):
         ours(TEMPLATES["qwen3"], [{"role": "user", "content": "hi"}, message])
+
+
+def test_messages_that_a_template_fails_on_are_not_the_bundles_fault() -> None:
+    """No content beside tool calls: a template of plain chats adds text to None."""
+    source = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}{% endfor %}"
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    asked = {"role": "user", "content": "Weather?"}
+    messages = [asked, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "dry"}]
+    assert ours(source, [asked]) == "<user>Weather?"
+    with refused(PromptError, given="failed with TypeError", expected="messages that the base's chat template"):
+        ours(source, messages)
+    with refused(BundleError, given="failed with ZeroDivisionError", hint="export the bundle again"):
+        ours(source + "{{ 1 / 0 }}", [asked])

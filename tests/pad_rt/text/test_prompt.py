@@ -228,6 +228,26 @@ def test_a_text_that_can_never_fit_is_not_encoded(tokenizer: Tokenizer, monkeypa
         limited.encode("x" * most)
 
 
+def test_a_chat_that_can_never_fit_is_not_rendered(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for what a template leaves out of 100,000 messages takes minutes."""
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", bos_token=None, eos_token=None)
+    limited = PromptEncoder(tokenizer, template, max_length=8)
+    user = {"role": "user", "content": "x"}
+    assert limited.encode([user] * 8)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("rendered")
+
+    monkeypatch.setattr(template, "render", fail)
+    with refused(PromptError, given="a chat of 9 messages", expected="at most 7 tokens", hint="shorten"):
+        limited.encode([user] * 9)
+    length = 8 * tokenizer.longest_token + 1
+    with refused(PromptError, given=f"a chat of {length} characters", expected="at most 7 tokens"):
+        limited.encode([user, {"role": "user", "content": "x" * (length - 1)}])
+    with pytest.raises(AssertionError, match="rendered"):
+        limited.encode([user, {"role": "user", "content": "x" * (length - 2)}])
+
+
 def test_no_token_stands_for_more_characters_than_the_longest(tokenizer: Tokenizer) -> None:
     """So that no text is refused that would have fitted."""
     for token_id in range(tokenizer.vocab_size):
