@@ -8,7 +8,7 @@ CODE := pad_rt runtime export tests benchmarks demo examples
 # What the pages of docs link to.
 SITE := README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs demo benchmarks examples export
 
-.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition site clean
+.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition site clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -27,6 +27,8 @@ help:
 	@echo "make people        1, 2, 4, 8 people at once against one after the other, also in GenAI and llama.cpp (half an hour)"
 	@echo "make chat          ten turns of a chat: time to first token, cached and read again (minutes)"
 	@echo "make soak          random load at full batch: memory flat, no wrong token (half an hour; SOAK_ARGS=\"--minutes 5\")"
+	@echo "make serve-load    64 good and bad clients of pad serve for 5 minutes: no wrong reply, nothing leaked (SERVE_ARGS=\"--minutes 1\")"
+	@echo "make serve-cost    a request over HTTP beside the same call in Python (minutes)"
 	@echo "make export-time   how long an int4 export takes, alone and beside a busy process (an hour)"
 	@echo "make fuzz          altered bundles and inputs, full disks, kills: none may give other tokens or a traceback (minutes)"
 	@echo "make gemma         the real Gemma 3 270M from its GGUF file, against transformers (half an hour; Gemma's terms)"
@@ -127,6 +129,12 @@ chat: .venv/wheel .venv/smollm2
 
 soak: .venv/wheel .venv/smollm2
 	$(BIN)/python -m benchmarks.soak $(SOAK_ARGS)
+
+serve-load: .venv/wheel .venv/smollm2
+	$(BIN)/python -m benchmarks.serve.load $(SERVE_ARGS)
+
+serve-cost: .venv/wheel .venv/smollm2
+	$(BIN)/python -m benchmarks.serve.cost $(SERVE_ARGS)
 
 .venv/docs: .venv/packages
 	$(BIN)/pip install --quiet "mkdocs-material>=9.8,<10"
