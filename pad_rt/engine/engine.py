@@ -358,13 +358,20 @@ class Engine:
                     self._leave(active)
 
     def _read(self, budget: int) -> list[Active]:
-        """Read about so many tokens of prompts; returns the requests that the next step takes in."""
+        """Read about so many tokens of prompts; returns the requests that the next step takes in.
+
+        A prompt that is not read to its end comes last the next time: a short one does not wait for a long one.
+        """
         joining: list[Active] = []
         left = budget
         for active in [active for active in self._active if active.is_reading]:
+            num_unread = len(active.unread)
             while active.unread:
                 cost = active.num_pending
                 if cost > left and left < budget:
+                    if len(active.unread) < num_unread:
+                        self._active.remove(active)
+                        self._active.append(active)
                     return joining
                 try:
                     self._decoder.read(active.slot, active.unread[0], active.ticket.cancellation)

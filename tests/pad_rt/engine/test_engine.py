@@ -170,6 +170,21 @@ def test_replies_go_on_while_a_long_prompt_is_read(generator: Generator, done: l
     assert min(between) >= 2, "a step between any two parts"
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one(generator: Generator) -> None:
+    """Prompts are read in turns, a part of each."""
+    going = generator.submit(ids(5), config=LONG)
+    next(going)
+    held = Held(generator)
+    long = generator.submit(ids(200, 20), config=config(max_new_tokens=1))
+    short = generator.submit(ids(2 * SHORT_PART, 50), config=config(max_new_tokens=1))
+    held.let_go()
+    for ticket in (short, long):
+        ticket.result()
+    going.cancel()
+    assert long.clock.admitted < short.clock.admitted
+    assert short.clock.first < long.clock.first
+
+
 def test_alone_a_prompt_is_read_in_large_parts(generator: Generator, done: list[Any]) -> None:
     """The control."""
     generator.generate(ids(200), config=config(max_new_tokens=1))
