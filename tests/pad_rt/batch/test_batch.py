@@ -100,6 +100,8 @@ def test_each_reply_is_what_the_generator_gives(bundle: Path, tmp_path: Path, ge
         alone(EncodedPrompt(generator.encode(text)), None) for text in ("the cook", "a")
     ]
     assert alone("egg 4", -2.0) != alone("egg 4", 2.0), "the preference matters"
+    fingerprints = {result["response"]["body"]["system_fingerprint"] for result in results.values()}
+    assert fingerprints == {f"fp_{generator.manifest.digest[:16]}"}, "as of the server's replies"
     request_ids = {result["response"]["request_id"] for result in results.values()}
     assert len(request_ids) == 9
     assert all(result["response"]["body"]["usage"]["completion_tokens"] for result in results.values())
