@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,6 +217,28 @@ def test_ctrl_c_loses_nothing_that_was_done(bundle: Path, tmp_path: Path) -> Non
     assert all(reply_of(result) for result in results.values())
 
 
+def test_two_runs_at_once_do_not_answer_a_line_twice(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", [chat(0)]), tmp_path / "out.jsonl"
+    ids = read_ids(source)
+    first = Results(output, ids)
+    assert run(bundle, source, output) == 2
+    expected = f"pad: error: {output} is being written by another process; wait for it, or name another file with -o"
+    assert error_line(capsys.readouterr().err, "pad") == expected
+    first.close()
+    assert run(bundle, source, output) == 0
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    for missing in (None, SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4)):  # as on Windows, and on network disks
+        monkeypatch.setattr("pad_rt.batch.results.fcntl", missing)
+        results = Results(output, ids)
+        assert results.done == set(ids)
+        results.close()
+
+
 # -- files that are none ----------------------------------------------------------------------------------------------
 
 
@@ -225,6 +250,8 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
     empty.write_text("\n \n")
     foreign.write_text("do not lose this\n")
     torn.write_text("do not lose this")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     other = write_lines(tmp_path / "other.jsonl", [chat(9)])
     assert run(bundle, other, tmp_path / "other.out") == 0
     capsys.readouterr()
@@ -238,6 +265,8 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
         ((bundle, source, foreign), "notes.txt holds no result of this input in line 1"),
         ((bundle, source, torn), "torn holds no result of this input in line 1"),
         ((bundle, source, tmp_path / "other.out"), "holds no result of this input in line 1"),
+        ((bundle, source, tmp_path / "other.out"), "if it is the result of a line that was changed, delete it"),
+        ((bundle, source, pipe), "pipe is no regular file; expected a new file"),
         ((bundle, source, output, "--people", str(tmp_path / "absent")), "cannot be read: No such file"),
         ((bundle, source, output, "--device", "tpu"), "device 'tpu'"),
     ]
