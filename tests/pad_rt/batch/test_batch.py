@@ -267,6 +267,7 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
         ((bundle, source, tmp_path / "other.out"), "holds no result of this input in line 1"),
         ((bundle, source, tmp_path / "other.out"), "if it is the result of a line that was changed, delete it"),
         ((bundle, source, pipe), "pipe is no regular file; expected a new file"),
+        ((bundle, pipe, output), "pipe is no regular file; expected one of requests, which is read twice"),
         ((bundle, source, output, "--people", str(tmp_path / "absent")), "cannot be read: No such file"),
         ((bundle, source, output, "--device", "tpu"), "device 'tpu'"),
     ]
