@@ -395,6 +395,20 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
         )
 
 
+def test_a_shorter_bar_covers_the_longer_one_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", iter([0, 1, 1, 1.1]).__next__)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = Progress(2, 1)
+    progress.count({"response": {"status_code": 200, "body": {"usage": {"completion_tokens": 1000}}}})
+    progress.show()
+    progress.close()
+    long, short = capsys.readouterr().err.split("\r")
+    assert long.endswith(" 1000 tokens/s")
+    assert short.endswith(" 909 tokens/s \n")
+
+
 def test_quiet_prints_nothing(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_lines(tmp_path / "in.jsonl", [chat(0)])
     assert run(bundle, source, tmp_path / "out.jsonl", "--quiet") == 0
