@@ -14,7 +14,9 @@ from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.errors import BundleError, OptionError
 from pad_runtime.hub import Repository, find_repository
 
-_BY_HUB = Path(".cache", "huggingface")  # what huggingface_hub keeps in a folder outside its cache
+_BY_HUB = Path(".cache", "huggingface")  # of huggingface_hub in a folder outside its cache; in a home, the cache
+_OF_A_FETCH = "download"  # what it keeps there of a fetch
+_BESIDE = {".gitignore", "CACHEDIR.TAG"}  # and what it puts beside that
 
 
 def find_bundle(given: str | Path) -> Path:
@@ -69,9 +71,7 @@ def pull_bundle(repository: Repository, folder: Path | None = None) -> Path:
         hint = f"{old} and fetch it again; if that does not help, the repository's files are not those of its pad.json"
         raise BundleError(error.given, expected=error.expected, hint=hint) from None
     if folder is not None:
-        shutil.rmtree(folder / _BY_HUB, ignore_errors=True)
-        with suppress(OSError):  # other files are there
-            (folder / _BY_HUB.parent).rmdir()
+        _remove_traces(folder / _BY_HUB)
     return bundle
 
 
@@ -82,11 +82,23 @@ def _find(given: str | Path) -> Repository | None:
 
 def _check_replaceable(folder: Path) -> None:
     """Refuse any folder but an empty one, a bundle, and a bundle that was not fetched to its end."""
-    ours = (contract.MANIFEST_FILE, _BY_HUB)
-    if folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).exists() for name in ours)):
+    if folder.is_dir() and ((folder / contract.MANIFEST_FILE).exists() or _names(folder) <= {_BY_HUB.parts[0]}):
         return
     if folder.exists():
         raise OptionError(f"-o {folder} exists and is not a bundle", hint="choose another folder, or remove that one")
+
+
+def _remove_traces(kept: Path) -> None:
+    """Remove what huggingface_hub kept of a fetch into a folder, and nothing else that is there."""
+    shutil.rmtree(kept / _OF_A_FETCH, ignore_errors=True)
+    with suppress(OSError):  # other files are there
+        if _names(kept) <= _BESIDE:
+            shutil.rmtree(kept)
+            kept.parent.rmdir()
+
+
+def _names(folder: Path) -> set[str]:
+    return {each.name for each in folder.iterdir()}
 
 
 def _check_once(bundle: Path, manifest: Manifest, commit: Repository) -> None:

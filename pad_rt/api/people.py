@@ -8,6 +8,7 @@ from pathlib import Path
 from pad_rt.api.error import ApiError
 from pad_rt.api.guidance import Guidance
 from pad_rt.api.json_text import parse
+from pad_rt.config import GenerationConfig
 from pad_runtime.errors import OptionError, PreferenceError
 
 _NAME = re.compile(r"[^\s:/]{1,64}")
@@ -46,6 +47,7 @@ def _read_person(name: str, value: object, file: Path) -> Guidance:
     try:
         person = Guidance.read(value)
         person.wish()
-    except (ApiError, PreferenceError) as error:
+        GenerationConfig(**person.options)
+    except (ApiError, OptionError, PreferenceError) as error:
         raise OptionError(f"people {file}: the person {name!r}: {error}", hint="correct this person's object") from None
     return person

@@ -15,11 +15,17 @@ from pad_rt.explain.choice import Candidate, weigh
 from pad_rt.generator import Generator
 from pad_rt.logprobs import TokenLogprobs
 from pad_rt.result import FinishReason, Timing, Usage
+from pad_runtime.bundle.manifest import Manifest
 
 Record: TypeAlias = dict[str, Any]
 _PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
 _WHOLE = {"chat": "chat.completion", "text": "text_completion"}
 _CHUNK = {"chat": "chat.completion.chunk", "text": "text_completion"}
+
+
+def fingerprint_of(manifest: Manifest) -> str:
+    """The `system_fingerprint` of a bundle's replies: the same seed gives the same reply as long as it stays."""
+    return f"fp_{manifest.digest[:16]}"
 
 
 class Reply:
@@ -33,7 +39,7 @@ class Reply:
         generator: that made the events; knows the texts of tokens.
         model: the name under which it is served.
         explains: whether the events have traces, to be told token by token.
-        fingerprint: tells this bundle from others: the same seed gives the same reply as long as it stays.
+        fingerprint: of the bundle, as `fingerprint_of` gives it.
 
     Attributes:
         id: of the reply.

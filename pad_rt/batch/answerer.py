@@ -10,7 +10,7 @@ from pad_rt.api.chat_request import read_chat_request
 from pad_rt.api.completion_request import read_completion_request
 from pad_rt.api.error import ApiError
 from pad_rt.api.people import read_people
-from pad_rt.api.reply import Reply
+from pad_rt.api.reply import Reply, fingerprint_of
 from pad_rt.batch.lines import BatchLine
 from pad_rt.generator import Generator
 from pad_rt.hub import bundle_name
@@ -56,6 +56,7 @@ class Answerer:
         self._generator = Generator.load(
             options.bundle, device=options.device, num_threads=options.threads, max_waiting=_ANY_NUMBER
         )
+        self._fingerprint = fingerprint_of(self._generator.manifest)
 
     @property
     def num_places(self) -> int:
@@ -91,7 +92,8 @@ class Answerer:
             raise ApiError(404, "invalid_request_error", "model_not_found", "model", message)
         person = self._models[request.model]
         tickets = request.submit(self._generator, person, max_new_tokens=self._max_new_tokens)
-        reply = Reply(request, self._generator, request.model, explains=bool(request.guidance_of(person).explain))
+        explains = bool(request.guidance_of(person).explain)
+        reply = Reply(request, self._generator, request.model, explains=explains, fingerprint=self._fingerprint)
         try:
             events = [list(ticket) for ticket in tickets]
             for ticket in tickets:

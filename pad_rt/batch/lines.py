@@ -41,8 +41,10 @@ def read_ids(path: Path) -> list[str]:
     """The ids of all lines, in their order.
 
     Raises:
-        OptionError: the file cannot be read, or has no line.
+        OptionError: the file cannot be read, or not a second time, as a pipe, or has no line.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OptionError(f"{path} is no regular file", expected="one of requests, which is read twice")
     ids = [id for id, _, _ in _read(path)]
     if not ids:
         raise OptionError(f"{path} has no lines", expected=f"a JSON object with {', '.join(_FIELDS)} on each line")

@@ -23,6 +23,7 @@ class Progress:
     def __init__(self, total: int, done: int, *, is_quiet: bool = False) -> None:
         self._total, self._done, self._refused, self._tokens = total, done, 0, 0
         self._is_quiet, self._is_terminal = is_quiet, sys.stderr.isatty()
+        self._width = 0  # of the line on the terminal
         self._began = self._shown = time.monotonic()
 
     def count(self, result: dict[str, Any]) -> None:
@@ -52,4 +53,7 @@ class Progress:
         refused = f", {self._refused} of them refused" if self._refused else ""
         rate = self._tokens / max(time.monotonic() - self._began, 1e-9)
         state = f"{self._done} of {self._total} lines done{refused}, {rate:.0f} tokens/s"
-        print(f"pad: {bar}{state}", end=end, file=sys.stderr, flush=True)
+        line = f"pad: {bar}{state}"
+        rest = " " * (self._width - len(line))  # of a longer line that this one is written over
+        self._width = len(line) if self._is_terminal else 0
+        print(line + rest, end=end, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -11,11 +12,16 @@ from typing import Any
 
 from pad_runtime.errors import OptionError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _BEGINNING = b'{"id": "batch_req_'  # of each line
 
 
 class Results:
-    """The output file, open for further lines. Any thread may add some.
+    """The output file, open for further lines. Any thread may add some, and no other process while it is open.
 
     Args:
         path: the file. If it is there, its whole lines stay; a last line that has no end goes.
@@ -25,7 +31,8 @@ class Results:
         done: ids of the lines that are in the file.
 
     Raises:
-        OptionError: the file cannot be read and written, or it holds something else than results of this input.
+        OptionError: the file cannot be read and written, another process writes it, or it holds something else than
+            results of this input.
     """
 
     def __init__(self, path: Path, ids: Collection[str]) -> None:
@@ -35,6 +42,7 @@ class Results:
         except OSError as error:
             raise self._refused(f"cannot be written: {error.strerror}") from None
         try:
+            self._claim()
             self.done, self._size = self._read_done(frozenset(ids))
             os.ftruncate(self._file, self._size)
         except OSError as error:
@@ -43,6 +51,21 @@ class Results:
         except OptionError:
             os.close(self._file)
             raise
+
+    def _claim(self) -> None:
+        """Hold the file against other runs, which would answer the same lines, until it is closed."""
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise self._refused("is no regular file")
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionError(
+                f"{self._path} is being written by another process", hint="wait for it, or name another file with -o"
+            ) from None
+        except OSError:
+            pass  # some network disks have no locks
 
     def _read_done(self, ids: frozenset[str]) -> tuple[set[str], int]:
         """The ids of its whole lines, and the bytes of these."""
@@ -53,7 +76,10 @@ class Results:
                     break
                 id = _id_of(line)
                 if id not in ids:
-                    raise self._refused(f"holds no result of this input in line {number}")
+                    raise self._refused(
+                        f"holds no result of this input in line {number}",
+                        hint="name another one with -o; if it is the result of a line that was changed, delete it",
+                    )
                 done.add(id)
                 size += len(line)
         return done, size
@@ -80,12 +106,9 @@ class Results:
         """Close the file."""
         os.close(self._file)
 
-    def _refused(self, what: str) -> OptionError:
-        return OptionError(
-            f"{self._path} {what}",
-            expected="a new file, or the output of an earlier run with this input",
-            hint="name another one with -o",
-        )
+    def _refused(self, what: str, hint: str = "name another one with -o") -> OptionError:
+        expected = "a new file, or the output of an earlier run with this input"
+        return OptionError(f"{self._path} {what}", expected=expected, hint=hint)
 
 
 def _id_of(line: bytes) -> str | None:

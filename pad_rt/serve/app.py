@@ -70,6 +70,7 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
         exception_handlers={ApiError: _tell, HTTPException: _tell_http},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it redirects to http://, also behind a proxy that speaks TLS
     app.state.readiness, app.state.models = readiness, served
     return app
 

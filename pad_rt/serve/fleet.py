@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve import Application
 from starlette.applications import Starlette
 
+from pad_rt.api.guidance import Guidance
 from pad_rt.api.people import read_people
 from pad_rt.generator import Generator
 from pad_rt.hub import bundle_name, find_bundle
@@ -183,6 +184,11 @@ class MultiplexedModels:
     ) -> None:
         self._manifests = {name: read_manifest(find_bundle(bundle)) for name, bundle in bundles.items()}
         self._people = {} if settings.people is None else read_people(settings.people)
+        self._named: dict[str, tuple[str, str | None]] = {}  # bundle and person, each bundle before its people
+        for bundle in bundles:
+            self._named |= {bundle: (bundle, None)} | {
+                f"{bundle}:{person}": (bundle, person) for person in self._people
+            }
         self._load, self._created = load, int(time.time())
 
     async def open(self) -> None:
@@ -190,21 +196,21 @@ class MultiplexedModels:
 
     async def get(self, name: str) -> ServedModel:
         """The model of this name, loaded if it is not."""
-        bundle, colon, person = name.partition(":")
-        guidance = self._people.get(person) if colon else None
-        if bundle not in self._manifests or (colon and guidance is None):
+        if name not in self._named:
             raise unknown_model(name)
+        bundle, person = self._named[name]
         generator = await self._load(bundle)
-        return ServedModel(bundle, generator, guidance, person if colon else None, created=self._created)
+        return ServedModel(bundle, generator, self._guidance_of(person), person, created=self._created)
 
     def describe(self) -> list[dict[str, Any]]:
         """The entries of GET /v1/models."""
-        entries = []
-        for name, manifest in self._manifests.items():
-            people = {f"{name}:{person}": guidance for person, guidance in self._people.items()}
-            for id, guidance in {name: None, **people}.items():
-                entries.append(describe_model(id, manifest, guidance, self._created))
-        return entries
+        return [
+            describe_model(id, self._manifests[bundle], self._guidance_of(person), self._created)
+            for id, (bundle, person) in self._named.items()
+        ]
+
+    def _guidance_of(self, person: str | None) -> Guidance | None:
+        return None if person is None else self._people[person]
 
     def served(self) -> list[ServedModel]:
         """None: each may be forgotten."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pad_rt.api.error import ApiError
 from pad_rt.api.guidance import Guidance
 from pad_rt.api.people import read_people
+from pad_rt.api.reply import fingerprint_of
 from pad_rt.generator import Generator
 from pad_rt.hub import bundle_name
 from pad_rt.serve.settings import ServeSettings
@@ -46,7 +47,7 @@ class ServedModel:
     @cached_property
     def fingerprint(self) -> str:
         """Tells this bundle from every other."""
-        return f"fp_{self.generator.manifest.digest[:16]}"
+        return fingerprint_of(self.generator.manifest)
 
     def describe(self) -> dict[str, Any]:
         """The entry of GET /v1/models."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pad_rt.serve.fleet import FleetOptions, application, read_arguments
+from pad_rt.api.error import ApiError
+from pad_rt.serve.fleet import FleetOptions, MultiplexedModels, application, read_arguments
+from pad_rt.serve.settings import ServeSettings
 from pad_runtime.errors import BundleError, OptionError
 from tests.fleet.conftest import Bundles
 from tests.support.error_checks import refused
@@ -49,3 +52,24 @@ def test_what_is_wrong_is_named(arguments: dict[str, Any], given: str, expected:
 def test_a_bundle_that_is_none(tmp_path: Path, bundles: Bundles) -> None:
     with refused(BundleError, given="no bundle at", expected="a folder"):
         application({"bundles": [str(bundles.folders["sunny"]), str(tmp_path / "absent")]})
+
+
+def test_every_model_that_is_listed_is_there(tmp_path: Path, bundles: Bundles) -> None:
+    people = tmp_path / "people.json"
+    people.write_text('{"anna": {"weights": {"cheerful": 1.0}}, "ben": {"beta": 2}}')
+    loaded = []
+
+    async def load(name: str) -> Any:
+        loaded.append(name)
+
+    folders = {"sunny": bundles.folders["sunny"], "a:b": bundles.folders["cloudy"]}
+    models = MultiplexedModels(ServeSettings(people=people), folders, load)
+    ids = [entry["id"] for entry in models.describe()]
+    assert ids == ["sunny", "sunny:anna", "sunny:ben", "a:b", "a:b:anna", "a:b:ben"]
+    found = [asyncio.run(models.get(id)) for id in ids]
+    assert [model.id for model in found] == ids
+    assert [model.guidance and model.guidance.beta for model in found] == [None, None, 2] * 2
+    assert loaded == ["sunny"] * 3 + ["a:b"] * 3
+    for missing in ("", "sunny:", "sunny:carl", "a", "a:anna", ":anna"):
+        with pytest.raises(ApiError, match="does not exist"):
+            asyncio.run(models.get(missing))

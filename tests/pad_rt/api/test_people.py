@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_names_that_no_model_can_have(tmp_path: Path, name: str) -> None:
         ({"weights": {"kind": "much"}}, "'anna': pad.weights.kind"),
         ({"wieghts": {"kind": 1}}, "pad.wieghts"),
         ({"preference": " "}, "'anna': an empty preference"),
+        ({"beta": math.inf}, "'anna': beta=inf"),
         ([], "pad of type array"),
     ],
 )

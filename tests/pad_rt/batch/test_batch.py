@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +103,8 @@ def test_each_reply_is_what_the_generator_gives(bundle: Path, tmp_path: Path, ge
         alone(EncodedPrompt(generator.encode(text)), None) for text in ("the cook", "a")
     ]
     assert alone("egg 4", -2.0) != alone("egg 4", 2.0), "the preference matters"
+    fingerprints = {result["response"]["body"]["system_fingerprint"] for result in results.values()}
+    assert fingerprints == {f"fp_{generator.manifest.digest[:16]}"}, "as of the server's replies"
     request_ids = {result["response"]["request_id"] for result in results.values()}
     assert len(request_ids) == 9
     assert all(result["response"]["body"]["usage"]["completion_tokens"] for result in results.values())
@@ -212,6 +217,28 @@ def test_ctrl_c_loses_nothing_that_was_done(bundle: Path, tmp_path: Path) -> Non
     assert all(reply_of(result) for result in results.values())
 
 
+def test_two_runs_at_once_do_not_answer_a_line_twice(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = write_lines(tmp_path / "in.jsonl", [chat(0)]), tmp_path / "out.jsonl"
+    ids = read_ids(source)
+    first = Results(output, ids)
+    assert run(bundle, source, output) == 2
+    expected = f"pad: error: {output} is being written by another process; wait for it, or name another file with -o"
+    assert error_line(capsys.readouterr().err, "pad") == expected
+    first.close()
+    assert run(bundle, source, output) == 0
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    for missing in (None, SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4)):  # as on Windows, and on network disks
+        monkeypatch.setattr("pad_rt.batch.results.fcntl", missing)
+        results = Results(output, ids)
+        assert results.done == set(ids)
+        results.close()
+
+
 # -- files that are none ----------------------------------------------------------------------------------------------
 
 
@@ -223,6 +250,8 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
     empty.write_text("\n \n")
     foreign.write_text("do not lose this\n")
     torn.write_text("do not lose this")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     other = write_lines(tmp_path / "other.jsonl", [chat(9)])
     assert run(bundle, other, tmp_path / "other.out") == 0
     capsys.readouterr()
@@ -236,6 +265,9 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
         ((bundle, source, foreign), "notes.txt holds no result of this input in line 1"),
         ((bundle, source, torn), "torn holds no result of this input in line 1"),
         ((bundle, source, tmp_path / "other.out"), "holds no result of this input in line 1"),
+        ((bundle, source, tmp_path / "other.out"), "if it is the result of a line that was changed, delete it"),
+        ((bundle, source, pipe), "pipe is no regular file; expected a new file"),
+        ((bundle, pipe, output), "pipe is no regular file; expected one of requests, which is read twice"),
         ((bundle, source, output, "--people", str(tmp_path / "absent")), "cannot be read: No such file"),
         ((bundle, source, output, "--device", "tpu"), "device 'tpu'"),
     ]
@@ -361,6 +393,20 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
             f"pad: {bars[0]}2 of 4 lines done, 1 of them refused, 0 tokens/s{end}"
             f"pad: {bars[1]}3 of 4 lines done, 1 of them refused, 1 tokens/s\n"
         )
+
+
+def test_a_shorter_bar_covers_the_longer_one_before(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.monotonic", iter([0, 1, 1, 1.1]).__next__)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = Progress(2, 1)
+    progress.count({"response": {"status_code": 200, "body": {"usage": {"completion_tokens": 1000}}}})
+    progress.show()
+    progress.close()
+    long, short = capsys.readouterr().err.split("\r")
+    assert long.endswith(" 1000 tokens/s")
+    assert short.endswith(" 909 tokens/s \n")
 
 
 def test_quiet_prints_nothing(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,24 @@ def test_other_folders_are_left_alone(hub: FakeHub, tmp_path: Path) -> None:
     assert not hub.requests
 
 
+@pytest.mark.parametrize("has_bundle", [False, True])
+def test_a_home_keeps_its_cache_and_its_token(hub: FakeHub, bundle: Path, tmp_path: Path, *, has_bundle: bool) -> None:
+    home = tmp_path / "user"
+    cache = home / ".cache" / "huggingface"
+    cache.mkdir(parents=True)
+    (cache / "token").write_text("mine")
+    (home / "thesis.txt").write_text("mine")
+    if has_bundle:
+        shutil.copytree(bundle, home, dirs_exist_ok=True)
+    ended = hub.run(cache, "pad", "pull", NAME, "-o", str(home))
+    assert ended.returncode == (0 if has_bundle else 2)
+    assert has_bundle or "exists and is not a bundle" in error_line(ended.stderr, "pad")
+    assert (cache / "token").read_text() == "mine"
+    assert (home / "thesis.txt").read_text() == "mine"
+    assert (cache / "hub").exists() == has_bundle
+    assert not (cache / "download").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -102,6 +102,8 @@ def test_errors_are_those_of_the_official_client(client: openai.OpenAI) -> None:
 
 def test_paths_methods_and_types(server: LiveServer) -> None:
     error_of(server.get("/v1/nothing"), 404, "not_found")
+    error_of(server.get("/health/"), 404, "not_found")
+    error_of(server.post(CHAT + "/", BODY), 404, "not_found")
     error_of(server.get(CHAT), 405, "method_not_allowed")
     assert server.get(CHAT).headers["allow"] == "POST"
     error_of(server.post("/v1/models", {}), 405, "method_not_allowed")
