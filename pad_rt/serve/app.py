@@ -19,6 +19,7 @@ from pad_rt.api.error import ApiError
 from pad_rt.api.json_text import write
 from pad_rt.serve import guards
 from pad_rt.serve.completions import Completions, note
+from pad_rt.serve.line_writer import LineWriter
 from pad_rt.serve.logs import RequestLog, record_of
 from pad_rt.serve.metrics import Metrics
 from pad_rt.serve.models import LoadedModels, Models, unknown_model
@@ -40,7 +41,7 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
         OptionError: the file of people cannot be read, or two bundles have one name.
     """
     served: Models = LoadedModels.of(settings) if models is None else models
-    readiness, metrics = Readiness(), Metrics()
+    readiness, metrics, lines = Readiness(), Metrics(), LineWriter()
 
     async def load() -> None:
         await served.open()
@@ -63,10 +64,11 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
             with suppress(asyncio.CancelledError):
                 await loading
             await asyncio.to_thread(served.close)
+            await asyncio.to_thread(lines.close)
 
     app = Starlette(
         routes=_routes(settings, served, metrics),
-        middleware=guards.middleware(settings, readiness, metrics, RequestLog(settings)),
+        middleware=guards.middleware(settings, readiness, metrics, RequestLog(settings, lines)),
         exception_handlers={ApiError: _tell, HTTPException: _tell_http},
         lifespan=lifespan,
     )

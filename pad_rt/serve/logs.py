@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import traceback
 from collections.abc import MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from pad_rt.result import FinishReason, Timing, Usage
+from pad_rt.serve.line_writer import LineWriter
 from pad_rt.serve.settings import ServeSettings
 
 CLIENT_LEFT = 499  # nginx's status of a request whose client went away
@@ -60,18 +59,16 @@ class RequestLog:
 
     Args:
         settings: whether prompts, replies and tracebacks are logged.
-        stream: where to; None: stderr.
+        lines: takes them.
     """
 
-    def __init__(self, settings: ServeSettings, stream: TextIO | None = None) -> None:
+    def __init__(self, settings: ServeSettings, lines: LineWriter | TextIO) -> None:
         self._log_prompts = settings.log_prompts
-        self._stream = stream
+        self._lines = lines
 
     def write(self, record: RequestRecord) -> None:
-        """Write the line of a request that ended. A stream that cannot be written loses it."""
-        line = json.dumps(self._line(record), default=str)
-        with suppress(OSError, ValueError):  # ValueError: closed
-            print(line, file=self._stream or sys.stderr, flush=True)
+        """Write the line of a request that ended."""
+        self._lines.write(json.dumps(self._line(record), default=str) + "\n")
 
     def _line(self, record: RequestRecord) -> dict[str, object]:
         """The fields that are known."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import threading
 from datetime import datetime
 from typing import Any
 
 import pytest
 
 from pad_rt.result import Timing, Usage
+from pad_rt.serve.line_writer import LineWriter
 from pad_rt.serve.logs import RequestLog, RequestRecord
 from pad_rt.serve.settings import ServeSettings
 
@@ -86,13 +89,45 @@ def test_what_a_client_chose_is_cut() -> None:
     assert line["path"].startswith("/é\n")
 
 
+def test_a_reader_who_stalls_holds_up_nobody() -> None:
+    """A pipe takes 64 KiB; what comes beyond waits for the reader."""
+    reading, writing = os.pipe()
+    lines = LineWriter(writing)
+    expected = [f"{number:01000d}\n" for number in range(300)]
+    for line in expected:
+        lines.write(line)
+    with os.fdopen(reading, encoding="ascii") as reader:
+        assert [reader.readline() for _ in expected] == expected
+        lines.close()
+        os.close(writing)
+        assert reader.read() == ""
+
+
+def test_lines_beyond_those_that_may_wait_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pad_rt.serve.line_writer._MAX_WAITING", 10)
+    reading, writing = os.pipe()
+    lines = LineWriter(writing)
+    for _ in range(1000):
+        lines.write("x" * 999 + "\n")
+    found = list[str]()
+
+    def read() -> None:
+        with os.fdopen(reading, encoding="ascii") as file:
+            found.extend(file)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    lines.close(60)
+    os.close(writing)
+    reader.join()
+    assert 10 <= len(found) < 1000
+    assert set(found) == {"x" * 999 + "\n"}
+
+
 def test_a_log_that_cannot_be_written_ends_nothing() -> None:
-    stream = io.StringIO()
-    stream.close()
-    RequestLog(ServeSettings(), stream).write(a_record())
-
-
-def test_stderr_is_looked_up_at_each_line(capsys: pytest.CaptureFixture[str]) -> None:
-    RequestLog(ServeSettings()).write(a_record(status=200))
-    out, err = capsys.readouterr()
-    assert (out, json.loads(err)["status"]) == ("", 200)
+    reading, writing = os.pipe()
+    os.close(reading)
+    lines = LineWriter(writing)
+    RequestLog(ServeSettings(), lines).write(a_record())
+    lines.close()
+    os.close(writing)
