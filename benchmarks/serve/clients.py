@@ -96,6 +96,8 @@ class Load:
             pause = chance.uniform(0.05, 0.5) if way == "slow" else 0.0
             answer = await connection.answer(pause=pause, cut_after=cut_after)
             self._count(way, answer)
+            if pause:
+                connection.cut()  # the server may have waited longer for a next request than it does
             if self._take(wish, way, answer, began):
                 connection.cut()  # it would be idle for long
                 async with self._checking:
