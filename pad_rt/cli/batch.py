@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pad_rt.cli.options import add_bundle
 from pad_runtime.command import with_extra
 from pad_runtime.devices.choice import DEVICES
 from pad_runtime.errors import OptionError
@@ -20,7 +21,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """The command and its options."""
     parser = commands.add_parser("batch", help="answer a file of requests in OpenAI's batch format", allow_abbrev=False)
     parser.set_defaults(run=run)
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder written by pad-export, or OWNER/NAME on the hub")
+    add_bundle(parser)
     parser.add_argument("input", metavar="IN.jsonl", type=Path, help="requests, one a line")
     parser.add_argument(
         "-o",

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 
+from pad_rt.cli.options import add_bundle
 from pad_rt.hub import find_bundle
 from pad_runtime.bundle.manifest import Manifest, PersRMInfo, read_manifest
 from pad_runtime.errors import OptionError
@@ -18,7 +19,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command and its options."""
     card = commands.add_parser("card", help="print a README.md for a bundle on the hub", allow_abbrev=False)
     card.set_defaults(run=run)
-    card.add_argument("bundle", metavar="BUNDLE", help="folder written by pad-export, or OWNER/NAME on the hub")
+    add_bundle(card)
     card.add_argument("--name", metavar="OWNER/NAME", required=True, help="repository that the bundle goes to")
     card.add_argument("--base-license", metavar="ID", required=True, help="the base's licence, such as apache-2.0")
     card.add_argument("--persrm-license", metavar="ID", help="the PersRMs' licence, where it is another")
