@@ -39,7 +39,6 @@ from benchmarks.quality.rows import trait_row
 from benchmarks.quality.run import Run
 from benchmarks.quality.scores import Scores
 from benchmarks.quality.sliders import front_row, slider_rows
-from benchmarks.quality.soundness import Soundness
 from benchmarks.quality.table import tables
 from benchmarks.quality.timings import ROUNDS, TOKENS, measure_timings
 from benchmarks.quality.traits import WORDINGS
@@ -99,7 +98,8 @@ def main() -> None:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
     run.fill(questions, run.missing(questions, prompts, arguments.only))
     started = time.perf_counter()
-    scores = Scores(run.store(questions), prompts, judges, Soundness())
+    soundness = run.soundness()
+    scores = Scores(run.store(questions), prompts, judges, soundness)
     ready = [part for part in PARTS if not run.missing(questions, prompts, [part])]
     parts: dict[str, Any] = {}
     for part in ready:
@@ -141,6 +141,7 @@ def main() -> None:
         },
         "traits": {name: asdict(trait) for name, trait in design.traits.items()},
         "judges": {judge.name: {"feature": judge.feature, "check": judge.check} for judge in judges},
+        "soundness": asdict(soundness.margins),
         "random_reward": {
             "seed": RANDOM_SEED,
             "scales": {name: rounded(asdict(scale), 4) for name, scale in run.scales.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from benchmarks.quality.bundles import RANDOM_SEED, base_mark, ensure_bundle, en
 from benchmarks.quality.design import Design
 from benchmarks.quality.generation import Job, fill
 from benchmarks.quality.methods import BASE, RANDOM, Cell
-from benchmarks.quality.prompts import read_prompts
+from benchmarks.quality.prompts import read_prompts, read_unpaired
 from benchmarks.quality.random_reward import factors, write_random_persrm
 from benchmarks.quality.replies import ReplyStore, is_complete
+from benchmarks.quality.soundness import Soundness
 from benchmarks.quality.traits import load_traits, read_features
 from demo.smollm2 import find_smollm2
 from pad_runtime.bundle.manifest import read_manifest
 
 NUM_CALIBRATION = 24  # questions, each with a random direction of its own
+NUM_SOUND = 40  # questions of the training list, to which the base's samples tell how much two sound replies differ
 
 
 class Run:
@@ -85,6 +88,18 @@ class Run:
         )
         if cells:
             fill(job, cells, workers=self._arguments.workers)
+
+    def soundness(self) -> Soundness:
+        """The checks, by the base's samples to questions of the training list."""
+        prompts = read_unpaired(NUM_SOUND)
+        samples = [[self.design.base(cap, sample) for cap in self.design.caps] for sample in (1, 2)]
+        cells: dict[Cell, Sequence[str]] = dict.fromkeys(itertools.chain(*samples), prompts)
+        self.fill("training", self.incomplete("training", cells))
+        store = self.store("training")
+        one, another = (
+            [reply for cell in cells for reply in store.load(cell, prompts).replies[:NUM_SOUND]] for cells in samples
+        )
+        return Soundness.calibrate(one, another)
 
     def _folder(self, questions: str) -> Path:
         folder: Path = self._arguments.work / f"replies-{questions}"

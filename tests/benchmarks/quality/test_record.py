@@ -47,11 +47,14 @@ class CountingJudge:
 
 
 class Checks:
-    """A reply with "moon" in it does not keep to the question; one with "again" is not varied."""
+    """A reply with "moon" in it does not keep to the question; one with "again" repeats itself."""
+
+    def repeats(self, replies: Sequence[JudgedReply]) -> np.ndarray:
+        return np.array(["again" in reply.text for reply in replies])
 
     def checks(self, replies: Sequence[JudgedReply], base: Sequence[JudgedReply]) -> Any:
         assert all(reply.cut for reply in base)  # see `written`: greedy replies of the base
-        on_topic, varied = (np.array([word not in reply.text for reply in replies]) for word in ("moon", "again"))
+        on_topic, varied = np.array(["moon" not in reply.text for reply in replies]), ~self.repeats(replies)
         return SimpleNamespace(
             on_topic=on_topic, grammatical=np.ones_like(on_topic), varied=varied, sound=on_topic & varied
         )
@@ -207,7 +210,14 @@ def test_a_claim_holds_by_the_judge_that_gives_fewer() -> None:
             str(index): {"to_base": {"sound": [own]}, "to_prompted": {"sound": [told]}}
             for index, (own, told) in enumerate(zip(base, prompted, strict=True))
         }
-        return claim({"judges": judges, "repeats": [repeats], "base_repeats": [0.14], "perplexity_ratio": [perplexity]})
+        return claim(
+            {
+                "judges": judges,
+                "repeats": {"rule": [0.1], "mtld": [repeats]},
+                "base_repeats": {"rule": [0.1], "mtld": [0.14]},
+                "perplexity_ratio": [perplexity],
+            }
+        )
 
     assert row((0.71, 0.9), (0.9, 0.61), 0.16, 1.5).holds
     for fails in (
