@@ -96,6 +96,8 @@ def main() -> None:
     judges = [judge for judge in load_judges() if judge.feature in design.traits]
     for judge in judges:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
+    kin = run.kinship(judges)
+    print("kinship: " + ", ".join(f"{name} {estimate.value:.2f}" for name, estimate in kin.items()))
     run.fill(questions, run.missing(questions, prompts, arguments.only))
     started = time.perf_counter()
     soundness = run.soundness()
@@ -138,9 +140,11 @@ def main() -> None:
             "marks": run.marks,
             "interval": "95 %, percentile bootstrap over questions, seeds averaged within a question, 4000 resamples",
             "win_rate": "wins + ties / 2; an empty reply loses",
+            "kinship": "Spearman with the scorer of the feature's pairs, over samples of the base",
         },
         "traits": {name: asdict(trait) for name, trait in design.traits.items()},
         "judges": {judge.name: {"feature": judge.feature, "check": judge.check} for judge in judges},
+        "kinship": {name: estimate.rounded() for name, estimate in kin.items()},
         "soundness": asdict(soundness.margins),
         "random_reward": {
             "seed": RANDOM_SEED,

@@ -152,7 +152,7 @@ def slider(rows: Rows) -> Figure:
     for axes, feature in zip(panels, features, strict=False):
         row = next(row for row in rows if row["feature"] == feature)
         _intervals(axes, row["means"], row["weights"], "o-", BLUE, factor=1)
-        axes.set_title(f"{feature}\n", pad=6)
+        axes.set_title(f"{feature}\n", pad=12)
         axes.set_xticks([-1, 0, 1])
         judge = textwrap.fill(row["judge"], 34)
         axes.text(0.5, 1.02, judge, transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5)
