@@ -14,7 +14,7 @@ from benchmarks.quality.generation import Job, fill
 from benchmarks.quality.judges import Judge
 from benchmarks.quality.judges.kinship import kinship
 from benchmarks.quality.methods import BASE, RANDOM, Cell
-from benchmarks.quality.prompts import read_prompts, read_unpaired
+from benchmarks.quality.prompts import read_unpaired
 from benchmarks.quality.random_reward import factors, write_random_persrm
 from benchmarks.quality.replies import JudgedReply, ReplyStore, is_complete
 from benchmarks.quality.soundness import Soundness
@@ -24,8 +24,8 @@ from pad_runtime.bundle.manifest import read_manifest
 from pad_train.pairs.feature import read_features as pair_features
 from pad_train.pairs.scorer import load_scorer
 
-NUM_CALIBRATION = 24  # questions, each with a random direction of its own
-NUM_SAMPLED = 60  # questions of the training list; the base's samples tell how much two sound replies differ
+NUM_CALIBRATION = 24  # questions of the training list, each with a random direction of its own
+NUM_SAMPLED = 60  # of them; the base's samples tell how much two sound replies differ
 
 
 class Run:
@@ -49,7 +49,7 @@ class Run:
         self.bundles |= {BASE: self.bundles[first], RANDOM: self.bundles[first]}
         chat = read_manifest(self.bundles[first]).tokenizer.chat_template is not None
         self.design = Design(traits, tuple(persrms), arguments.beta, chat)
-        asked = [arguments.ask.replace("{x}", question) for question in read_prompts(NUM_CALIBRATION)]
+        asked = [arguments.ask.replace("{x}", question) for question in read_unpaired(NUM_CALIBRATION)]
         scales = work / f"scales-{first}.json"
         self.scales = ensure_scales(self.bundles[first], asked, list(traits), scales, self.marks[first])
         self.factors = factors(self.scales)
