@@ -95,23 +95,24 @@ class Run:
             fill(job, cells, workers=self._arguments.workers)
 
     def soundness(self) -> Soundness:
-        """The checks, calibrated on the base's samples."""
-        return Soundness.calibrate(*self.samples(self.design.caps))
+        """The checks, calibrated on the base's samples at every cap."""
+        one, another = (list(itertools.chain(*some)) for some in zip(*self.samples().values(), strict=True))
+        return Soundness.calibrate(one, another)
 
     def kinship(self, judges: Sequence[Judge]) -> dict[str, Estimate]:
         """Of judges and the scorers of the PersRM's pairs, over the base's samples at the lowest cap."""
         features = pair_features(self._arguments.wordings)
         sampled = {name: features[name].sampling for name in self.design.traits}
         scorers = {name: load_scorer(sampling.scorer) for name, sampling in sampled.items() if sampling}
-        return kinship(judges, scorers, list(itertools.chain(*self.samples(self.design.caps[:1]))))
+        return kinship(judges, scorers, list(itertools.chain(*self.samples()[self.design.caps[0]])))
 
-    def samples(self, caps: Sequence[int]) -> list[list[JudgedReply]]:
-        """Two samples of the base's reply to each of some questions of the training list, at each cap."""
+    def samples(self) -> dict[int, list[tuple[JudgedReply, ...]]]:
+        """By cap, two samples of the base's reply to each of some questions of the training list."""
         prompts = read_unpaired(NUM_SAMPLED)
-        cells = [[self.design.base(cap, sample) for cap in caps] for sample in (1, 2)]
-        self.fill("training", self.incomplete("training", dict.fromkeys(itertools.chain(*cells), prompts)))
+        cells = {cap: [self.design.base(cap, sample) for sample in (1, 2)] for cap in self.design.caps}
+        self.fill("training", self.incomplete("training", dict.fromkeys(itertools.chain(*cells.values()), prompts)))
         store = self.store("training")
-        return [[reply for cell in some for reply in store.load(cell, prompts).replies[:NUM_SAMPLED]] for some in cells]
+        return {cap: [store.load(cell, prompts).replies[:NUM_SAMPLED] for cell in some] for cap, some in cells.items()}
 
     def _folder(self, questions: str) -> Path:
         folder: Path = self._arguments.work / f"replies-{questions}"
