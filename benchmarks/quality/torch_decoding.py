@@ -11,6 +11,8 @@ from transformers import DynamicCache
 from pad_export.read.cache_argument import cache_argument
 from pad_train.train.backbone import Backbone
 
+NEAR = 8  # tokens with the highest rounded logits, among which the highest exact one is looked for
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -80,3 +82,20 @@ def decode(
     rows: list[list[int]] = tokens.tolist()
     ends = [row.index(eos_id) if eos_id in row else None for row in rows]
     return [Decoded(tuple(row[:end]), end is None) for row, end in zip(rows, ends, strict=True)]
+
+
+class Greedy:
+    """Chooses the model's likeliest token.
+
+    Args:
+        backbone: as it is when called: with changed weights or hooks, a changed model.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone, self._read = backbone, Reader(backbone)
+
+    def __call__(self, inputs: Inputs) -> torch.Tensor:
+        hidden = self._read(inputs)
+        near = self._backbone.logits(hidden).topk(NEAR).indices
+        exact = self._backbone.candidate_logits(hidden, near)  # the weights' own type may round logits to ties
+        return near.gather(1, exact.argmax(-1, keepdim=True))[:, 0]

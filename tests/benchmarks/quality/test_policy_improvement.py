@@ -106,12 +106,6 @@ def test_a_smaller_cap_gives_the_first_tokens_of_a_larger_one(model: RewardModel
         assert cut.perplexity == pytest.approx(other.reply.perplexity, rel=1e-4)
 
 
-def test_phi_of_a_reply_is_summed_over_its_tokens(model: RewardModel) -> None:
-    whole, first = (make_replies(model, ask(cap=cap), partial(LinearMix, beta=1.5), top_k=6)[0] for cap in (2, 1))
-    assert whole.phi.shape == (2,)
-    assert not torch.allclose(whole.phi, first.phi)
-
-
 # -- the best reading -------------------------------------------------------------------------------------------------
 
 

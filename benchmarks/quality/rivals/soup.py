@@ -1,0 +1,83 @@
+"""A soup: LoRAs that were trained for one feature each, added to the base's weights as the user weighs the features.
+
+Source: Rewarded soups (Rame et al. 2023, arXiv 2306.04488); Personalized Soups (Jang et al. 2023, arXiv 2310.11564).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pad_export.read.adapter import LowRank
+from pad_export.read.checkpoint import Checkpoint
+from pad_export.read.persrm import read_persrm
+from pad_train.options import TrainingOptions
+from pad_train.pairs.pair import Pair
+from pad_train.train.backbone import Backbone
+from pad_train.train.train import train_persrm
+
+Lora = Mapping[str, LowRank]  # change of each linear, by its name in the model
+IDENTITY_HEAD = replace(TrainingOptions(), epochs=1.0, head_lr=0.0, head_epochs=0.0)  # a soup adds trunks, not heads
+
+
+def pairs_of(pairs: Sequence[Pair], feature: str) -> list[Pair]:
+    """The pairs that are about one feature alone."""
+    return [pair for pair in pairs if list(pair.weights) == [feature] and pair.preference is None]
+
+
+def ensure_loras(
+    checkpoint: Checkpoint,
+    pairs: Sequence[Pair],
+    features: Sequence[str],
+    work: Path,
+    options: TrainingOptions = IDENTITY_HEAD,
+) -> dict[str, Lora]:
+    """One LoRA a feature, trained as a PersRM of that feature alone where it is not there yet."""
+    loras = {}
+    for feature in features:
+        folder = work / feature
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            own = pairs_of(pairs, feature)
+            print(f"training the LoRA of {feature} on {len(own)} pairs", flush=True)
+            name = f"soup-{feature}"
+            train_persrm(checkpoint, own, (feature,), folder, options, name=name, base_name=checkpoint.path.stem)
+        loras[feature] = read_lora(folder)
+    return loras
+
+
+def read_lora(folder: Path) -> Lora:
+    """The adapter of a PersRM that `ensure_loras` trained."""
+    adapter = read_persrm(folder).adapter
+    assert adapter is not None
+    return adapter.delta
+
+
+@contextmanager
+def stirred(backbone: Backbone, loras: Mapping[str, Lora], weights: Mapping[str, float]) -> Iterator[None]:
+    """W + sum_i w_i b_i a_i in the base's linears; afterwards the very weights that were there."""
+    modules = dict(backbone.model.named_modules())
+    names = sorted({name for feature in weights for name in loras[feature]})
+    kept = {name: modules[name].weight.data for name in names}
+    try:
+        for name, weight in kept.items():
+            change = torch.zeros(weight.shape)
+            for feature, wanted in weights.items():
+                low_rank = loras[feature].get(name)
+                if low_rank is not None:
+                    change += wanted * (low_rank.b @ low_rank.a)
+            modules[name].weight.data = (weight.float() + change).to(weight.dtype)
+        yield
+    finally:
+        for name, weight in kept.items():
+            modules[name].weight.data = weight
+
+
+def fingerprint_of(folders: Sequence[Path]) -> str:
+    """What decides a soup: how each LoRA was trained, and what came of it."""
+    return json.dumps([(folder / "training.json").read_text(encoding="utf-8") for folder in folders])
