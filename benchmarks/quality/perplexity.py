@@ -25,14 +25,16 @@ class BasePerplexity:
     Args:
         base: checkpoint of the base.
         bundle: whose tokenizer and chat template the prompts were encoded with.
+        ask: text that a question is put in, with a place {x}.
     """
 
-    def __init__(self, base: Path, bundle: Path) -> None:
-        self._model = load_model(open_checkpoint(base))
+    def __init__(self, base: Path, bundle: Path, ask: str) -> None:
+        self._model, self._ask = load_model(open_checkpoint(base)), ask
         info = read_manifest(bundle).tokenizer
-        bos, eos = info.bos_token, info.eos_token
-        assert info.chat_template is not None
-        template = ChatTemplate((bundle / info.chat_template).read_text(encoding="utf-8"), bos_token=bos, eos_token=eos)
+        bos, eos, template = info.bos_token, info.eos_token, None
+        if info.chat_template:
+            text = (bundle / info.chat_template).read_text(encoding="utf-8")
+            template = ChatTemplate(text, bos_token=bos, eos_token=eos)
         self._encoder = PromptEncoder(Tokenizer(bundle / info.file, bos_token=bos, eos_token=eos), template)
         self._read: dict[str, tuple[DynamicCache, torch.Tensor]] = {}  # prompts, as KV cache and last logits
 
@@ -54,7 +56,7 @@ class BasePerplexity:
         """One pass over a prompt serves all replies to it."""
         if prompt not in self._read:
             cache = DynamicCache()
-            ids = torch.tensor([self._encoder.encode(prompt)])
+            ids = torch.tensor([self._encoder.encode(self._ask.replace("{x}", prompt))])
             logits = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **cache_argument(cache)).logits
             self._read[prompt] = cache, logits[0]
         return self._read[prompt]

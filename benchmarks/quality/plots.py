@@ -1,8 +1,8 @@
-"""The record as plots."""
+"""The record as plots. The first judge's figures have filled markers, the second's hollow ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,165 +11,225 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.common.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, save
-from benchmarks.quality.methods import LABELS, MAIN
-from benchmarks.quality.table import primary, wanted
+from benchmarks.common.plots import BLUE, GREY, ORANGE, PURPLE, VERMILION, save
+from benchmarks.quality.claims import SOUND_TO_BASE
+from benchmarks.quality.methods import LABELS
+from benchmarks.quality.mixtures import ORDINALS
+from benchmarks.quality.traits import wanted
 
+Rows = Sequence[Mapping[str, Any]]
 _DIRECTIONS = ((1, "o", BLUE), (-1, "s", ORANGE))
-FEATURE_COLOURS = {"cheerful": VERMILION, "simple": BLUE, "concise": GREEN}
+_COLUMNS = 4  # features side by side
+_FACES = (None, "white")  # of markers, by judge
+_STYLES = {
+    "base": ("s", GREY),
+    "prompted": ("D", GREY),
+    "system": ("^", GREY),
+    "pad": ("o", VERMILION),
+    "pad_prompted": ("v", VERMILION),
+    "random": ("X", PURPLE),
+    "persrm": ("P", BLUE),
+}
 
 
-def draw(record: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw(record: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
     """Every plot that the record has the parts for."""
     parts = record["parts"]
-    makers: dict[str, tuple[tuple[str, ...], Callable[[], Figure]]] = {
-        "frontier": (("frontier", "timings"), lambda: frontier(parts["frontier"], parts["timings"])),
-        "win-rates": (("main",), lambda: win_rates(parts["main"])),
-        "beta": (("beta",), lambda: sweep(parts["beta"], "beta", "beta, strength of the reward")),
-        "k": (("k",), lambda: sweep(parts["k"], "top_k", "k, candidates that the base proposes")),
-        "slider": (("slider",), lambda: slider(parts["slider"])),
-        "distance": (("mixtures",), lambda: distance(parts["mixtures"]["rows"])),
+    methods = [*parts.get("main", ()), *parts.get("others", ())]
+    makers: dict[str, tuple[str, Callable[[], Figure]]] = {
+        "cost": ("main", lambda: cost(methods, parts["timings"])),
+        "win-rates": ("main", lambda: win_rates(methods)),
+        "beta": ("beta", lambda: sweep(parts["beta"], "beta", "beta, strength of the reward")),
+        "k": ("k", lambda: sweep(parts["k"], "top_k", "k, candidates that the base proposes")),
+        "mixtures": ("mixtures", lambda: mixtures(parts["mixtures"])),
+        "slider": ("slider", lambda: slider(parts["slider"])),
+        "front": ("front", lambda: front(parts["front"])),
     }
-    there = {f"quality-{name}": make for name, (needed, make) in makers.items() if all(map(parts.__contains__, needed))}
-    return save(there, folder)
+    return save({f"{name}-{kind}": make for kind, (part, make) in makers.items() if parts.get(part)}, folder)
 
 
-def frontier(rows: Sequence[Mapping[str, Any]], timings: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Alignment against time a token."""
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+def cost(rows: Rows, timings: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Sound wins, mean over users and judges, against time a token."""
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
-    rates: dict[str, Sequence[float]] = {row["method"]: row["rate"] for row in rows}
-    rates |= {"base": [0.5, 0.5, 0.5], "mixture_rows": rates["mixture"]}
-    labels: dict[str, str] = {
-        **{str(name): label for name, label in LABELS.items()},
-        "mixture": "PAD, mixtures in one row",
-        "mixture_rows": "PAD, mixtures, a row a trait",
-    }
-    styles = {
-        "base": ("s", GREY),
-        "prompted": ("D", GREY),
-        "system": ("^", GREY),
-        "pad": ("o", VERMILION),
-        "pad_words": ("^", VERMILION),
-        "pad_prompted": ("v", VERMILION),
-        "random": ("X", PURPLE),
-        "persrm": ("P", BLUE),
-        "mixture": ("o", GREEN),
-        "mixture_rows": ("^", GREEN),
-    }
-    handles = []
-    for name, (marker, colour) in styles.items():
-        time, rate = timings[name], rates[name]
-        x, y = time["p50"], 100 * rate[0]
-        errors_x, errors_y = _errors([time["p50"], time["p25"], time["p75"]]), 100 * _errors(rate)
-        axes.errorbar(x, y, xerr=errors_x, yerr=errors_y, fmt=marker, color=colour, ms=8, capsize=2, lw=1)
-        handles.append(Line2D([], [], color=colour, marker=marker, ms=8, ls="", label=labels[name]))
-    axes.axhline(50, color=GREY, lw=0.8, ls=":")
+    for method, (marker, colour) in _STYLES.items():
+        own = [row for row in rows if row["method"] == method]
+        if not own or method not in timings:
+            continue
+        time = timings[method]
+        rate = np.mean([judge["to_base"]["sound"][0] for row in own for judge in row["judges"].values()])
+        errors = _errors([time["p50"], time["p25"], time["p75"]])
+        label = LABELS[own[0]["method"]]
+        axes.errorbar(time["p50"], 100 * rate, xerr=errors, fmt=marker, color=colour, ms=8, capsize=2, label=label)
+    axes.axvline(timings["base"]["p50"], color=GREY, lw=0.8, ls=":")
     axes.set(
-        xlabel="ms a token, batch 1 (median, quartiles)",
-        ylabel="replies that suit the user better\nthan the base's, % (95 % interval)",
+        xlabel="ms a token, batch 1 (median, quartiles; dotted: the base)",
+        ylabel="sound wins over the base, %\n(mean over users and both judges)",
     )
-    axes.set_ylim(None, 101)
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
-def win_rates(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """By feature and method, both directions."""
-    features = list(dict.fromkeys(row["feature"] for row in rows))
-    figure = Figure(figsize=(8, 3.9), layout="constrained")
-    panels = figure.subplots(1, len(features), sharey=True, squeeze=False)[0]
-    for axes, feature in zip(panels, features, strict=True):
+def win_rates(rows: Rows) -> Figure:
+    """Sound wins over the base by feature and method, both directions and both judges."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    features = _features(rows)
+    figure, panels = _panels(len(features), height=0.3 * len(methods) + 1.3, sharey=True)
+    for axes, feature in zip(panels, features, strict=False):
         for weight, marker, colour in _DIRECTIONS:
             own = {row["method"]: row for row in rows if (row["feature"], row["weight"]) == (feature, weight)}
-            rates = [primary(own[method])["to_base"]["rate"] for method in MAIN]
-            errors = 100 * np.concatenate([_errors(rate) for rate in rates], axis=1)
-            y = np.arange(len(MAIN)) - 0.15 * weight
-            axes.errorbar(
-                [100 * rate[0] for rate in rates], y, xerr=errors, fmt=marker, color=colour, capsize=2, lw=1.2
-            )
-        axes.axvline(50, color=GREY, lw=0.8, ls=":")
-        axes.set(xlim=(-4, 104), xticks=(0, 25, 50, 75, 100), yticks=range(len(MAIN)))
-        axes.set_yticklabels([LABELS[method] for method in MAIN])
+            for judge, face in enumerate(_FACES):
+                rates = [_opinion(own[method], judge)["sound"] for method in methods]
+                y = np.arange(len(methods)) - 0.22 * weight + 0.14 * judge
+                _intervals(axes, rates, y, marker, colour, face, sideways=True)
+        axes.axvline(100 * SOUND_TO_BASE, color=GREY, lw=0.8, ls=":")
+        axes.set(xlim=(-4, 104), xticks=(0, 50, 100), yticks=range(len(methods)))
+        axes.set_yticklabels([LABELS[method] for method in methods])
         _name_directions(axes, feature)
     panels[0].invert_yaxis()
-    figure.supxlabel("win rate against the base, % (ties half; 95 % interval)", fontsize=11)
+    figure.supxlabel("sound wins over the base, % (filled: first judge, hollow: second; 95 % intervals)", fontsize=11)
     return figure
 
 
-def sweep(rows: Sequence[Mapping[str, Any]], key: str, label: str) -> Figure:
-    """Win rate and perplexity along one setting, a column for each feature."""
-    features = list(dict.fromkeys(row["feature"] for row in rows))
-    values, linear = sorted({row[key] for row in rows}), key == "beta"  # k doubles from one value to the next
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    panels = figure.subplots(2, len(features), sharex=True, sharey="row", squeeze=False)
-    for column, feature in enumerate(features):
-        upper, lower = panels[:, column]
+def sweep(rows: Rows, key: str, label: str) -> Figure:
+    """Sound wins by the first judge and perplexity along one setting."""
+    features = _features(rows)
+    values = sorted({row[key] for row in rows})
+    count = -(-len(features) // _COLUMNS)
+    figure = Figure(figsize=(8, 3.6 * count + 0.4), layout="constrained")
+    panels = figure.subplots(2 * count, min(_COLUMNS, len(features)), sharex=True, sharey="row", squeeze=False)
+    for index, feature in enumerate(features):
+        upper, lower = panels[2 * (index // _COLUMNS) : 2 * (index // _COLUMNS) + 2, index % _COLUMNS]
         for weight, marker, colour in _DIRECTIONS:
             own = [row for row in rows if (row["feature"], row["weight"]) == (feature, weight)]
-            x = np.array([row[key] for row in own], dtype=float) if linear else np.arange(len(own))
-            x = x + 0.03 * (-1 if weight > 0 else 1)  # side by side: neither interval hides the other
-            rates, texture = [primary(row)["to_base"]["rate"] for row in own], [row["perplexity_ratio"] for row in own]
-            for axes, estimates, factor in ((upper, rates, 100), (lower, texture, 1)):
-                errors = factor * np.concatenate([_errors(estimate) for estimate in estimates], axis=1)
-                y = [factor * estimate[0] for estimate in estimates]
-                axes.errorbar(x, y, yerr=errors, fmt=f"{marker}-", color=colour, ms=5, lw=1.3, capsize=2)
-        upper.axhline(50, color=GREY, lw=0.8, ls=":")
+            guided = [row for row in own if row["method"] != "base"]
+            at = [values.index(row[key]) - 0.06 * weight for row in guided]
+            _intervals(upper, [_opinion(row, 0)["sound"] for row in guided], at, f"{marker}-", colour)
+            _intervals(lower, [row["perplexity_ratio"] for row in guided], at, f"{marker}-", colour, factor=1)
+        upper.axhline(100 * SOUND_TO_BASE, color=GREY, lw=0.8, ls=":")
+        upper.set(ylim=(-4, 104), yticks=(0, 50, 100), ylabel="sound wins, %" if index % _COLUMNS == 0 else "")
         lower.axhline(1, color=GREY, lw=0.8, ls=":")
-        if linear:
-            lower.set_xticks([0, 0.5, 1, 1.5, 2], ["0", "0.5", "1", "1.5", "2"])
-        else:
-            lower.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        lower.set(yscale="log", ylabel="perplexity / base" if index % _COLUMNS == 0 else "")
+        lower.set_yticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"])
+        lower.minorticks_off()
+        lower.set_xticks(range(len(values)), [f"{value:g}" for value in values], fontsize=9)
         _name_directions(upper, feature)
-    panels[0, 0].set(ylabel="win rate against\nthe base, %", ylim=(-4, 104), yticks=(0, 25, 50, 75, 100))
-    lower = panels[1, 0]
-    lower.set(ylabel="perplexity over\nthe base's own (log)", yscale="log")
-    low, high = lower.get_ylim()
-    ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 20, 50, 100) if low <= tick <= high]
-    lower.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    lower.minorticks_off()
-    figure.supxlabel(f"{label} (95 % intervals)", fontsize=11)
+    for index in range(len(features), count * panels.shape[1]):
+        _hide(panels[2 * (index // _COLUMNS) : 2 * (index // _COLUMNS) + 2, index % _COLUMNS])
+    figure.supxlabel(f"{label} (first judge; 95 % intervals)", fontsize=11)
     return figure
 
 
-def slider(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The judge's mean along the weight."""
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
-        errors = np.concatenate([_errors(mean) for mean in row["means"]], axis=1)
-        means = [mean[0] for mean in row["means"]]
-        axes.errorbar(
-            row["weights"], means, yerr=errors, fmt="o-", color=FEATURE_COLOURS.get(row["feature"], GREY), capsize=3
-        )
-        axes.set(title=row["feature"], ylabel=row["judge"], xticks=row["weights"])
-    figure.supxlabel("weight w of the feature (0: the base; mean over prompts, 95 % interval)", fontsize=11)
+def mixtures(rows: Rows) -> Figure:
+    """Joint wins, sound or not, and the rate of each wanted trait."""
+    figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    for judge, (ordinal, face) in enumerate(zip(ORDINALS, _FACES, strict=True)):
+        y = np.arange(len(rows)) + 0.2 * judge - 0.1
+        _intervals(axes, [row[ordinal]["joint"] for row in rows], y, "o", VERMILION, face, sideways=True)
+        for index, row in enumerate(rows):
+            each = [100 * rate[0] for rate in row[ordinal]["each"].values()]
+            axes.plot(each, [y[index]] * len(each), "|", color=BLUE, ms=9, mew=1.6)
+    axes.axvline(25, color=GREY, lw=0.8, ls=":")
+    axes.set(xlim=(-2, 102), yticks=range(len(rows)), xlabel="wins over the base at equal words, % (95 % intervals)")
+    axes.set_yticklabels([" and ".join(row["wanted"]) for row in rows])
+    axes.invert_yaxis()
+    handles = [
+        Line2D([], [], color=VERMILION, marker="o", ls="", label="both traits, first judges"),
+        Line2D([], [], color=VERMILION, marker="o", mfc="white", ls="", label="second judges"),
+        Line2D([], [], color=BLUE, marker="|", ms=9, mew=1.6, ls="", label="each trait"),
+        Line2D([], [], color=GREY, lw=0.8, ls=":", label="both by chance"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
-def distance(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and regret against the distance to the nearest trained weights."""
-    figure = Figure(figsize=(8, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    groups = (
-        ("trained: one trait in full", "o", GREY, [row for row in rows if row["distance"] == 0]),
-        ("one trait by half", "s", ORANGE, [row for row in rows if row["kind"] == "slider" and row["distance"]]),
-        ("several traits", "^", BLUE, [row for row in rows if row["kind"] == "mixture"]),
-    )
-    for label, marker, colour, own in groups:
-        x = [row["distance"] + 0.012 * (index - len(own) / 2) for index, row in enumerate(own)]
-        for axes, key, factor in ((left, "loss", 100), (right, "regret", 1)):
-            if own:
-                errors = factor * np.concatenate([_errors(row[key]) for row in own], axis=1)
-                y = [factor * row[key][0] for row in own]
-                axes.errorbar(x, y, yerr=errors, fmt=marker, color=colour, ms=6, capsize=2, lw=1, label=label)
-    left.set_ylabel("loss: 1 - win rate by the user's utility, %")
-    left.axhline(50, color=GREY, lw=0.8, ls=":")
-    right.set_ylabel("regret to the best trained weights, sd")
-    for axes in (left, right):
-        axes.set_xlabel("distance of w to the nearest trained w")
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+def slider(rows: Rows) -> Figure:
+    """The first judge's mean along the weight."""
+    features = _features(rows)
+    figure, panels = _panels(len(features), height=2.3)
+    for axes, feature in zip(panels, features, strict=False):
+        row = next(row for row in rows if row["feature"] == feature)
+        _intervals(axes, row["means"], row["weights"], "o-", BLUE, factor=1)
+        axes.set_title(feature, pad=14)
+        axes.set_xticks([-1, 0, 1])
+        axes.text(0.5, 1.02, row["judge"], transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5)
+    figure.supxlabel("weight w of the feature (0: the base; first judge's mean, 95 % interval)", fontsize=11)
     return figure
+
+
+def front(rows: Rows) -> Figure:
+    """The grid of two sliders, by the first judges and by the second."""
+    figure = Figure(figsize=(8, 3.7 * len(rows) + 0.5), layout="constrained")
+    for panels, row in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
+        for axes, ordinal in zip(panels, ORDINALS, strict=True):
+            own = row[ordinal]
+            grid = {tuple(point["weights"]): point["means"] for point in own["pad"]["points"]}
+            steps = sorted({weights[0] for weights in grid})
+            for step in steps:
+                for line in ([(step, other) for other in steps], [(other, step) for other in steps]):
+                    axes.plot(*zip(*(grid[weights] for weights in line), strict=True), color=VERMILION, lw=0.6)
+            for group, (marker, colour) in {
+                "pad": ("o", VERMILION),
+                "prompted": ("D", GREY),
+                "random": ("X", PURPLE),
+            }.items():
+                x, y = zip(*(point["means"] for point in own[group]["points"]), strict=True)
+                axes.plot(x, y, marker, color=colour, ms=4)
+            axes.plot(0, 0, "s", color="black", ms=6)
+            axes.set(xlabel=f"{row['features'][0]}, sd", ylabel=f"{row['features'][1]}, sd")
+            axes.set_title(" and ".join(own["judges"]), fontsize=8)
+    handles = [
+        Line2D([], [], color=VERMILION, marker="o", ms=4, lw=0.6, label="PAD, 5 x 5 weights"),
+        Line2D([], [], color=GREY, marker="D", ms=4, ls="", label="base, prompted"),
+        Line2D([], [], color=PURPLE, marker="X", ms=4, ls="", label="random reward"),
+        Line2D([], [], color="black", marker="s", ms=6, ls="", label="base"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def _features(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["feature"] for row in rows))
+
+
+def _panels(number: int, *, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each feature, a few side by side."""
+    count = -(-number // _COLUMNS)
+    figure = Figure(figsize=(8, height * count + 0.4), layout="constrained")
+    panels = list(figure.subplots(count, min(_COLUMNS, number), sharey=sharey, squeeze=False).flat)
+    _hide(panels[number:])
+    return figure, panels
+
+
+def _hide(panels: Iterable[Axes]) -> None:
+    for axes in panels:
+        axes.set_axis_off()
+
+
+def _opinion(row: Mapping[str, Any], judge: int) -> Mapping[str, Any]:
+    """How a row does against the base, by the first judge or the second."""
+    opinion: Mapping[str, Any] = list(row["judges"].values())[judge]["to_base"]
+    return opinion
+
+
+def _intervals(
+    axes: Axes,
+    estimates: Sequence[Sequence[float]],
+    at: Sequence[float] | np.ndarray,
+    style: str,
+    colour: str,
+    face: str | None = None,
+    *,
+    factor: float = 100,
+    sideways: bool = False,
+) -> None:
+    """Values with their intervals, in percent unless told otherwise."""
+    values = [factor * estimate[0] for estimate in estimates]
+    errors = factor * np.concatenate([_errors(estimate) for estimate in estimates], axis=1)
+    x, y = (values, at) if sideways else (at, values)
+    across, along = (errors, None) if sideways else (None, errors)
+    axes.errorbar(x, y, xerr=across, yerr=along, fmt=style, color=colour, mfc=face or colour, ms=4.5, lw=1.1, capsize=2)
 
 
 def _name_directions(axes: Axes, feature: str) -> None:
@@ -185,8 +245,9 @@ def _name_directions(axes: Axes, feature: str) -> None:
         ncols=2,
         frameon=False,
         handletextpad=0.0,
-        columnspacing=0.8,
+        columnspacing=0.6,
         borderpad=0,
+        fontsize=9,
     )
 
 

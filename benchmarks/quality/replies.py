@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from benchmarks.common.records import write_record
 from benchmarks.quality.methods import Cell
 
-_MARKUP = re.compile(r"^\s*(?:#{1,6}\s+|>\s+|[-*+•]\s+|\d{1,2}[.)]\s+)+|[*_`]{1,3}(?=\S)|(?<=\S)[*_`]{1,3}")
+_MARKER = re.compile(r"^\s*(?:#{1,6}\s+|>\s+|[-*+•]\s+|\d{1,2}[.)]\s+)+")
+_MARKUP = re.compile(rf"{_MARKER.pattern}|[*_`]{{1,3}}(?=\S)|(?<=\S)[*_`]{{1,3}}")
 _ENDED = re.compile(r"[.!?][\"')\]]*$")
 _SENTENCE = re.compile(r".*[.!?][\"')\]]*(?=\s|$)", re.DOTALL)
 
@@ -54,9 +55,16 @@ class JudgedReply:
         return whole[0] if whole else self.plain
 
     def first_words(self, num_words: int) -> JudgedReply:
-        """The reply cut to so many words."""
-        words = self.plain.split()
-        return replace(self, text=" ".join(words[:num_words]), cut=self.cut or len(words) > num_words)
+        """The reply cut to so many words of `plain`; lines and their markers stay as they are."""
+        lines, left = [], num_words
+        for line in self.text.strip().splitlines():
+            words = _MARKUP.sub("", line).split() if re.search(r"\w", line) else []
+            if words and not left:
+                break
+            marker = _MARKER.match(line) if words else None
+            lines.append((marker[0] if marker else "") + " ".join(words[:left]))
+            left -= min(left, len(words))
+        return replace(self, text="\n".join(lines), cut=self.cut or len(self.plain.split()) > num_words)
 
 
 @dataclass(frozen=True)
@@ -79,12 +87,12 @@ class ReplyStore:
 
     Args:
         folder: made when first written to.
-        fingerprint: of whatever else decides what a cell's replies are: base, PersRM, versions. A file written under
-            another one does not count.
+        marks: by `Cell.persrm`, fingerprint of whatever else decides what a cell's replies are: base, PersRM, versions.
+            A file written under another one does not count.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder, self.fingerprint = folder, fingerprint
+    def __init__(self, folder: Path, marks: Mapping[str, str]) -> None:
+        self._folder, self._marks = folder, marks
 
     def load(self, cell: Cell, prompts: Sequence[str]) -> ReplyFile:
         """What there is, in the order of the prompts; where all of them are answered, more may follow."""
@@ -108,10 +116,10 @@ class ReplyStore:
         write_record(self._path(cell), {"settings": self._settings(cell), **times, "replies": replies})
 
     def _settings(self, cell: Cell) -> dict[str, Any]:
-        return json.loads(json.dumps({**asdict(cell), "fingerprint": self.fingerprint}))  # type: ignore[no-any-return]
+        return json.loads(json.dumps({**asdict(cell), "mark": self._marks[cell.persrm]}))  # type: ignore[no-any-return]
 
     def _path(self, cell: Cell) -> Path:
-        return self.folder / f"{cell.slug}.json"
+        return self._folder / f"{cell.slug}.json"
 
 
 def complete(

@@ -1,25 +1,21 @@
-"""The record as Markdown tables."""
+"""The record as Markdown tables. Two judges' figures stand side by side, the first one's before the slash."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
 from typing import Any
 
 from benchmarks.common.records import markdown
+from benchmarks.quality.claims import MORE_REPEATS, PERPLEXITY, SOUND_TO_BASE, SOUND_TO_PROMPTED, claims
 from benchmarks.quality.methods import LABELS
+from benchmarks.quality.mixtures import ORDINALS
+from benchmarks.quality.traits import wanted
 
-WANTED = {
-    ("cheerful", 1): "cheerful",
-    ("cheerful", -1): "critical",
-    ("simple", 1): "simple",
-    ("simple", -1): "academic",
-    ("concise", 1): "concise",
-    ("concise", -1): "detailed",
-}
+Rows = Sequence[Mapping[str, Any]]
 _HEAD = (
-    "wanted", "method", "judge (base)", "win rate, %", "win / lose", "equal words", "vs prompted", "distinct-2",
-    "repeats itself, % (base)", "perplexity", "tokens (cut by the cap, %)",
+    "wanted", "method", "win over base, %", "at equal words", "sound win, %", "win over prompted base, %",
+    "at equal words", "sound win, %", "on topic / grammatical / varied, %", "repeats itself, % (base)",
+    "perplexity / base", "tokens (base)",
 )  # fmt: skip
 
 
@@ -27,41 +23,87 @@ def tables(record: Mapping[str, Any]) -> str:
     """All parts that the record has."""
     parts = record["parts"]
     titled: list[tuple[str, Callable[[Any], str], str]] = [
-        ("Methods", main_table, "main"),
-        ("Preferences in words", words_table, "words"),
+        ("Claims", claims_table, "main"),
+        ("Methods", rows_table, "main"),
+        ("Sampled", rows_table, "sampled"),
+        ("More methods", rows_table, "others"),
         ("Strength beta", lambda rows: sweep_table(rows, "beta"), "beta"),
         ("Candidates k", lambda rows: sweep_table(rows, "top_k"), "k"),
-        ("Slider", slider_table, "slider"),
+        ("Penalties", lambda rows: sweep_table(rows, "penalties"), "penalties"),
+        ("With the penalty", rows_table, "penalized"),
         ("Mixtures", mixture_table, "mixtures"),
+        ("Slider", slider_table, "slider"),
+        ("Two sliders", front_table, "front"),
         ("Time a token", timing_table, "timings"),
     ]
     return "\n\n".join(f"## {title}\n\n{make(parts[part])}" for title, make, part in titled if part in parts)
 
 
-def main_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    return markdown(_HEAD, [_cells(row, LABELS[row["method"]]) for row in rows])
+def claims_table(rows: Rows) -> str:
+    """Which directions of a feature do what a shipped one must."""
+    head = [
+        "wanted",
+        f"sound win over base, % (>= {percent(SOUND_TO_BASE)})",
+        f"over prompted base (>= {percent(SOUND_TO_PROMPTED)})",
+        f"more repetition, points (<= {percent(MORE_REPEATS)})",
+        f"perplexity (<= {PERPLEXITY:g})",
+        "holds",
+    ]
+    lines = [
+        [
+            wanted(*user),
+            percent(own.to_base),
+            percent(own.to_prompted),
+            percent(own.more_repeats),
+            f"{own.perplexity:.2f}x" if own.perplexity else "-",
+            "yes" if own.holds else "no",
+        ]
+        for user, own in claims(rows).items()
+    ]
+    return "By the judge that gives fewer.\n\n" + markdown(head, lines)
 
 
-def words_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    kinds = {True: "seen", False: "unseen"}
-    named = [(row, LABELS[row["method"]] + (f", {kinds[row['seen']]}" if row["text"] else "")) for row in rows]
-    return markdown(_HEAD, [_cells(row, name) for row, name in named])
+def rows_table(rows: Rows) -> str:
+    return markdown(_HEAD, [_cells(row) for row in rows])
 
 
-def sweep_table(rows: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Win rate and perplexity by user, a column for each value."""
-    values = list(dict.fromkeys(row[key] for row in rows))
+def sweep_table(rows: Rows, key: str) -> str:
+    """Sound win, repetition and perplexity by user, a column for each value."""
+    values = list(dict.fromkeys(setting(row[key]) for row in rows))
     lines = []
     for user in dict.fromkeys((row["feature"], row["weight"]) for row in rows):
-        own = {row[key]: row for row in rows if (row["feature"], row["weight"]) == user}
-        told = [f"{percent(primary(own[value])['to_base']['rate'][0])}, {ratio(own[value])}" for value in values]
+        own = {setting(row[key]): row for row in rows if (row["feature"], row["weight"]) == user}
+        told = [
+            f"{_both(own[value], 'to_base', 'sound')}, {percent(own[value]['repeats'][0])}, {ratio(own[value])}"
+            for value in values
+        ]
         lines.append([wanted(*user), *told])
-    return "Win rate against the base in %, perplexity over the base's.\n\n" + markdown(
-        ["wanted", *(f"{key} {value:g}" for value in values)], lines
+    return "Sound win over the base in %, share that repeats itself in %, perplexity over the base's.\n\n" + markdown(
+        ["wanted", *(f"{key} {value}" for value in values)], lines
     )
 
 
-def slider_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def mixture_table(rows: Rows) -> str:
+    head = ["wanted", "joint win, %", "by chance", "sound joint win", "each alone", "repeats itself, %", "perplexity"]
+    lines = []
+    for row in rows:
+        told = [row[ordinal] for ordinal in ORDINALS]
+        each = [" ".join(percent(rate[0]) for rate in own["each"].values()) for own in told]
+        lines.append(
+            [
+                ", ".join(row["wanted"]),
+                " / ".join(interval(own["joint"]) for own in told),
+                " / ".join(percent(own["chance"][0]) if "chance" in own else "-" for own in told),
+                " / ".join(percent(own["sound_joint"][0]) for own in told),
+                " / ".join(each),
+                f"{percent(row['repeats'][0])} ({percent(row['base_repeats'][0])})",
+                ratio(row),
+            ]
+        )
+    return markdown(head, lines)
+
+
+def slider_table(rows: Rows) -> str:
     lines = [
         [
             row["feature"],
@@ -74,77 +116,26 @@ def slider_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["feature", "judge", *(f"w = {w:g}" for w in rows[0]["weights"]), "never falls"], lines)
 
 
-def mixture_table(part: Mapping[str, Any]) -> str:
+def front_table(rows: Rows) -> str:
+    """Hypervolumes; the base alone has 1."""
+    groups = ("pad", "pad_ends", "prompted", "random")
     lines = []
-    for row in part["rows"]:
-        weights = ", ".join(f"{name} {weight:+.2g}" for name, weight in row["weights"].items())
-        features = ", ".join(f"{name} {percent(own['rate'][0])}" for name, own in row["features"].items())
-        regret = "{:.2f} ({:.2f} to {:.2f})".format(*row["regret"])
-        rate = interval(row["to_base"]["rate"])
-        lines.append([weights, f"{row['distance']:.2f}", rate, features, regret, ratio(row)])
-    told = []
-    for kind, own in part["distance"].items():
-        value, low, high = own["loss_rank_correlation"]
-        told.append(
-            f"Rank correlation of distance and loss, {kind}: {value:+.2f} ({low:+.2f} to {high:+.2f}) over "
-            f"{own['users']} users; of distance and regret: {own['regret_rank_correlation']:+.2f}."
-        )
-    head = ["weights", "distance", "win rate by utility, %", "by feature, %", "regret, sd", "perplexity / base"]
-    return markdown(head, lines) + "\n\n" + "\n".join(told)
-
-
-def choice_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Over all users of each setting: how many replies repeat themselves, and how often they win over the base."""
-    lines = []
-    for setting in dict.fromkeys(penalties(row["penalties"]) for row in rows):
-        own = [row for row in rows if penalties(row["penalties"]) == setting]
-        means = [mean(row["repeats"] for row in own), mean(primary(row)["to_base"]["rate"][0] for row in own)]
-        lines.append([setting, *map(percent, means), " ".join(percent(row["repeats"]) for row in own)])
-    return markdown(["setting", "repeats itself, %", "win rate against the base, %", "by user"], lines)
-
-
-def repetition_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """With the penalties and without; win rates are against bases without."""
-    head = ["wanted", "method", "penalties", "repeats itself, %", "win rate, %", "vs prompted"]
-    lines = [
-        [
-            wanted(row["feature"], row["weight"]),
-            LABELS[row["method"]],
-            penalties(row["penalties"]),
-            interval([row["repeats"], *row["repeats_interval"]]),
-            interval(primary(row)["to_base"]["rate"]),
-            interval(primary(row)["to_prompted"]["rate"]) if primary(row)["to_prompted"] else "",
-            ratio(row),
-            f"{row['distinct_2_ratio'][0]:.2f}x",
-            f"{row['tokens']:.0f}",
-        ]
-        for row in rows
-    ]
-    return markdown([*head, "perplexity / base", "distinct-2 / base", "tokens"], lines)
-
-
-def penalties(setting: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in setting.items()) or "none"
+    for row in rows:
+        for ordinal in ORDINALS:
+            volumes = [row[ordinal][group]["hypervolume"] for group in groups]
+            told = ["{:.2f} ({:.2f} to {:.2f})".format(*volume) for volume in volumes]
+            lines.append([" and ".join(row["features"]), ", ".join(row[ordinal]["judges"]), *told])
+    head = ["sliders", "judges", "PAD, 25 points", "PAD, 8 points", "base, prompted, 8", "random reward, 8"]
+    return "Hypervolume; the base alone has 1.\n\n" + markdown(head, lines)
 
 
 def timing_table(timings: Mapping[str, Mapping[str, float]]) -> str:
     labels = {str(name): label for name, label in LABELS.items()}
     lines = [
-        [labels.get(name, name), f"{own['p50']:.1f} ({own['p25']:.1f} to {own['p75']:.1f})", f"{own['ratio']:.2f}"]
+        [labels[name], f"{own['p50']:.1f} ({own['p25']:.1f} to {own['p75']:.1f})", f"{own['ratio']:.2f}"]
         for name, own in timings.items()
     ]
     return markdown(["method", "ms a token (quartiles)", "over base, median of rounds"], lines)
-
-
-def wanted(feature: str, weight: float) -> str:
-    """What a user wants, in a word."""
-    return WANTED.get((feature, 1 if weight > 0 else -1), f"{feature} {weight:+g}")
-
-
-def primary(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The primary judge's opinion."""
-    opinion: Mapping[str, Any] = next(own for own in row["judges"].values() if own["primary"])
-    return opinion
 
 
 def percent(share: float) -> str:
@@ -160,19 +151,36 @@ def ratio(row: Mapping[str, Any]) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
-def _cells(row: Mapping[str, Any], name: str) -> list[str]:
-    own = primary(row)
-    equal = own["to_base_equal_words"]
+def setting(value: Any) -> str:
+    """A value of a swept setting in words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {number:g}" for name, number in value.items()) or "none"
+    return f"{value:g}"
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    name = LABELS[row["method"]] + (f", {setting(row['penalties'])}" if row.get("penalties") else "")
     return [
         wanted(row["feature"], row["weight"]),
-        name,
-        f"{own['mean'][0]:.2f} ({own['base_mean'][0]:.2f})",
-        interval(own["to_base"]["rate"]),
-        f"{percent(own['to_base']['win'])} / {percent(own['to_base']['lose'])}",
-        interval(equal["rate"]) if equal else "",
-        "" if own["to_prompted"]["tie"] == 1 else interval(own["to_prompted"]["rate"]),
-        f"{row['distinct_2'][0]:.2f} ({row['distinct_2_ratio'][0]:.2f}x)",
-        f"{percent(row['repeats'])} ({percent(row['base_repeats'])})",
-        f"{row['perplexity'][0] or 0:.1f} ({ratio(row)})",
-        f"{row['tokens']:.0f} (cut {percent(row['cut'])}, base {percent(row['base_cut'])})",
+        name + (f", {row['seeds']} seeds" if row["seeds"] > 1 else ""),
+        _both(row, "to_base", "win"),
+        _both(row, "to_base", "equal_words"),
+        _both(row, "to_base", "sound", show=interval),
+        _both(row, "to_prompted", "win"),
+        _both(row, "to_prompted", "equal_words"),
+        _both(row, "to_prompted", "sound", show=interval),
+        " / ".join(percent(row["checks"][check][0]) for check in ("on_topic", "grammatical", "varied")),
+        f"{percent(row['repeats'][0])} ({percent(row['base_repeats'][0])})",
+        ratio(row),
+        f"{row['tokens']:.0f} ({row['base_tokens']:.0f})",
     ]
+
+
+def _both(
+    row: Mapping[str, Any], other: str, key: str, show: Callable[[Any], str] = lambda rate: percent(rate[0])
+) -> str:
+    """A figure by each judge; nothing for what is held against itself."""
+    opinions = [judge[other] for judge in row["judges"].values()]
+    if None in opinions:
+        return ""
+    return " / ".join(show(own[key]) if own[key] else "-" for own in opinions)

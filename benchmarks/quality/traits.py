@@ -3,73 +3,87 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common.records import ROOT
 
 WORDINGS = ROOT / "demo" / "training" / "features.json"
-MAX_NEW_TOKENS = {"cheerful": 64, "simple": 64, "concise": 96}  # concise: where the base stops must be in sight
-UNSEEN = {  # by this benchmark alone: `load_traits` refuses a wording that the PersRM was trained with
-    "cheerful": ("Radiate delight and look on the sunny side.", "Find fault with everything and moan about it."),
-    "simple": ("Write so that a ten-year-old can follow.", "Write the way learned scholars address each other."),
-    "concise": ("Skip the padding and get it said quickly.", "Go into great depth and leave nothing out."),
+DIRECTIONS = {
+    "cheerful": ("cheerful", "critical"),
+    "simple": ("simple", "academic"),
+    "concise": ("concise", "detailed"),
+    "warm": ("warm", "distant"),
+    "formal": ("formal", "casual"),
+    "hedged": ("hedged", "sure"),
+    "lists": ("lists", "prose"),
+    "enthusiastic": ("enthusiastic", "calm"),
 }
+_LONGER = ("concise", "lists")  # where the base stops, and where a list ends, must be in sight
+_CAP, _LONGER_CAP = 64, 96
 
 
 @dataclass(frozen=True)
 class Trait:
-    """One feature of the PersRM.
+    """One feature of the PersRM, as users ask for it.
 
     Attributes:
         name: the feature's name in the bundle.
-        seen: a wording for more of it and one for less, both from the PersRM's training.
-        unseen: the same, never used in training.
-        overlap: of each unseen wording, the largest share of its words that one training wording has too.
+        directions: what more of it is called, and less.
+        wordings: for more of it and for less, as the base is told.
         max_new_tokens: cap on its replies.
     """
 
     name: str
-    seen: tuple[str, str]
-    unseen: tuple[str, str]
-    overlap: tuple[float, float]
+    directions: tuple[str, str]
+    wordings: tuple[str, str]
     max_new_tokens: int
 
-    def text(self, weight: float, *, seen: bool = True) -> str:
+    def text(self, weight: float) -> str:
         """The wording for a weight's direction."""
-        return (self.seen if seen else self.unseen)[0 if weight > 0 else 1]
+        return self.wordings[0 if weight > 0 else 1]
 
 
-def load_traits(path: Path) -> dict[str, Trait]:
-    """Traits by name; the training wordings come from the features.json that the PersRM was trained with.
+def wanted(feature: str, weight: float) -> str:
+    """What a user wants, in a word."""
+    return DIRECTIONS[feature][0 if weight > 0 else 1]
+
+
+def read_features(persrm: Path) -> list[str]:
+    """The features of a PersRM that there are traits for.
 
     Raises:
-        SystemExit: the file is missing or lacks a trait, or a wording here was used in training.
+        SystemExit: there is none.
+    """
+    path = persrm / "pad_persrm.json"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: the benchmark needs a PersRM with a feature head")
+    features = json.loads(path.read_text(encoding="utf-8"))["features"]
+    known = [name for name in DIRECTIONS if name in features]
+    if not known:
+        raise SystemExit(f"{path} has the features {', '.join(features)}; expected some of {', '.join(DIRECTIONS)}")
+    return known
+
+
+def load_traits(features: Sequence[str], path: Path = WORDINGS) -> dict[str, Trait]:
+    """Traits by name; their wordings come from the features.json that the PersRM's pairs were made with.
+
+    Raises:
+        SystemExit: the file is missing or has no wordings for a feature.
     """
     if not path.is_file():
-        raise SystemExit(f"{path} is missing: it lists the wordings of the PersRM's training")
-    wordings = json.loads(path.read_text(encoding="utf-8"))
+        raise SystemExit(f"{path} is missing: it lists the wordings of the features")
+    said = json.loads(path.read_text(encoding="utf-8"))
     traits = {}
-    for name, unseen in UNSEEN.items():
-        if not wordings.get(name, {}).get("more") or not wordings[name].get("less"):
+    for name in features:
+        if not said.get(name, {}).get("more") or not said[name].get("less"):
             raise SystemExit(f"{path} has no wordings for {name}: expected 'more' and 'less'")
-        more, less = wordings[name]["more"], wordings[name]["less"]
-        trained = [_words(text) for text in (*more, *less)]
-        for text in unseen:
-            if _words(text) in trained:
-                raise SystemExit(f"{text!r} was used in training: choose another in {Path(__file__).name}")
-        overlap = tuple(max(len(_words(text) & words) / len(_words(text)) for words in trained) for text in unseen)
-        traits[name] = Trait(
-            name, (_sentence(more), _sentence(less)), unseen, (overlap[0], overlap[1]), MAX_NEW_TOKENS[name]
-        )
+        wordings = _sentence(said[name]["more"]), _sentence(said[name]["less"])
+        traits[name] = Trait(name, DIRECTIONS[name], wordings, _LONGER_CAP if name in _LONGER else _CAP)
     return traits
 
 
 def _sentence(wordings: list[str]) -> str:
     """The first wording that is a sentence, which a base understands best, or else the first."""
     return next((text for text in wordings if text.endswith(".")), wordings[0])
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", text.lower()))

@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from demo.smollm2 import WEIGHTS_PERSRM, WORDS_PERSRM, find_smollm2
+from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.export import export_bundle
 from pad_export.options import ExportOptions
 from pad_export.plan import make_plan
@@ -40,49 +40,36 @@ PROMPTS = (
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
-    """Of both shipped PersRMs."""
-    found = {}
-    for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM):
-        found[persrm] = tmp_path_factory.mktemp("smollm2") / "bundle"
-        export_bundle(find_smollm2(), found[persrm], persrms=[persrm], options=ExportOptions(verify=False))
-    return found
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("smollm2") / "bundle"
+    export_bundle(find_smollm2(), folder, persrms=[WEIGHTS_PERSRM], options=ExportOptions(verify=False))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def generators(bundles: dict[Path, Path]) -> dict[Path, Generator]:
-    return {persrm: Generator.load(folder) for persrm, folder in bundles.items()}
-
-
-@pytest.fixture(scope="module")
-def encoder(bundles: dict[Path, Path]) -> PromptEncoder:
+def encoder(bundle: Path) -> PromptEncoder:
     """The base's tokenizer and chat template."""
-    return read_encoder(bundles[WEIGHTS_PERSRM])
+    return read_encoder(bundle)
 
 
 @pytest.fixture(scope="module")
-def generator(generators: dict[Path, Generator]) -> Generator:
-    return generators[WEIGHTS_PERSRM]
+def generator(bundle: Path) -> Generator:
+    return Generator.load(bundle)
 
 
-@pytest.mark.parametrize("persrm", [WEIGHTS_PERSRM, WORDS_PERSRM])
-def test_the_file_is_known_for_the_model_that_the_adapter_names(persrm: Path) -> None:
+def test_the_file_is_known_for_the_model_that_the_adapter_names() -> None:
     """A quantised file under the hub's name of the model, which calls itself something else; no option says so."""
-    plan = make_plan(find_smollm2(), [persrm])
+    plan = make_plan(find_smollm2(), [WEIGHTS_PERSRM])
     assert plan.topology == "shared"
     (note,) = plan.notes
     assert note.startswith(f"taking {find_smollm2()} (it calls itself 'Smollm2 135M 8k Lc100K Mix1 Ep2') for ")
-    assert note.endswith(f"'HuggingFaceTB/SmolLM2-135M-Instruct', which {persrm} was trained on")
+    assert note.endswith(f"'HuggingFaceTB/SmolLM2-135M-Instruct', which {WEIGHTS_PERSRM} was trained on")
 
 
-def test_where_their_rows_part(generators: dict[Path, Generator]) -> None:
-    """The one that is asked by weights shares two thirds of the layers with the base."""
-    layers = [generators[persrm].manifest.trunks[0].prompt_layers for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM)]
-    assert layers == [20, 0]
-    assert [generators[persrm].manifest.persrms[0].takes_text for persrm in (WEIGHTS_PERSRM, WORDS_PERSRM)] == [
-        False,
-        True,
-    ]
+def test_where_the_rows_part(generator: Generator) -> None:
+    """The PersRM shares two thirds of the layers with the base."""
+    assert generator.manifest.trunks[0].prompt_layers == 20
+    assert not generator.manifest.persrms[0].takes_text
 
 
 @pytest.fixture(scope="module")
@@ -138,40 +125,24 @@ def features_after(model: Any, prompt: list[int], token_ids: tuple[int, ...], he
     return model.get_base_model().lm_head(torch.einsum("dij,nj->dni", weight, hidden) + bias[:, None])
 
 
-@pytest.mark.parametrize(
-    ("folder", "preference"),
-    [(WEIGHTS_PERSRM, WEIGHTS), (WORDS_PERSRM, WEIGHTS), (WORDS_PERSRM, "Be cheerful.")],
-    ids=["weights", "weights by all layers", "words"],
-)
-def test_guided_tokens_are_the_papers_formula(
-    generators: dict[Path, Generator],
-    encoder: PromptEncoder,
-    model: Any,
-    folder: Path,
-    preference: Preference | str,
-) -> None:
+def test_guided_tokens_are_the_papers_formula(generator: Generator, encoder: PromptEncoder, model: Any) -> None:
     beta, top_k = 2.0, 10
-    generator = generators[folder]
     config = GenerationConfig(beta=beta, top_k=top_k, max_new_tokens=NUM_TOKENS)
-    info = generator.manifest.persrms[0]
-    text = preference if isinstance(preference, str) else None
-    defaults = dict(zip(info.features, info.default_weights, strict=True))
-    weights = defaults if isinstance(preference, str) else preference.weights
+    features_of_head = generator.manifest.persrms[0].features
     runs = []
     for prompt in PROMPTS[:3]:
-        base_ids = encoder.encode(prompt)
-        reward_ids = encoder.encode_reward(prompt, text, info.prompt_template)
-        chosen = generator.generate(prompt, preference=preference, config=config).token_ids
-        runs.append((reward_ids, chosen, logits_after(model, base_ids, chosen)))
-    head = load_file(folder / "value_head.safetensors")
-    persrm = PeftModel.from_pretrained(model, folder)
-    for reward_ids, chosen, base_logits in runs:
-        features = features_after(persrm, reward_ids, chosen, head)
+        ids = encoder.encode(prompt)
+        chosen = generator.generate(prompt, preference=WEIGHTS, config=config).token_ids
+        runs.append((ids, chosen, logits_after(model, ids, chosen)))
+    head = load_file(WEIGHTS_PERSRM / "value_head.safetensors")
+    persrm = PeftModel.from_pretrained(model, WEIGHTS_PERSRM)
+    for ids, chosen, base_logits in runs:
+        features = features_after(persrm, ids, chosen, head)
         best, candidates = base_logits.topk(top_k)
         reference = best.log_softmax(-1)
         reward = sum(
-            weights.get(name, 0.0) * (feature.gather(1, candidates).log_softmax(-1) - reference)
-            for name, feature in zip(info.features, features, strict=True)
+            WEIGHTS.weights.get(name, 0.0) * (feature.gather(1, candidates).log_softmax(-1) - reference)
+            for name, feature in zip(features_of_head, features, strict=True)
         )
         expected = candidates.gather(1, (best + beta * reward).argmax(-1, keepdim=True))[:, 0]
         assert chosen == tuple(expected.tolist())

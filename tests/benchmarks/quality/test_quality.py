@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import estimates
-from benchmarks.quality.estimates import bootstrap, distance_to_trained, outcomes, rank_correlation, win_rate
+from benchmarks.quality.design import CHOSEN, PARTS, TRIED, Design
+from benchmarks.quality.estimates import bootstrap, hypervolume, outcomes, rank_correlation, rate
 from benchmarks.quality.generation import CellGenerator
-from benchmarks.quality.methods import PARTS, Cell, base_cell, pad_cell, part_cells, trait_cell
+from benchmarks.quality.methods import BASE, RANDOM, Cell
 from benchmarks.quality.prompts import TRAINING, read_prompts, read_unpaired
 from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore, complete
-from benchmarks.quality.traits import UNSEEN, Trait, load_traits
+from benchmarks.quality.traits import DIRECTIONS, Trait, load_traits, read_features
 
 PROMPTS = ["How are you?", "What is rain?", "Why?"]
+MARKS = {BASE: "a", "persrm": "b", "persrm-1": "c", RANDOM: "d"}
+BASE_CELL = Cell(method="base", max_new_tokens=8)
 
 
 def reply(text: str, *, cut: bool = False, prompt: str = "?") -> JudgedReply:
@@ -27,8 +30,13 @@ def reply(text: str, *, cut: bool = False, prompt: str = "?") -> JudgedReply:
 @pytest.fixture
 def traits(tmp_path: Path) -> dict[str, Trait]:
     path = tmp_path / "features.json"
-    path.write_text(json.dumps({name: {"more": [f"more {name}"], "less": [f"less {name}"]} for name in UNSEEN}))
-    return load_traits(path)
+    path.write_text(json.dumps({name: {"more": [f"more {name}"], "less": [f"less {name}"]} for name in DIRECTIONS}))
+    return load_traits(list(DIRECTIONS), path)
+
+
+@pytest.fixture
+def design(traits: dict[str, Trait]) -> Design:
+    return Design(traits, ("persrm", "persrm-1"))
 
 
 # -- estimates --------------------------------------------------------------------------------------------------------
@@ -70,9 +78,31 @@ def test_bootstrap_repeats_itself() -> None:
     assert bootstrap(estimates.mean, values) != bootstrap(estimates.mean, values, seed=1)
 
 
-def test_win_rate_counts_a_tie_as_half() -> None:
-    rate = win_rate(outcomes(np.array([2.0, 1.0, 0.0, 5.0]), np.array([1.0, 1.0, 1.0, 1.0])))
-    assert (rate.win, rate.lose, rate.tie, rate.rate.value) == (0.5, 0.25, 0.25, 0.625)
+def test_a_tie_counts_as_half() -> None:
+    won = outcomes(np.array([2.0, 1.0, 0.0, 5.0]), np.array([1.0, 1.0, 1.0, 1.0]))
+    assert won.tolist() == [1.0, 0.5, 0.0, 1.0]
+    assert rate(won)[0] == 0.625
+
+
+def test_seeds_are_averaged_within_a_question() -> None:
+    """Replies of three seeds that agree tell no more than one seed's; those that do not agree tell more."""
+    won = np.random.default_rng(0).integers(2, size=(60, 1)).astype(float)
+    assert rate(np.repeat(won, 3, axis=1)) == rate(won[:, 0])
+    _, low, high = rate(np.random.default_rng(1).integers(2, size=(60, 3)).astype(float))
+    of_one = rate(won[:, 0])
+    assert high - low < 0.75 * (of_one[2] - of_one[1])
+
+
+def test_hypervolume_by_hand() -> None:
+    points = np.array([[1.0, 3.0], [2.0, 2.0], [3.0, 0.5], [1.5, 1.5], [-1.0, 9.0]])
+    #                    x of the front, from 0: 3 to 1, 2 to 2, 0.5 to 3; the last two points lie below it or outside
+    assert hypervolume(points) == pytest.approx(1 * 3 + 1 * 2 + 1 * 0.5)
+    assert hypervolume(points[::-1]) == pytest.approx(5.5)
+    grid = (np.indices((400, 400)).reshape(2, -1).T + 0.5) / 100  # independent: how many small squares are dominated
+    dominated = (grid[:, None] < points[None]).all(axis=-1).any(axis=-1)
+    assert hypervolume(points) == pytest.approx(float(dominated.mean()) * 16, abs=1e-9)
+    assert hypervolume(points[:1]) == pytest.approx(3)  # control: fewer points, less
+    assert hypervolume(np.stack([points, -points])).tolist() == pytest.approx([5.5, 0.0])
 
 
 def test_an_empty_reply_loses_in_both_directions() -> None:
@@ -88,19 +118,6 @@ def test_rank_correlation_sees_order_and_not_size() -> None:
     assert rank_correlation(x, np.ones(4)) == 0
     # With ties, by hand: ranks 0.5, 0.5, 2, 3 against 0, 1, 2, 3.
     assert rank_correlation(np.array([1.0, 1.0, 2.0, 3.0]), x) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-
-
-def test_distinct_2_by_hand() -> None:
-    assert estimates.distinct_2("a b a b") == pytest.approx(2 / 3)  # ab, ba, ab
-    assert math.isnan(estimates.distinct_2("one"))
-
-
-@pytest.mark.parametrize(
-    ("weights", "distance"), [((1, 0), 0), ((0, -1), 0), ((0, -0.5), 0.5), ((1, 1), 1), ((0.6, 0.8), math.sqrt(0.4))]
-)
-def test_distance_to_the_nearest_trained_weights(weights: tuple[float, ...], distance: float) -> None:
-    nearest = min(np.linalg.norm(np.array(weights) - sign * axis) for axis in np.eye(2) for sign in (1, -1))
-    assert distance_to_trained(weights) == pytest.approx(distance) == pytest.approx(float(nearest))
 
 
 # -- what judges read -------------------------------------------------------------------------------------------------
@@ -129,6 +146,16 @@ def test_equal_words_takes_away_what_length_alone_gave() -> None:
     assert count(long.first_words(shorter)) == count(short.first_words(shorter))
     assert long.first_words(shorter).cut
     assert not short.first_words(shorter).cut
+
+
+def test_a_reply_that_is_cut_keeps_its_lines() -> None:
+    text = "Do this:\n\n1. **Sleep** well.\n2. Eat `greens`."
+    for number in range(1, 7):
+        cut = reply(text).first_words(number)
+        assert len(cut.plain.split()) == number
+    assert reply(text).first_words(5).text == "Do this:\n\n1. Sleep well.\n2. Eat"
+    assert reply(text).first_words(4).text == "Do this:\n\n1. Sleep well."
+    assert reply(text).first_words(6).plain == reply(text).plain
 
 
 # -- resuming ---------------------------------------------------------------------------------------------------------
@@ -161,15 +188,15 @@ class Recorder:
 
 
 def test_a_stored_cell_is_not_generated_again(tmp_path: Path) -> None:
-    store, recorder, cell = ReplyStore(tmp_path, "a"), Recorder(), base_cell(8)
+    store, recorder, cell = ReplyStore(tmp_path, MARKS), Recorder(), BASE_CELL
     first = recorder.run(store, cell, PROMPTS)
-    assert recorder.run(ReplyStore(tmp_path, "a"), cell, PROMPTS) is None
+    assert recorder.run(ReplyStore(tmp_path, MARKS), cell, PROMPTS) is None
     assert recorder.asked == [PROMPTS]
     assert store.load(cell, PROMPTS) == first
 
 
 def test_more_prompts_add_and_fewer_keep_what_is_there(tmp_path: Path) -> None:
-    store, recorder, cell = ReplyStore(tmp_path, "a"), Recorder(), base_cell(8)
+    store, recorder, cell = ReplyStore(tmp_path, MARKS), Recorder(), BASE_CELL
     recorder.run(store, cell, PROMPTS[:2])
     recorder.run(store, cell, PROMPTS)
     assert recorder.asked == [PROMPTS[:2], PROMPTS[2:]]
@@ -180,11 +207,11 @@ def test_more_prompts_add_and_fewer_keep_what_is_there(tmp_path: Path) -> None:
     assert len(recorder.asked) == 2
 
 
-def test_changed_settings_are_generated_again(tmp_path: Path, traits: dict[str, Trait]) -> None:
-    store, recorder = ReplyStore(tmp_path, "a"), Recorder()
-    cell = trait_cell("pad_words", traits["simple"], 1.0)
+def test_changed_settings_are_generated_again(tmp_path: Path, design: Design) -> None:
+    store, recorder = ReplyStore(tmp_path, MARKS), Recorder()
+    cell = design.cell("pad_prompted", {"simple": 1.0})
     changed = [
-        (ReplyStore(tmp_path, "another PersRM"), cell, PROMPTS),
+        (ReplyStore(tmp_path, MARKS | {"persrm": "another PersRM"}), cell, PROMPTS),
         (store, replace(cell, beta=2.0), PROMPTS),
         (store, replace(cell, text="other words"), PROMPTS),
         (store, cell, ["Another prompt", *PROMPTS[1:]]),
@@ -196,8 +223,17 @@ def test_changed_settings_are_generated_again(tmp_path: Path, traits: dict[str, 
         assert recorder.asked[before:] == [prompts]
 
 
+def test_a_new_persrm_leaves_the_bases_replies(tmp_path: Path, design: Design) -> None:
+    recorder = Recorder()
+    cells = [design.cell(method, {"simple": 1.0}) for method in ("base", "prompted", "pad", "random")]
+    for marks in (MARKS, MARKS | {"persrm": "new", RANDOM: "new"}):
+        for cell in cells:
+            recorder.run(ReplyStore(tmp_path, marks), cell, PROMPTS)
+    assert len(recorder.asked) == 4 + 2
+
+
 def test_a_damaged_file_is_generated_again(tmp_path: Path) -> None:
-    store, recorder, cell = ReplyStore(tmp_path, "a"), Recorder(), base_cell(8)
+    store, recorder, cell = ReplyStore(tmp_path, MARKS), Recorder(), BASE_CELL
     recorder.run(store, cell, PROMPTS)
     path = tmp_path / f"{cell.slug}.json"
     path.write_text(path.read_text()[:40])
@@ -208,48 +244,97 @@ def test_a_damaged_file_is_generated_again(tmp_path: Path) -> None:
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_cell_has_a_file_of_its_own(traits: dict[str, Trait]) -> None:
-    cells = {cell for part in PARTS for cell in part_cells(part, traits)}
+def all_cells(design: Design) -> list[Cell]:
+    return [cell for part in PARTS for cell in design.cells(part)]
+
+
+def test_every_cell_has_a_file_of_its_own(design: Design) -> None:
+    cells = {*all_cells(design), *all_cells(replace(design, beta=0.9))}
     assert len({cell.slug for cell in cells}) == len(cells)
 
 
-def test_what_asks_nothing_of_the_reward_is_the_base(traits: dict[str, Trait]) -> None:
-    base = base_cell(traits["simple"].max_new_tokens)
-    assert pad_cell({"simple": 1.0}, traits, beta=0.0) == base
-    assert pad_cell({"simple": 1.0}, traits, top_k=1) == base
-    assert pad_cell({"simple": 0.0}, traits) == base
-    assert pad_cell({"simple": 0.5}, traits) != base
+def test_what_asks_nothing_of_the_reward_is_the_base(design: Design) -> None:
+    base = design.base(design.traits["simple"].max_new_tokens)
+    assert design.pad({"simple": 1.0}, beta=0.0) == base
+    assert design.pad({"simple": 1.0}, top_k=1) == base
+    assert design.pad({"simple": 0.0}) == base
+    assert design.pad({"simple": 0.5}) != base
 
 
-def test_the_end_is_offered_to_those_whose_wish_is_about_length(traits: dict[str, Trait]) -> None:
-    for part in PARTS:
-        for cell in part_cells(part, traits):
-            assert cell.offer_end == ("concise" in dict(cell.weights) and cell.method != "persrm"), cell.slug
-    length, feeling = (trait_cell("random", traits[name], 1.0) for name in ("concise", "cheerful"))
+def test_another_beta_asks_only_the_guided_replies_anew(design: Design) -> None:
+    kept = {*all_cells(design)} & {*all_cells(replace(design, beta=0.9, persrms=("persrm",)))}
+    assert {cell.method for cell in kept} == {"base", "prompted", "system", "persrm", "pad"}
+    assert {cell.beta for cell in kept if cell.method == "pad"} == {0.5, 0.8, 1.15, 1.5, 2.0}  # of the part beta
+
+
+def test_each_persrm_of_the_main_part_is_asked_the_same(design: Design) -> None:
+    guided = [asked for asked in design.asked("main") if asked.cells[0].method == "pad"]
+    assert len(guided) == 16
+    for asked in guided:
+        first, second = asked.cells
+        assert (first.persrm, second) == ("persrm", replace(first, persrm="persrm-1"))
+    others = [cell for part in PARTS for cell in design.cells(part) if cell.persrm == "persrm-1"]
+    assert len(others) == 16  # no other part asks it
+
+
+def test_sampled_replies_are_held_against_sampled_ones(design: Design) -> None:
+    for asked in design.asked("sampled"):
+        sample = int(asked.cells[0].method != "base")  # how much samples vary shows beside the greedy reply
+        assert (asked.base.sample, asked.prompted.sample, asked.cells[0].sample) == (sample, sample, 1)
+    assert not any(cell.sample for cell in design.cells("main"))
+
+
+def test_a_persrm_with_fewer_features_has_fewer_users(design: Design, tmp_path: Path) -> None:
+    (tmp_path / "pad_persrm.json").write_text(json.dumps({"features": ["concise", "cheerful", "simple", "words"]}))
+    names = read_features(tmp_path)
+    assert names == ["cheerful", "simple", "concise"]
+    small = replace(design, traits={name: design.traits[name] for name in names}, chat=False)
+    assert (len(design.users), len(small.users)) == (16, 6)
+    assert (len(design.mixtures), len(small.mixtures)) == (12, 2)
+    assert (len(design.sliders), len(small.sliders)) == (2, 1)
+    assert {name for cell in all_cells(small) for name, _ in cell.weights} == set(names)
+    assert {cell.method for cell in all_cells(design)} - {cell.method for cell in all_cells(small)} == {"system"}
+
+
+def test_mixtures_want_each_feature_and_all_directions_but_detailed(design: Design) -> None:
+    wanted = [(name, weight > 0) for weights in design.mixtures for name, weight in weights.items()]
+    assert [sum(name == feature for name, _ in wanted) for feature in DIRECTIONS] == [3] * 8
+    assert {(name, more) for name in DIRECTIONS for more in (True, False)} - set(wanted) == {("concise", False)}
+    assert all(sum(weight**2 for weight in weights.values()) == pytest.approx(1) for weights in design.mixtures)
+
+
+def test_the_end_is_offered_to_those_whose_wish_is_about_length(design: Design) -> None:
+    for cell in all_cells(design):
+        assert cell.offer_end == ("concise" in dict(cell.weights) and cell.method != "persrm"), cell.slug
     speak = CellGenerator.__new__(CellGenerator)  # a cell's options need no bundle
-    assert speak.config(length).offer_end
-    assert not speak.config(feeling).offer_end
+    assert speak.config(design.cell("random", {"concise": 1.0}), "?").offer_end
+    assert not speak.config(design.cell("random", {"cheerful": 1.0}), "?").offer_end
 
 
-def test_penalties_are_options_of_the_request_and_part_of_the_cell(traits: dict[str, Trait]) -> None:
-    plain = trait_cell("pad", traits["simple"], 1.0)
+def test_a_sample_has_a_seed_of_its_own_for_each_question(design: Design) -> None:
+    speak = CellGenerator.__new__(CellGenerator)
+    cells = [design.base(8, sample) for sample in (1, 2)]
+    seeds = {speak.config(cell, question).seed for cell in cells for question in PROMPTS}
+    assert len(seeds) == 6
+    assert speak.config(cells[0], PROMPTS[0]) == speak.config(cells[0], PROMPTS[0])
+    assert speak.config(design.base(8), PROMPTS[0]).temperature == 0
+
+
+def test_penalties_are_options_of_the_request_and_part_of_the_cell(design: Design) -> None:
+    plain = design.pad({"simple": 1.0})
     penalized = replace(plain, penalties=(("frequency_penalty", 0.3), ("no_repeat_ngram", 4)))
     speak = CellGenerator.__new__(CellGenerator)  # a cell's options need no bundle
-    config = speak.config(penalized)
+    config = speak.config(penalized, "?")
     assert (config.frequency_penalty, config.no_repeat_ngram) == (0.3, 4)
-    assert replace(config, frequency_penalty=0.0, no_repeat_ngram=0) == speak.config(plain)
+    assert replace(config, frequency_penalty=0.0, no_repeat_ngram=0) == speak.config(plain, "?")
     assert len({plain.slug, penalized.slug, replace(plain, penalties=(("frequency_penalty", 0.3),)).slug}) == 3
 
 
-def test_repetition_is_measured_without_penalties_and_with_a_setting_that_was_tried(traits: dict[str, Trait]) -> None:
-    repetition = pytest.importorskip("benchmarks.quality.repetition")
-    users = [(traits[name], weight) for name, weight in repetition.USERS]
-    rows = repetition.measured(users)
-    assert {row.cell.penalties for row in rows if row.cell.method == "pad"} == {(), repetition.CHOSEN}
-    assert repetition.CHOSEN in repetition.TRIED
-    assert {row.cell.penalties for row in repetition.choice(users)} == {(), *repetition.TRIED}
-    cells = {cell for row in rows for cell in (row.cell, row.base, row.prompted)}
-    assert len({cell.slug for cell in cells}) == len(cells)
+def test_the_penalty_that_was_chosen_was_tried(design: Design) -> None:
+    assert CHOSEN in TRIED
+    assert {asked.cells[0].penalties for asked in design.asked("penalties")} == {(), *TRIED}
+    assert {asked.cells[0].penalties for asked in design.asked("penalized")} == {CHOSEN}
+    assert {asked.base.penalties for asked in design.asked("penalized")} == {()}
 
 
 def test_the_setting_is_chosen_on_questions_that_are_not_measured() -> None:
@@ -261,12 +346,12 @@ def test_the_setting_is_chosen_on_questions_that_are_not_measured() -> None:
     assert json.dumps(everything[0]) in trained  # control: most of the list is
 
 
-def test_a_wording_of_the_training_is_refused(tmp_path: Path) -> None:
+def test_a_feature_without_wordings_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "features.json"
-    used = UNSEEN["simple"][0].upper()
-    path.write_text(json.dumps({name: {"more": ["more", used], "less": ["less"]} for name in UNSEEN}))
-    with pytest.raises(SystemExit, match="was used in training"):
-        load_traits(path)
+    path.write_text(json.dumps({"simple": {"more": ["more"], "less": ["less"]}}))
+    assert load_traits(["simple"], path)["simple"].directions == ("simple", "academic")
+    with pytest.raises(SystemExit, match="no wordings for warm"):
+        load_traits(["simple", "warm"], path)
 
 
 # -- the random reward ------------------------------------------------------------------------------------------------

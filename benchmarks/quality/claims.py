@@ -1,0 +1,51 @@
+"""What a feature must do to be shipped, and which directions do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SOUND_TO_BASE, SOUND_TO_PROMPTED = 0.70, 0.60  # least sound wins by each judge
+MORE_REPEATS, PERPLEXITY = 0.03, 1.6  # most repetition above the base's, and perplexity over the base's
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Of one direction of a feature.
+
+    Attributes:
+        to_base, to_prompted: sound wins by the judge that gives fewer.
+        more_repeats: share of replies that repeat themselves, above the base's.
+        perplexity: over the base's.
+    """
+
+    to_base: float
+    to_prompted: float
+    more_repeats: float
+    perplexity: float | None
+
+    @property
+    def holds(self) -> bool:
+        return (
+            self.to_base >= SOUND_TO_BASE
+            and self.to_prompted >= SOUND_TO_PROMPTED
+            and self.more_repeats <= MORE_REPEATS
+            and (self.perplexity is None or self.perplexity <= PERPLEXITY)
+        )
+
+
+def claim(row: Mapping[str, Any]) -> Claim:
+    """Of a row of the main part."""
+    judges = row["judges"].values()
+    return Claim(
+        to_base=min(judge["to_base"]["sound"][0] for judge in judges),
+        to_prompted=min(judge["to_prompted"]["sound"][0] for judge in judges),
+        more_repeats=row["repeats"][0] - row["base_repeats"][0],
+        perplexity=row["perplexity_ratio"][0],
+    )
+
+
+def claims(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, float], Claim]:
+    """Of PAD's rows, by feature and weight."""
+    return {(row["feature"], row["weight"]): claim(row) for row in rows if row["method"] == "pad"}

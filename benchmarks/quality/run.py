@@ -1,0 +1,91 @@
+"""One command's bundles, design and replies."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.quality.bundles import RANDOM_SEED, base_mark, ensure_bundle, ensure_scales, persrm_mark
+from benchmarks.quality.design import Design
+from benchmarks.quality.generation import Job, fill
+from benchmarks.quality.methods import BASE, RANDOM, Cell
+from benchmarks.quality.prompts import read_prompts
+from benchmarks.quality.random_reward import factors, write_random_persrm
+from benchmarks.quality.replies import ReplyStore, is_complete
+from benchmarks.quality.traits import load_traits, read_features
+from demo.smollm2 import find_smollm2
+from pad_runtime.bundle.manifest import read_manifest
+
+NUM_CALIBRATION = 24  # questions, each with a random direction of its own
+
+
+class Run:
+    """What one command works on: bundles that are there, a design, and the store of each list of questions."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        work, self.base = arguments.work, arguments.base or find_smollm2()
+        self._arguments = arguments
+        persrms = {path.resolve().name: path for path in arguments.persrm}
+        first = next(iter(persrms))
+        base = base_mark(self.base, arguments.precision, arguments.ask)
+        self.marks = {name: persrm_mark(path, base) for name, path in persrms.items()}
+        self.marks[BASE] = base
+        traits = load_traits(read_features(persrms[first]), arguments.wordings)
+        random = write_random_persrm(persrms[first], work / "random", seed=RANDOM_SEED)
+        self.bundles: dict[str, Path] = {}
+        for name, path in persrms.items():
+            together = [path, random] if name == first else [path]
+            bundle = work / f"bundle-{name}"
+            self.bundles[name] = ensure_bundle(self.base, together, arguments.precision, bundle, self.marks[name])
+        self.bundles |= {BASE: self.bundles[first], RANDOM: self.bundles[first]}
+        chat = read_manifest(self.bundles[first]).tokenizer.chat_template is not None
+        self.design = Design(traits, tuple(persrms), arguments.beta, chat)
+        asked = [arguments.ask.replace("{x}", question) for question in read_prompts(NUM_CALIBRATION)]
+        scales = work / f"scales-{first}.json"
+        self.scales = ensure_scales(self.bundles[first], asked, list(traits), scales, self.marks[first])
+        self.factors = factors(self.scales)
+        self.marks[RANDOM] = f"{self.marks[first]} {self.factors}"
+
+    def store(self, questions: str) -> ReplyStore:
+        return ReplyStore(self._folder(questions), self.marks)
+
+    def number(self, part: str) -> int:
+        """Questions of a part."""
+        if part in ("main", "sampled", "mixtures", "penalized"):
+            return int(self._arguments.prompts)
+        return int(self._arguments.other_prompts if part == "others" else self._arguments.sweep_prompts)
+
+    def missing(self, questions: str, prompts: Sequence[str], parts: Sequence[str]) -> list[tuple[Cell, list[str]]]:
+        """Cells of the parts that are not complete, each with its questions."""
+        asked: dict[Cell, int] = {}
+        for part in parts:
+            for cell in self.design.cells(part):
+                asked[cell] = max(self.number(part), asked.get(cell, 0))
+        return self.incomplete(questions, {cell: prompts[:count] for cell, count in asked.items()})
+
+    def incomplete(self, questions: str, cells: dict[Cell, Sequence[str]]) -> list[tuple[Cell, list[str]]]:
+        store, number = self.store(questions), self._arguments.perplexities
+        return [
+            (cell, list(prompts))
+            for cell, prompts in cells.items()
+            if not is_complete(store, cell, prompts, num_perplexities=number)
+        ]
+
+    def fill(self, questions: str, cells: Sequence[tuple[Cell, list[str]]]) -> None:
+        """Generate what is missing."""
+        job = Job(
+            self.base,
+            tuple(self.bundles.items()),
+            tuple(self.factors.items()),
+            self._arguments.ask,
+            self._folder(questions),
+            tuple(self.marks.items()),
+            self._arguments.perplexities,
+        )
+        if cells:
+            fill(job, cells, workers=self._arguments.workers)
+
+    def _folder(self, questions: str) -> Path:
+        folder: Path = self._arguments.work / f"replies-{questions}"
+        return folder
