@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-Method = Literal["base", "prompted", "system", "pad", "pad_prompted", "random", "persrm"]
+Method = Literal[
+    "base", "prompted", "system", "pad", "pad_prompted", "random", "persrm", "soup", "vector", "best_of_4", "best_of_8"
+]
 Penalties = tuple[tuple[str, float], ...]  # options of GenerationConfig against repetition, name and value
 BETA, TOP_K = 1.15, 10  # fixed on 60 questions of the training list, before these were asked; the paper has 1 and 10
 TEMPERATURE = 0.7  # of sampled replies
@@ -21,6 +23,10 @@ LABELS: dict[Method, str] = {
     "pad_prompted": "PAD, base prompted",
     "random": "PAD, random reward",
     "persrm": "PersRM alone",
+    "soup": "soup of LoRAs",
+    "vector": "activation vector",
+    "best_of_4": "best of 4 by phi",
+    "best_of_8": "best of 8 by phi",
 }
 
 

@@ -23,9 +23,11 @@ import torch
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import RESULTS, markdown, versions, write_dense
 from benchmarks.quality.judges import Judge, load_judges
-from benchmarks.quality.methods import ABOUT_ENDING, BETA, MIXTURES, TOP_K
+from benchmarks.quality.methods import ABOUT_ENDING, BETA, TOP_K
 from benchmarks.quality.policy_improvement.bank import (
     BASE,
+    MIXTURES,
+    WANTED,
     Direction,
     Utility,
     Values,
@@ -42,14 +44,13 @@ from benchmarks.quality.policy_improvement.value import Predicted
 from benchmarks.quality.policy_improvement.ways import BestReading, LinearMix, NoValue, Summed, gains
 from benchmarks.quality.prompts import read_unpaired
 from benchmarks.quality.replies import JudgedReply
-from benchmarks.quality.traits import MAX_NEW_TOKENS
+from benchmarks.quality.traits import load_traits
 from demo.smollm2 import WEIGHTS_PERSRM, find_smollm2
 from pad_export.read.checkpoint import open_checkpoint
 from pad_train.train.backbone import load_backbone
 from pad_train.train.persrm_folder import read_reward_model
 from pad_train.train.reward_model import RewardModel
 
-CAP = max(MAX_NEW_TOKENS.values())
 NUM_EXAMPLES = 4  # questions whose replies are in the record
 _PACKAGES = ("pad-rt", "numpy", "torch", "transformers", "peft", "textstat", "vaderSentiment")
 
@@ -70,14 +71,16 @@ class Experiment:
     def __init__(self, model: RewardModel, asked: Sequence[str], judges: Sequence[Judge]) -> None:
         self.model, self.asked = model, list(asked)
         self.features = model.features
-        self.judges = {name: next(judge for judge in judges if judge.feature == name) for name in self.features}
-        self.bank = directions(self.features)
+        self.judges = {name: next(judge for judge in judges if judge.feature == name) for name in WANTED}
+        self.caps = {name: trait.max_new_tokens for name, trait in load_traits(WANTED).items()}
+        self.longest = max(self.caps.values())
+        self.bank = directions(WANTED)
         self.matrix = torch.tensor([vector(direction, self.features) for direction in self.bank])  # [J, d]
 
     def follow(self, directions_: Sequence[Direction], questions: Sequence[str]) -> dict[Direction, list[GuidedReply]]:
         """Replies of the linear mix for each direction, to every question, up to the largest cap."""
         wanted = [
-            Asked(question, vector(direction, self.features), _offers_end(dict(direction)), CAP)
+            Asked(question, vector(direction, self.features), _offers_end(dict(direction)), self.longest)
             for direction in directions_
             for question in questions
         ]
@@ -88,27 +91,32 @@ class Experiment:
     def answer(self, mixtures: Sequence[Mapping[str, float]], scoring: Any) -> list[GuidedReply]:
         """Replies of a way to every question of every user, questions first."""
         wanted = [
-            Asked(question, vector(tuple(mixture.items()), self.features), _offers_end(mixture), _cap(mixture))
+            Asked(question, vector(tuple(mixture.items()), self.features), _offers_end(mixture), self.cap(mixture))
             for question in self.asked
             for mixture in mixtures
         ]
         return make_replies(self.model, wanted, scoring, top_k=TOP_K)
 
+    def cap(self, mixture: Mapping[str, float]) -> int:
+        """Most tokens of a user's replies."""
+        return max(self.caps[name] for name in mixture)
+
     def first(self, reply: GuidedReply, mixture: Mapping[str, float]) -> JudgedReply:
         """A reply of the largest cap as the user's own cap would have cut it."""
         tokenizer = self.model.backbone.tokenizer
-        return reply.first(_cap(mixture), lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
+        return reply.first(self.cap(mixture), lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)))
 
     def scorings(self, values: Values) -> dict[str, Any]:
         """The ways that are made token by token: weights of a batch [n, d] -> `Scoring`."""
         coefficients = values.coefficients(self.bank, self.features)
-        nats = torch.tensor([values.nats[name] for name in self.features])
+        nats = torch.tensor([values.nats.get(name, 0.0) for name in self.features])
 
         def summed(weights: torch.Tensor) -> Scoring:
             return BestReading(weights, self.matrix, Summed(gains(weights, self.matrix)), beta=BETA)
 
         def predicted(weights: torch.Tensor) -> Scoring:
-            return BestReading(weights, self.matrix, Predicted(coefficients, nats, weights, cap=CAP), beta=BETA)
+            value = Predicted(coefficients, nats, weights, cap=self.longest)
+            return BestReading(weights, self.matrix, value, beta=BETA)
 
         return {
             "linear": partial(LinearMix, beta=BETA),
@@ -122,10 +130,6 @@ def _offers_end(weights: Mapping[str, float]) -> bool:
     return any(name in ABOUT_ENDING for name in weights)
 
 
-def _cap(weights: Mapping[str, float]) -> int:
-    return max(MAX_NEW_TOKENS[name] for name in weights)
-
-
 def best_corners(
     utility: Utility,
     replies: Mapping[Direction, Sequence[GuidedReply]],
@@ -135,7 +139,7 @@ def best_corners(
     """For each user the corner whose replies have the highest mean utility."""
     return [
         max(
-            corners(experiment.features),
+            corners(WANTED),
             key=lambda corner: utility(wanted, [experiment.first(one, wanted) for one in replies[corner]]).mean(),
         )
         for wanted in mixtures
@@ -158,9 +162,9 @@ def main() -> None:
     of_bank = experiment.follow([BASE, *experiment.bank], fitted)
     tell(f"{len(of_bank)} readings on {len(fitted)} questions")
     utility = Utility(experiment.judges, measure_scales(experiment.judges, of_bank))
-    values = estimate_values(utility, of_bank, experiment.features, cap=CAP)
+    values = estimate_values(utility, of_bank, experiment.features, cap=experiment.longest)
     tell("values")
-    at_corners = experiment.follow([BASE, *corners(experiment.features)], asked)
+    at_corners = experiment.follow([BASE, *corners(WANTED)], asked)
     chosen = {
         "corner": best_corners(utility, of_bank, MIXTURES, experiment),
         "corner, in hindsight": best_corners(utility, at_corners, MIXTURES, experiment),
@@ -193,7 +197,7 @@ def main() -> None:
             "beta": BETA,
             "top_k": TOP_K,
             "offer_end": list(ABOUT_ENDING),
-            "max_new_tokens": MAX_NEW_TOKENS,
+            "max_new_tokens": experiment.caps,
             "mixtures": [_rounded(mixture) for mixture in MIXTURES],
             "bank": [_rounded(dict(direction)) for direction in experiment.bank],
             "utility": "sum_i w_i s_i / |w|, s_i the judge's score over its standard deviation in `scales`",
@@ -207,7 +211,7 @@ def main() -> None:
             "explained_variance": [
                 {
                     "reading": _rounded(dict(direction)),
-                    **{name: round(values.fits[direction, name].explained, 3) for name in experiment.features},
+                    **{name: round(values.fits[direction, name].explained, 3) for name in WANTED},
                 }
                 for direction in experiment.bank
             ],

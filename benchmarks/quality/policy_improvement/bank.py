@@ -17,10 +17,27 @@ from benchmarks.quality.replies import JudgedReply
 
 Direction = tuple[tuple[str, float], ...]  # feature and weight
 BASE: Direction = ()
+_HALF, _THIRD = math.sqrt(1 / 2), math.sqrt(1 / 3)
+MIXTURES: tuple[dict[str, float], ...] = (  # the users: of unit length, then three in full
+    {"cheerful": _HALF, "simple": _HALF},
+    {"cheerful": -_HALF, "simple": -_HALF},
+    {"cheerful": _HALF, "concise": _HALF},
+    {"cheerful": -_HALF, "concise": _HALF},
+    {"simple": _HALF, "concise": _HALF},
+    {"simple": -_HALF, "concise": -_HALF},
+    {"cheerful": 0.95, "simple": math.sqrt(1 - 0.95**2)},
+    {"cheerful": -math.sqrt(1 - 0.95**2), "concise": 0.95},
+    {"cheerful": _THIRD, "simple": _THIRD, "concise": _THIRD},
+    {"cheerful": -_THIRD, "simple": _THIRD, "concise": -_THIRD},
+    {"cheerful": 1.0, "simple": 1.0},
+    {"cheerful": 1.0, "concise": 1.0},
+    {"cheerful": 1.0, "simple": 1.0, "concise": 1.0},
+)
+WANTED = ("cheerful", "simple", "concise")
 
 
 def corners(features: Sequence[str]) -> list[Direction]:
-    """What the PersRM was trained on: one feature, more or less of it."""
+    """Who the PersRM was trained on: one feature, more or less of it."""
     return [((name, sign),) for name in features for sign in (1.0, -1.0)]
 
 
@@ -32,7 +49,7 @@ def directions(features: Sequence[str]) -> list[Direction]:
 
 
 def vector(direction: Direction, features: Sequence[str]) -> tuple[float, ...]:
-    """Weights in the PersRM's order, [d]."""
+    """Weights in the order of features, [d]."""
     weights = dict(direction)
     return tuple(weights.get(name, 0.0) for name in features)
 
@@ -82,25 +99,35 @@ class Values:
     nats: Mapping[str, float]
 
     def coefficients(self, bank: Sequence[Direction], features: Sequence[str]) -> torch.Tensor:
-        """[J, d, hidden + 2]."""
-        rows = [[self.fits[direction, name].coefficients for name in features] for direction in bank]
+        """[J, d, hidden + 2]; 0 for a feature that no user wants."""
+        nothing = np.zeros_like(next(iter(self.fits.values())).coefficients)
+        rows = [
+            [self.fits[direction, name].coefficients if name in WANTED else nothing for name in features]
+            for direction in bank
+        ]
         return torch.tensor(np.array(rows), dtype=torch.float32)
 
 
 def estimate_values(
     utility: Utility, replies: Mapping[Direction, Sequence[GuidedReply]], features: Sequence[str], *, cap: int
 ) -> Values:
-    """Regressions and slopes, from the replies of the base and of every reading to the same questions."""
+    """Regressions and slopes, from the replies of the base and of every reading to the same questions.
+
+    Args:
+        features: of the PersRM, in its order.
+        cap: most tokens of the replies.
+    """
     fits, nats = {}, {}
     for direction, made in replies.items():
         if direction == BASE:
             continue
         states = [_with_time(one.states.numpy(), cap) for one in made]
         questions = np.repeat(np.arange(len(made)), [len(some) for some in states])
-        for name in features:
+        for name in WANTED:
             verdicts = utility.verdicts(name, [one.reply for one in made])
             fits[direction, name] = fit(np.concatenate(states).astype(np.float64), verdicts[questions], questions)
-    for index, name in enumerate(features):
+    for name in WANTED:
+        index = features.index(name)
         three = [replies[direction] for direction in (BASE, ((name, 1.0),), ((name, -1.0),))]
         verdicts = np.stack([utility.verdicts(name, [one.reply for one in some]) for some in three])
         rewards = np.array([[float(one.phi[index]) for one in some] for some in three])
