@@ -39,7 +39,8 @@ class Cell:
             system (the base with the preference as system message), pad (by weights), pad_prompted (by weights, the
             base and the PersRM reading the preference in their prompt too), random (pad with a random reward of equal
             scale, another one for each question), persrm (the PersRM alone: pad over all candidates that the bundle
-            allows, which for a weight of +1 on one feature and beta 1 is exactly z_persrm).
+            allows, which for a weight of +1 on one feature and beta 1 is exactly z_persrm); and the rivals of
+            `benchmarks.quality.rivals`, for which beta is the strength of a soup or vector.
         persrm: name of the PersRM that is asked; BASE or RANDOM where none is.
         weights: what the user wants, feature and weight.
         text: the same in words, for the methods that read words.

@@ -5,7 +5,6 @@ Source: Rewarded soups (Rame et al. 2023, arXiv 2306.04488); Personalized Soups 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,8 +75,3 @@ def stirred(backbone: Backbone, loras: Mapping[str, Lora], weights: Mapping[str,
     finally:
         for name, weight in kept.items():
             modules[name].weight.data = weight
-
-
-def fingerprint_of(folders: Sequence[Path]) -> str:
-    """What decides a soup: how each LoRA was trained, and what came of it."""
-    return json.dumps([(folder / "training.json").read_text(encoding="utf-8") for folder in folders])
