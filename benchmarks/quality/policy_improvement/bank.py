@@ -65,14 +65,15 @@ class Utility:
     def __init__(self, judges: Mapping[str, Judge], scales: Mapping[str, float]) -> None:
         self._judges, self.scales = judges, scales
 
-    def verdicts(self, name: str, replies: Sequence[JudgedReply]) -> Array:
-        """s_i, [replies]; an empty reply has the worst verdict of the others."""
+    def verdicts(self, name: str, replies: Sequence[JudgedReply], sign: float = 1.0) -> Array:
+        """s_i, [replies]; for a user of this sign an empty reply is as bad as the worst of the others."""
         scores = self._judges[name](replies) / self.scales[name]
-        return np.where(np.isnan(scores), np.nanmin(scores), scores)
+        return np.where(np.isnan(scores), np.nanmin(scores) if sign > 0 else np.nanmax(scores), scores)
 
     def __call__(self, weights: Mapping[str, float], replies: Sequence[JudgedReply]) -> Array:
         norm = math.sqrt(sum(weight * weight for weight in weights.values()))
-        total: Array = np.sum([w / norm * self.verdicts(name, replies) for name, w in weights.items()], axis=0)
+        parts = [weight / norm * self.verdicts(name, replies, weight) for name, weight in weights.items()]
+        total: Array = np.sum(parts, axis=0)
         return total
 
 

@@ -60,13 +60,13 @@ class GuidedReply:
 def make_replies(
     model: RewardModel, asked: Sequence[Asked], scoring: Callable[[torch.Tensor], Scoring], *, top_k: int
 ) -> list[GuidedReply]:
-    """Batches of like caps and lengths; the replies come in the order asked.
+    """Batches of like users, whose replies end at like lengths; the replies come in the order asked.
 
     Args:
         scoring: of the weights of a batch, [n, d].
     """
     made: dict[int, GuidedReply] = {}
-    order = sorted(range(len(asked)), key=lambda index: (asked[index].max_new_tokens, len(asked[index].prompt)))
+    order = sorted(range(len(asked)), key=lambda index: (asked[index].max_new_tokens, asked[index].weights))
     while order:
         cap = asked[order[0]].max_new_tokens
         chosen = [index for index in order[:BATCH] if asked[index].max_new_tokens == cap]

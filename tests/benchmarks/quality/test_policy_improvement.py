@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.policy_improvement.bank import corners, directions, vector
+from benchmarks.quality.judges import Judge
+from benchmarks.quality.policy_improvement.bank import Utility, corners, directions, vector
+from benchmarks.quality.policy_improvement.figures import rows_of_ways
 from benchmarks.quality.policy_improvement.guided_decoding import GuidedStep
 from benchmarks.quality.policy_improvement.replies import Asked, GuidedReply, make_replies
 from benchmarks.quality.policy_improvement.value import Predicted, fit
 from benchmarks.quality.policy_improvement.ways import BestReading, LinearMix, NoValue, Summed, gains, normalised
+from benchmarks.quality.replies import JudgedReply
 from pad_export.read.checkpoint import open_checkpoint
 from pad_rt import GenerationConfig, Preference
 from pad_train.train.backbone import load_backbone
@@ -236,3 +239,25 @@ def test_the_bank_has_corners_and_mixtures_of_unit_length() -> None:
     assert len(corners(features)) == 6
     assert len(set(bank)) == len(bank) == 10
     assert np.linalg.norm(bank, axis=1) == pytest.approx(np.ones(10))
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_utility_is_a_weighted_sum_in_which_an_empty_reply_is_worst() -> None:
+    length = Judge("words", "a", lambda replies: [float(len(one.text.split())) for one in replies])
+    utility = Utility({"a": length, "b": length}, {"a": 2.0, "b": 1.0})
+    replies = [JudgedReply("?", text, (), False) for text in ("one", "one two three", "")]
+    assert utility({"a": 3.0, "b": 4.0}, replies) == pytest.approx([0.3 + 0.8, 0.9 + 2.4, 0.3 + 0.8])
+    assert utility({"a": -1.0}, replies) == pytest.approx([-0.5, -1.5, -1.5])
+
+
+def test_regret_and_wins_by_hand() -> None:
+    own, best, base = (np.tile(values, (4, 1)) for values in ([1.0, 0.0], [1.0, 0.5], [0.0, 0.5]))
+    replies = {name: [JudgedReply("?", "a b", (1, 2), False, 2.0)] * 8 for name in ("linear", "max", "base")}
+    rows = rows_of_ways({"linear": own, "max": best, "base": base}, replies, base="base", reference="linear")
+    regrets = {row["way"]: row["regret"][0] for row in rows}
+    assert regrets == {"linear": 0.25, "max": 0.0, "base": 0.5}  # means of (0, .5), (0, 0) and (1, 0)
+    assert rows[1]["win_over_reference"][0] == 0.75  # a tie for one user, a win for the other
+    assert rows[0]["win_over_base"][0] == 0.5
+    assert rows[1]["gain_over_reference"] == [0.25, 0.25, 0.25]

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.quality.methods import Cell
 from benchmarks.quality.replies import JudgedReply
 from benchmarks.quality.rivals.best_of import ScoredSample, best_of, draw_samples
 from benchmarks.quality.rivals.soup import IDENTITY_HEAD, ensure_loras, pairs_of, read_lora, stirred
+from benchmarks.quality.rivals.torch_replies import TorchRivals
 from benchmarks.quality.rivals.vector import mean_difference, middle_layer, steered
 from benchmarks.quality.torch_decoding import Greedy, decode
 from pad_export.read.checkpoint import open_checkpoint
@@ -152,6 +154,23 @@ def test_two_vectors_add_up(backbone: Backbone) -> None:
     difference = seen[1] - seen[0]
     torch.testing.assert_close(difference[-1], 1.5 * vectors["a"] - 6 * vectors["b"], atol=1e-3, rtol=1e-4)
     assert torch.equal(difference[0], torch.zeros(84))  # of the prompt, only its end
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_in_torch_are_answered_in_the_order_of_the_questions(
+    folders: tuple[Path, Path], backbone: Backbone
+) -> None:
+    rivals = TorchRivals(backbone, {"a": read_lora(folders[1])}, {"a": torch.ones(84)})
+    plain = replies(backbone)
+    for method, beta, same in (("base", 1.0, True), ("soup", 0.0, True), ("soup", 2.0, False), ("vector", 0.0, True)):
+        cell = Cell(method=method, weights=(("a", 1.0),), beta=beta, max_new_tokens=10)
+        made = rivals(cell, PROMPTS).replies
+        assert [reply.prompt for reply in made] == PROMPTS
+        assert ([reply.token_ids for reply in made] == plain) == same
+        texts = [backbone.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in made]
+        assert [reply.text for reply in made] == texts
 
 
 # -- best of n --------------------------------------------------------------------------------------------------------
