@@ -13,7 +13,7 @@ from benchmarks.quality.replies import JudgedReply
 from benchmarks.quality.torch_decoding import decode
 from pad_train.train.reward_model import RewardModel
 
-BATCH = 48
+BATCH = 144
 STRIDE = 4  # tokens between two hidden states that are kept
 
 

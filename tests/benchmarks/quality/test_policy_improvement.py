@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks.quality.judges import Judge
-from benchmarks.quality.policy_improvement.bank import Utility, corners, directions, vector
+from benchmarks.quality.policy_improvement import __main__ as command
+from benchmarks.quality.policy_improvement.bank import MIXTURES, WANTED, Utility, corners, directions, vector
 from benchmarks.quality.policy_improvement.figures import rows_of_ways
 from benchmarks.quality.policy_improvement.guided_decoding import GuidedStep
 from benchmarks.quality.policy_improvement.replies import Asked, GuidedReply, make_replies
@@ -261,3 +264,33 @@ def test_regret_and_wins_by_hand() -> None:
     assert rows[1]["win_over_reference"][0] == 0.75  # a tie for one user, a win for the other
     assert rows[0]["win_over_base"][0] == 0.5
     assert rows[1]["gain_over_reference"] == [0.25, 0.25, 0.25]
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_row_for_every_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = RewardModel(tiny_training.make_backbone(tmp_path / "base"), WANTED, rank=3, alpha=6.0).eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    for name in ("find_smollm2", "open_checkpoint", "load_backbone"):
+        monkeypatch.setattr(command, name, lambda *_, **__: None)
+    monkeypatch.setattr(command, "read_reward_model", lambda *_: model)
+    judges = [Judge(name, name, lambda replies, at=at: letters(replies, at)) for at, name in enumerate(WANTED)]
+    monkeypatch.setattr(command, "load_judges", lambda: judges)
+    sizes = ["--questions", "2", "--fit-questions", "3"]
+    monkeypatch.setattr("sys.argv", ["policy_improvement", *sizes, "--results", str(tmp_path)])
+    command.main()
+    record = json.loads((tmp_path / "policy_improvement.json").read_text(encoding="utf-8"))
+    ways = [row["way"] for row in record["rows"]]
+    assert ways[:4] == ["base", "corner", "corner, in hindsight", "linear"]
+    assert ways[4:] == ["max", "max, summed value", "max, predicted value"]
+    assert len(record["users"]) == len(MIXTURES) == 13
+    assert next(row for row in record["rows"] if row["way"] == "linear")["win_over_reference"] == [0.5, 0.5, 0.5]
+
+
+def letters(replies: Sequence[JudgedReply], at: int) -> list[float]:
+    """How often a letter occurs: an opinion that every reply gives grounds for."""
+    return [float(reply.text.count("aei"[at])) + 0.01 * len(reply.text) for reply in replies]
