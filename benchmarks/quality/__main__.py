@@ -39,7 +39,6 @@ from benchmarks.quality.rows import trait_row
 from benchmarks.quality.run import Run
 from benchmarks.quality.scores import Scores
 from benchmarks.quality.sliders import front_row, slider_rows
-from benchmarks.quality.soundness import Soundness
 from benchmarks.quality.table import tables
 from benchmarks.quality.timings import ROUNDS, TOKENS, measure_timings
 from benchmarks.quality.traits import WORDINGS
@@ -97,9 +96,12 @@ def main() -> None:
     judges = [judge for judge in load_judges() if judge.feature in design.traits]
     for judge in judges:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
+    kin = run.kinship(judges)
+    print("kinship: " + ", ".join(f"{name} {estimate.value:.2f}" for name, estimate in kin.items()))
     run.fill(questions, run.missing(questions, prompts, arguments.only))
     started = time.perf_counter()
-    scores = Scores(run.store(questions), prompts, judges, Soundness())
+    soundness = run.soundness()
+    scores = Scores(run.store(questions), prompts, judges, soundness)
     ready = [part for part in PARTS if not run.missing(questions, prompts, [part])]
     parts: dict[str, Any] = {}
     for part in ready:
@@ -138,9 +140,12 @@ def main() -> None:
             "marks": run.marks,
             "interval": "95 %, percentile bootstrap over questions, seeds averaged within a question, 4000 resamples",
             "win_rate": "wins + ties / 2; an empty reply loses",
+            "kinship": "Spearman with the scorer of the feature's pairs, over samples of the base",
         },
         "traits": {name: asdict(trait) for name, trait in design.traits.items()},
         "judges": {judge.name: {"feature": judge.feature, "check": judge.check} for judge in judges},
+        "kinship": {name: estimate.rounded() for name, estimate in kin.items()},
+        "soundness": asdict(soundness.margins),
         "random_reward": {
             "seed": RANDOM_SEED,
             "scales": {name: rounded(asdict(scale), 4) for name, scale in run.scales.items()},

@@ -16,7 +16,7 @@ class Claim:
 
     Attributes:
         to_base, to_prompted: sound wins by the judge that gives fewer.
-        more_repeats: share of replies that repeat themselves, above the base's.
+        more_repeats: share of replies that repeat themselves, above the base's, by the measure that gives more.
         perplexity: over the base's.
     """
 
@@ -41,7 +41,7 @@ def claim(row: Mapping[str, Any]) -> Claim:
     return Claim(
         to_base=min(judge["to_base"]["sound"][0] for judge in judges),
         to_prompted=min(judge["to_prompted"]["sound"][0] for judge in judges),
-        more_repeats=row["repeats"][0] - row["base_repeats"][0],
+        more_repeats=max(row["repeats"][name][0] - row["base_repeats"][name][0] for name in row["repeats"]),
         perplexity=row["perplexity_ratio"][0],
     )
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from benchmarks.common.records import ROOT
 
 FOLDER = ROOT / "build" / "minilm"
+WIDTH = 384
 MAX_TOKENS = 256  # what the model was trained to read
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _BATCH = 32
@@ -50,7 +51,8 @@ class SentenceEmbedder:
         for start in range(0, len(new), _BATCH):
             some = new[start : start + _BATCH]
             self._known.update(zip(some, self._embed([ids[text] for text in some]), strict=True))
-        return np.array([self._known[text] for text in texts], np.float32).reshape(len(texts), -1)
+        vectors = [self._known[text] for text in texts]
+        return np.stack(vectors) if vectors else np.zeros((0, WIDTH), np.float32)
 
     def _embed(self, ids: Sequence[Sequence[int]]) -> Vectors:
         import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def win_rates(rows: Rows) -> Figure:
 def sweep(rows: Rows, key: str, label: str) -> Figure:
     """Sound wins by the first judge and perplexity along one setting."""
     features = _features(rows)
-    values = sorted({row[key] for row in rows})
+    values = sorted({row[key] for row in rows if row["method"] != "base"})
     count = -(-len(features) // _COLUMNS)
     figure = Figure(figsize=(8, 3.6 * count + 0.4), layout="constrained")
     panels = figure.subplots(2 * count, min(_COLUMNS, len(features)), sharex=True, sharey="row", squeeze=False)
@@ -151,9 +152,10 @@ def slider(rows: Rows) -> Figure:
     for axes, feature in zip(panels, features, strict=False):
         row = next(row for row in rows if row["feature"] == feature)
         _intervals(axes, row["means"], row["weights"], "o-", BLUE, factor=1)
-        axes.set_title(feature, pad=14)
+        axes.set_title(f"{feature}\n", pad=12)
         axes.set_xticks([-1, 0, 1])
-        axes.text(0.5, 1.02, row["judge"], transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5)
+        judge = textwrap.fill(row["judge"], 34)
+        axes.text(0.5, 1.02, judge, transform=axes.transAxes, ha="center", va="bottom", fontsize=6.5)
     figure.supxlabel("weight w of the feature (0: the base; first judge's mean, 95 % interval)", fontsize=11)
     return figure
 

@@ -15,7 +15,6 @@ from benchmarks.quality.judges import Judge
 from benchmarks.quality.methods import Cell
 from benchmarks.quality.replies import JudgedReply
 from benchmarks.quality.scores import Scores
-from pad_train.pairs.pair_choice import repeats_itself
 
 CHECKS = ("on_topic", "grammatical", "varied", "sound")
 
@@ -76,6 +75,7 @@ def texture(scores: Scores, cells: Sequence[Cell], base: Cell, number: int) -> d
     """What the text is like, whatever it says."""
     own = [scores.replies(cell, number) for cell in cells]
     plain = scores.replies(base, number)
+    repeats = [scores.repeats(cell, number) for cell in cells]
 
     def share(replies: Sequence[JudgedReply], what: Any) -> Array:
         return np.array([float(what(reply)) for reply in replies])
@@ -85,8 +85,8 @@ def texture(scores: Scores, cells: Sequence[Cell], base: Cell, number: int) -> d
 
     return {
         "perplexity_ratio": _perplexity_ratio(own, plain),
-        "repeats": rate(of_cells(lambda reply: repeats_itself(reply.text))),
-        "base_repeats": rate(share(plain, lambda reply: repeats_itself(reply.text))),
+        "repeats": {name: rate(np.stack([each[name] for each in repeats], axis=-1)) for name in repeats[0]},
+        "base_repeats": {name: rate(values) for name, values in scores.repeats(base, number).items()},
         "tokens": round(float(of_cells(lambda reply: reply.num_tokens).mean()), 2),
         "base_tokens": round(float(share(plain, lambda reply: reply.num_tokens).mean()), 2),
         "cut": round(float(of_cells(lambda reply: reply.cut).mean()), 4),

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality.bundles import RANDOM_SEED, base_mark, ensure_bundle, ensure_scales, persrm_mark
 from benchmarks.quality.design import Design
+from benchmarks.quality.estimates import Estimate
 from benchmarks.quality.generation import Job, fill
+from benchmarks.quality.judges import Judge
+from benchmarks.quality.judges.kinship import kinship
 from benchmarks.quality.methods import BASE, RANDOM, Cell
-from benchmarks.quality.prompts import read_prompts
+from benchmarks.quality.prompts import read_unpaired
 from benchmarks.quality.random_reward import factors, write_random_persrm
-from benchmarks.quality.replies import ReplyStore, is_complete
+from benchmarks.quality.replies import JudgedReply, ReplyStore, is_complete
+from benchmarks.quality.soundness import Soundness
 from benchmarks.quality.traits import load_traits, read_features
 from demo.smollm2 import find_smollm2
 from pad_runtime.bundle.manifest import read_manifest
+from pad_train.pairs.feature import read_features as pair_features
+from pad_train.pairs.scorer import load_scorer
 
-NUM_CALIBRATION = 24  # questions, each with a random direction of its own
+NUM_CALIBRATION = 24  # questions of the training list, each with a random direction of its own
+NUM_SAMPLED = 60  # of them; the base's samples tell how much two sound replies differ
 
 
 class Run:
@@ -41,7 +49,7 @@ class Run:
         self.bundles |= {BASE: self.bundles[first], RANDOM: self.bundles[first]}
         chat = read_manifest(self.bundles[first]).tokenizer.chat_template is not None
         self.design = Design(traits, tuple(persrms), arguments.beta, chat)
-        asked = [arguments.ask.replace("{x}", question) for question in read_prompts(NUM_CALIBRATION)]
+        asked = [arguments.ask.replace("{x}", question) for question in read_unpaired(NUM_CALIBRATION)]
         scales = work / f"scales-{first}.json"
         self.scales = ensure_scales(self.bundles[first], asked, list(traits), scales, self.marks[first])
         self.factors = factors(self.scales)
@@ -85,6 +93,25 @@ class Run:
         )
         if cells:
             fill(job, cells, workers=self._arguments.workers)
+
+    def soundness(self) -> Soundness:
+        """The checks, calibrated on the base's samples."""
+        return Soundness.calibrate(*self.samples(self.design.caps))
+
+    def kinship(self, judges: Sequence[Judge]) -> dict[str, Estimate]:
+        """Of judges and the scorers of the PersRM's pairs, over the base's samples at the lowest cap."""
+        features = pair_features(self._arguments.wordings)
+        sampled = {name: features[name].sampling for name in self.design.traits}
+        scorers = {name: load_scorer(sampling.scorer) for name, sampling in sampled.items() if sampling}
+        return kinship(judges, scorers, list(itertools.chain(*self.samples(self.design.caps[:1]))))
+
+    def samples(self, caps: Sequence[int]) -> list[list[JudgedReply]]:
+        """Two samples of the base's reply to each of some questions of the training list, at each cap."""
+        prompts = read_unpaired(NUM_SAMPLED)
+        cells = [[self.design.base(cap, sample) for cap in caps] for sample in (1, 2)]
+        self.fill("training", self.incomplete("training", dict.fromkeys(itertools.chain(*cells), prompts)))
+        store = self.store("training")
+        return [[reply for cell in some for reply in store.load(cell, prompts).replies[:NUM_SAMPLED]] for some in cells]
 
     def _folder(self, questions: str) -> Path:
         folder: Path = self._arguments.work / f"replies-{questions}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from benchmarks.quality.estimates import Array, outcomes
 from benchmarks.quality.judges import Judge
 from benchmarks.quality.methods import Cell
 from benchmarks.quality.replies import JudgedReply, ReplyStore
 from benchmarks.quality.soundness import SoundChecks, Soundness
+from pad_train.pairs.pair_choice import repeats_itself
 
 
 class Scores:
@@ -73,3 +76,11 @@ class Scores:
         if key not in self._checks:
             self._checks[key] = self._soundness.checks(self.replies(cell, number), self.replies(base, number))
         return self._checks[key]
+
+    def repeats(self, cell: Cell, number: int) -> dict[str, Array]:
+        """Whether replies repeat themselves, 0 or 1 [questions]: by the rule that keeps such replies out of the
+        training, and by the floor of MTLD.
+        """
+        replies = self.replies(cell, number)
+        by_rule = np.array([repeats_itself(reply.text) for reply in replies])
+        return {"rule": by_rule.astype(float), "mtld": self._soundness.repeats(replies).astype(float)}

@@ -14,8 +14,8 @@ from benchmarks.quality.traits import wanted
 Rows = Sequence[Mapping[str, Any]]
 _HEAD = (
     "wanted", "method", "win over base, %", "at equal words", "sound win, %", "win over prompted base, %",
-    "at equal words", "sound win, %", "on topic / grammatical / varied, %", "repeats itself, % (base)",
-    "perplexity / base", "tokens (base)",
+    "at equal words", "sound win, %", "on topic / grammatical / varied, %",
+    "repeats itself by rule / by MTLD, % (base)", "perplexity / base", "tokens (base)",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def sweep_table(rows: Rows, key: str) -> str:
     for user in dict.fromkeys((row["feature"], row["weight"]) for row in rows):
         own = {setting(row[key]): row for row in rows if (row["feature"], row["weight"]) == user}
         told = [
-            f"{_both(own[value], 'to_base', 'sound')}, {percent(own[value]['repeats'][0])}, {ratio(own[value])}"
+            f"{_both(own[value], 'to_base', 'sound')}, {repeats(own[value]['repeats'])}, {ratio(own[value])}"
             for value in values
         ]
         lines.append([wanted(*user), *told])
@@ -96,7 +96,7 @@ def mixture_table(rows: Rows) -> str:
                 " / ".join(percent(own["chance"][0]) if "chance" in own else "-" for own in told),
                 " / ".join(percent(own["sound_joint"][0]) for own in told),
                 " / ".join(each),
-                f"{percent(row['repeats'][0])} ({percent(row['base_repeats'][0])})",
+                f"{repeats(row['repeats'])} ({repeats(row['base_repeats'])})",
                 ratio(row),
             ]
         )
@@ -151,6 +151,11 @@ def ratio(row: Mapping[str, Any]) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
+def repeats(shares: Mapping[str, Sequence[float]]) -> str:
+    """Share of replies that repeat themselves, by each measure."""
+    return " / ".join(percent(share[0]) for share in shares.values())
+
+
 def setting(value: Any) -> str:
     """A value of a swept setting in words."""
     if isinstance(value, Mapping):
@@ -170,7 +175,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         _both(row, "to_prompted", "equal_words"),
         _both(row, "to_prompted", "sound", show=interval),
         " / ".join(percent(row["checks"][check][0]) for check in ("on_topic", "grammatical", "varied")),
-        f"{percent(row['repeats'][0])} ({percent(row['base_repeats'][0])})",
+        f"{repeats(row['repeats'])} ({repeats(row['base_repeats'])})",
         ratio(row),
         f"{row['tokens']:.0f} ({row['base_tokens']:.0f})",
     ]

@@ -50,6 +50,11 @@ def wanted(feature: str, weight: float) -> str:
     return DIRECTIONS[feature][0 if weight > 0 else 1]
 
 
+def reply_cap(feature: str) -> int:
+    """Tokens that a reply may have."""
+    return _LONGER_CAP if feature in _LONGER else _CAP
+
+
 def read_features(persrm: Path) -> list[str]:
     """The features of a PersRM that there are traits for.
 
@@ -80,7 +85,7 @@ def load_traits(features: Sequence[str], path: Path = WORDINGS) -> dict[str, Tra
         if not said.get(name, {}).get("more") or not said[name].get("less"):
             raise SystemExit(f"{path} has no wordings for {name}: expected 'more' and 'less'")
         wordings = _sentence(said[name]["more"]), _sentence(said[name]["less"])
-        traits[name] = Trait(name, DIRECTIONS[name], wordings, _LONGER_CAP if name in _LONGER else _CAP)
+        traits[name] = Trait(name, DIRECTIONS[name], wordings, reply_cap(name))
     return traits
 
 

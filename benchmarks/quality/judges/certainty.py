@@ -11,29 +11,30 @@ from benchmarks.quality.judges.words import per_100_words, phrases
 
 _LIKELIHOOD = phrases(
     """almost, apparent, apparently, approximately, broadly, commonly, fairly, frequently, generally, in general,
-    largely, likely, mainly, maybe, mostly, nearly, occasionally, often, partly, perhaps, plausible, plausibly, possible,
-    possibly, potentially, presumable, presumably, probable, probably, quite, rarely, relatively, reportedly, roughly,
-    seemingly, seldom, sometimes, somewhat, supposedly, typical, typically, unlikely, usually"""
+    largely, likely, mainly, maybe, mostly, nearly, occasionally, often, partly, perhaps, plausible, plausibly,
+    possible, possibly, potentially, presumable, presumably, probable, probably, quite, rarely, relatively,
+    reportedly, roughly, seemingly, seldom, sometimes, somewhat, supposedly, typical, typically, unlikely, usually"""
 )
 _QUANTIFIERS = phrases(
     """absolutely, all, completely, entirely, every, everybody, everyone, everything, everywhere, exactly, fully,
-    guarantee, guaranteed, guarantees, inevitable, inevitably, no one, nobody, none, nothing, perfectly, precisely,
-    purely, the only, totally, unquestionable, unquestionably, wholly, without exception, without fail"""
+    guarantee, guaranteed, guarantees, inevitable, inevitably, no one, nobody, none, nothing, perfectly,
+    precisely, purely, the only, totally, unquestionable, unquestionably, wholly, without exception, without fail"""
 )
 _HEDGES = phrases(
     """appear, appeared, appears, argue, argued, argues, are said to, are thought to, as far as, assume, assumed,
-    assumes, certain amount, certain extent, depend, depending, depends, doubt, doubtful, estimate, estimated, estimates,
-    guess, hard to know, hard to say, i believe, i think, if at all, in most cases, in my opinion, in my view, in part,
-    in some cases, indicate, indicated, indicates, is said to, is thought to, it is believed, it is said, looks as if,
-    looks like, more or less, not all, not easy to say, not every, not necessarily, not sure, on the whole, or so, ought,
-    postulate, postulates, seem, seemed, seems, some extent, some people, some say, suggest, suggested, suggests,
-    suppose, suspect, suspects, tend, tended, tends, to my knowledge, uncertain, unclear, unsure, varies, vary"""
+    assumes, certain amount, certain extent, depend, depending, depends, doubt, doubtful, estimate, estimated,
+    estimates, guess, hard to know, hard to say, i believe, i think, if at all, in most cases, in my opinion, in
+    my view, in part, in some cases, indicate, indicated, indicates, is said to, is thought to, it is believed, it
+    is said, looks as if, looks like, more or less, not all, not easy to say, not every, not necessarily, not
+    sure, on the whole, or so, ought, postulate, postulates, seem, seemed, seems, some extent, some people, some
+    say, suggest, suggested, suggests, suppose, suspect, suspects, tend, tended, tends, to my knowledge,
+    uncertain, unclear, unsure, varies, vary"""
 )
 _BOOSTERS = phrases(
     """actually, beyond doubt, conclusively, decidedly, demonstrate, demonstrated, demonstrates, doubtless, evident,
-    evidently, for sure, in fact, incontrovertible, indeed, indisputable, indisputably, know, known, knows, no doubt,
-    of course, prove, proved, proven, proves, realize, realizes, show, shown, shows, surely, the fact, true, truly,
-    undeniable, undeniably, undisputedly, undoubtedly, without doubt"""
+    evidently, for sure, in fact, incontrovertible, indeed, indisputable, indisputably, know, known, knows, no
+    doubt, of course, prove, proved, proven, proves, realize, realizes, show, shown, shows, surely, the fact,
+    true, truly, undeniable, undeniably, undisputedly, undoubtedly, without doubt"""
 )
 
 
