@@ -33,7 +33,6 @@ from benchmarks.quality.rivals.vector import middle_layer
 from benchmarks.quality.rows import trait_row
 from benchmarks.quality.run import Run
 from benchmarks.quality.scores import Scores
-from benchmarks.quality.soundness import Soundness
 
 TRIED: Mapping[Method, tuple[float, ...]] = {"soup": (1.0, 1.5, 2.0), "vector": (2.0, 4.0, 8.0)}
 ASKED: tuple[Method, ...] = (*OF_BUNDLE, "base", "soup", "vector", *BEST_OF)
@@ -60,7 +59,7 @@ def main() -> None:
     needed = dict.fromkeys(cell for one in asked for cell in (*one.cells, one.base, one.prompted))
     store = contest.fill(list(needed))
     judges = [judge for judge in load_judges() if judge.feature in run.design.traits]
-    scores = Scores(store, prompts, judges, Soundness())
+    scores = Scores(store, prompts, judges, run.soundness())
     rows = [trait_row(scores, one, number) for one in asked]
     costs = kept(arguments.work / "rival-costs.json", [run.marks, ROUNDS, TOKENS], contest.costs)
     lines = summary(rows, costs)

@@ -13,10 +13,8 @@ from benchmarks.quality.methods import LABELS
 Costs = Mapping[str, Mapping[str, Mapping[str, float]]]  # by place (torch, bundle), method and figure
 
 
-def summary(
-    rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, Mapping[str, float]]]
-) -> list[dict[str, Any]]:
-    """Means over users, by method and strength: wins and sound wins by each judge, cost, perplexity, repetition."""
+def summary(rows: Sequence[Mapping[str, Any]], costs: Costs) -> list[dict[str, Any]]:
+    """Means over users, by method and strength: wins by each judge, cost, perplexity, repetition by MTLD."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(f"{row['method']} {row.get('beta', '')}".strip(), []).append(row)
@@ -34,8 +32,8 @@ def summary(
                     for what in ("win", "sound", "equal_words")
                     for index, ordinal in enumerate(("first", "second"))
                 },
-                "perplexity_ratio": round(float(np.mean([row["perplexity_ratio"][0] for row in some])), 3),
-                "repeats": round(float(np.mean([row["repeats"][0] for row in some])), 4),
+                "perplexity_ratio": _mean([row["perplexity_ratio"][0] for row in some]),
+                "repeats": round(float(np.mean([row["repeats"]["mtld"][0] for row in some])), 4),
             }
         )
     return lines
@@ -44,7 +42,11 @@ def summary(
 def _mean_of(rows: Sequence[Mapping[str, Any]], judge: int, what: str) -> float | None:
     """Over users, by the first or second judge; None where no judge says it."""
     opinions = [list(row["judges"].values())[judge]["to_base"][what] for row in rows]
-    known = [opinion[0] for opinion in opinions if opinion is not None]
+    return _mean([opinion[0] for opinion in opinions if opinion is not None])
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return round(float(np.mean(known)), 4) if known else None
 
 
@@ -60,7 +62,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             f"{line['label']} {line['method'].partition(' ')[2]}".strip(),
             f"{line['cost']:.2f}",
             *(percent(line[f"{what}_{ordinal}"]) for what in ("win", "sound") for ordinal in ("first", "second")),
-            f"{line['perplexity_ratio']:.2f}x",
+            "" if line["perplexity_ratio"] is None else f"{line['perplexity_ratio']:.2f}x",
             percent(line["repeats"]),
         ]
         for line in lines
