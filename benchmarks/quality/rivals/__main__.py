@@ -4,7 +4,7 @@ Beside the base that is told in its prompt, PAD and the PersRM alone stand a sou
 activation vector from the same pairs, and the best of 4 and of 8 samples by the PersRM's phi. The soup and the vector
 run in torch; "base" in torch is a row of its own, held against the bundle's base: what is not 50 % there is the int4
 weights' doing. Options, questions and replies are those of `python -m benchmarks.quality`, whose cells are used where
-they are there. Writes benchmarks/results/rivals.json and prints a table.
+they are there. Writes benchmarks/results/rivals.json and docs/plots/rivals-front.png, and prints a table.
 
 With "--questions training" the strengths of the soup and of the vector are tried on questions of the training list that
 no pair was made of.
@@ -83,7 +83,13 @@ def main() -> None:
         "versions": versions(*_PACKAGES),
     }
     results: Path = arguments.results
-    write_dense(results / f"{arguments.name.replace('quality', 'rivals')}.json", record)
+    name = arguments.name.replace("quality", "rivals")
+    write_dense(results / f"{name}.json", record)
+    if questions == "unseen":
+        from benchmarks.common.plots import save
+        from benchmarks.quality.rivals.plot import front
+
+        save({f"{name}-front".replace("_", "-"): lambda: front(lines)}, arguments.plots)
     print(table(lines))
 
 
