@@ -37,7 +37,7 @@ def front(lines: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes.minorticks_off()
     axes.set(
-        xlabel="cost: time over the base's own decoding in the same place\n(beside the markers: perplexity over the base's)",
+        xlabel="cost: time over the base's own in the same place\n(beside the markers: perplexity over the base's)",
         ylabel="sound wins over the base, %\n(mean over users and both judges)",
     )
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
