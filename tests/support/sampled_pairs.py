@@ -12,7 +12,7 @@ from pad_train.pairs.feature import Feature, PairSampling
 from pad_train.pairs.make_pairs import make_pairs, plan_tasks
 from pad_train.pairs.pair import Pair
 from pad_train.pairs.pair_file import PairSource, read_pairs
-from pad_train.pairs.scorer import Scorer
+from pad_train.pairs.scorer import Critic, Scorer
 from pad_train.train.backbone import Backbone
 
 PROMPTS = [f"the egg {number}" for number in range(6)]
@@ -36,9 +36,9 @@ def sample(
     backbone: Backbone, output: Path, features: Sequence[Feature] = (feature(),), scorer: Scorer = many_vowels,
     prompts: Sequence[str] = PROMPTS, seed: int = 0, settings: dict[str, Any] = SETTINGS,
 ) -> dict[str, int]:  # fmt: skip
-    scorers = {entry.name: scorer for entry in features}
+    critics = {entry.name: Critic(scorer) for entry in features}
     return make_pairs(
-        backbone, plan_tasks(prompts, features, batch=2), scorers, output,
+        backbone, plan_tasks(prompts, features, batch=2), critics, output,
         settings=settings, seed=seed, stages=Stages(),
     )  # fmt: skip
 

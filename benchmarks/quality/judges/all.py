@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.quality.judges import address, certainty, excitement, feeling, formality, layout, length, readability
-from benchmarks.quality.judges.checks import describe, read_contrasts, read_films, read_levels
+from benchmarks.quality.judges.checks import describe, read_asked, read_contrasts, read_films, read_levels
 from benchmarks.quality.judges.judge import Judge, of_plain, of_replies, of_sentences
 from benchmarks.quality.judges.prototypes import DISTANT, EXCITED, SOBER, WARM, nearness
 
@@ -18,7 +18,7 @@ def load_judges() -> list[Judge]:
         Judge("minus Flesch-Kincaid grade", "simple", of_sentences(readability.minus_grade)),
         Judge("minus Dale-Chall score", "simple", of_sentences(readability.minus_dale_chall)),
         Judge("minus words", "concise", of_plain(length.minus_words), equal_words=False),
-        Judge("lexical density", "concise", of_plain(length.density)),
+        Judge("MiniLM cosine of the first 16 words and the whole", "concise", length.said_at_once),
         Judge("second person per 100 words", "warm", of_plain(address.second_person)),
         Judge("MiniLM nearness to kind sentences", "warm", nearness(WARM, DISTANT)),
         Judge("minus markers of talk per 100 words", "formal", of_plain(formality.minus_talk)),
@@ -30,21 +30,10 @@ def load_judges() -> list[Judge]:
         Judge("exclamation marks per 100 words", "enthusiastic", of_plain(excitement.exclamations)),
         Judge("MiniLM nearness to excited sentences", "enthusiastic", nearness(EXCITED, SOBER)),
     )
-    written = read_contrasts()
-    of_others = {
-        "cheerful": [("pairs of film sentences", read_films())],
-        "simple": [("news sentences in two levels", read_levels())],
+    sets = {
+        "pairs written by hand": read_contrasts(),
+        "pairs of replies to the wish and to its opposite": read_asked(),
+        "pairs of film sentences": read_films(),
+        "news sentences in two levels": read_levels(),
     }
-    return [
-        replace(
-            judge,
-            check=describe(
-                judge.score,
-                [
-                    ("pairs written by hand", [each for each in written if each.feature == judge.feature]),
-                    *of_others.get(judge.feature, []),
-                ],
-            ),
-        )
-        for judge in judges
-    ]
+    return [replace(judge, check=describe(judge, sets)) for judge in judges]

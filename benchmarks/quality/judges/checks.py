@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.quality.judges.judge import Judge
 from benchmarks.quality.replies import JudgedReply
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -19,18 +20,37 @@ Score = Callable[[Sequence[JudgedReply]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two texts on one subject, the first with clearly more of a feature."""
+    """Two texts on one subject, the first with more of a feature.
+
+    Attributes:
+        feature: that they differ in.
+        prompt: what they answer.
+        more: the text with more of the feature.
+        less: the text with less.
+        cut: whether a cap broke each of them off.
+    """
 
     feature: str
     prompt: str
     more: str
     less: str
+    cut: tuple[bool, bool] = (False, False)
 
 
 def read_contrasts(path: Path = DATA / "judge-pairs.jsonl") -> list[Contrast]:
-    """Pairs written for this benchmark by hand, at least twelve a feature."""
+    """Pairs written for this benchmark by hand, at least twelve a feature: what nobody would doubt."""
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [Contrast(row["feature"], row.get("prompt", "?"), row["more"], row["less"]) for row in rows]
+
+
+def read_asked(path: Path = DATA / "asked-replies.jsonl") -> list[Contrast]:
+    """What the base answers to questions of the training list when it is told the wish, and its opposite.
+
+    SmolLM2-135M-Instruct, the wish in the system prompt and behind the question, temperature 0.7, at most 80 or 96
+    tokens. It heeds a wish only now and then: a good judge is far from 100 %, and one that sees nothing is at 50 %.
+    """
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [Contrast(**{**row, "cut": tuple(row["cut"])}) for row in rows]
 
 
 def read_levels(path: Path = LEVELS) -> list[Contrast]:
@@ -49,18 +69,19 @@ def read_films(folder: Path = DATA / "sentence-polarity") -> list[Contrast]:
 
 def accuracy(score: Score, contrasts: Sequence[Contrast]) -> float:
     """Share of the pairs in which the text with more of the feature scores higher; a tie is half."""
-    more, less = (
-        score(
-            [JudgedReply(contrast.prompt, text, (), cut=False) for contrast, text in zip(contrasts, side, strict=True)]
-        )
-        for side in ([each.more for each in contrasts], [each.less for each in contrasts])
-    )
+    more = score([JudgedReply(each.prompt, each.more, (), each.cut[0]) for each in contrasts])
+    less = score([JudgedReply(each.prompt, each.less, (), each.cut[1]) for each in contrasts])
     return sum((a > b) + (a == b) / 2 for a, b in zip(more, less, strict=True)) / len(contrasts)
 
 
-def describe(score: Score, sets: Sequence[tuple[str, Sequence[Contrast]]]) -> str:
-    """A sentence of the accuracies on sets of pairs, each with its name."""
-    return "; ".join(f"{accuracy(score, contrasts):.0%} of {len(contrasts)} {name} right" for name, contrasts in sets)
+def describe(judge: Judge, sets: Mapping[str, Sequence[Contrast]]) -> str:
+    """A sentence of the judge's accuracy on those pairs of each set that differ in its feature."""
+    own = {name: [each for each in contrasts if each.feature == judge.feature] for name, contrasts in sets.items()}
+    return "; ".join(
+        f"{accuracy(judge.score, contrasts):.0%} of {len(contrasts)} {name} right"
+        for name, contrasts in own.items()
+        if contrasts
+    )
 
 
 def _sentences(path: Path) -> list[str]:

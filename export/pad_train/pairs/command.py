@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pad_runtime.command import Report
 from pad_runtime.errors import OptionError
 from pad_train.arguments import add_common, check_described, positive, prepare_output, seed, set_threads
+
+if TYPE_CHECKING:
+    from pad_train.pairs.feature import Feature
+    from pad_train.pairs.pair_choice import Answers
 
 
 def make(arguments: argparse.Namespace) -> None:
@@ -23,40 +29,34 @@ def make(arguments: argparse.Namespace) -> None:
     sampled = {name: feature for name, feature in features.items() if feature.sampling is not None}
     if not sampled:
         raise OptionError(f"{arguments.features} has no feature with a scorer", expected='"sampling": {"scorer": ...}')
+    prompts = _read_prompts(arguments.prompts)[: arguments.limit] if arguments.prompts else []
     report: Report = arguments.report
     report("loading torch")
+    import torch
+
+    from pad_export.read.checkpoint import open_checkpoint
     from pad_train.pairs.make_pairs import make_pairs, plan_tasks, rank_replies
-    from pad_train.pairs.scorer import load_scorer
+    from pad_train.pairs.scorer import load_critic
+    from pad_train.train.backbone import load_backbone
 
     set_threads(arguments.threads)
-    scorers = {name: load_scorer(feature.sampling.scorer) for name, feature in sampled.items() if feature.sampling}
-    if arguments.replies:
-        from pad_train.pairs.reply_file import read_answers
-
-        answers, lines = read_answers(arguments.replies)
-        for line in lines:
-            report(line)
-        named = dict.fromkeys(name for answer in answers for reply in answer.replies for name in reply.weights)
-        check_described(
-            [name for name in named if name not in sampled], sampled, arguments.features, "the replies speak"
+    checkpoint = open_checkpoint(arguments.base) if arguments.base else None
+    backbone = load_backbone(checkpoint, dtype=torch.bfloat16) if checkpoint else None
+    critics = {name: load_critic(feature.sampling, backbone) for name, feature in sampled.items() if feature.sampling}
+    if checkpoint is None or backbone is None or arguments.replies:
+        counts = rank_replies(
+            _read_replies(arguments, sampled, report), list(sampled.values()), critics, arguments.output
         )
-        counts = rank_replies(answers, list(sampled.values()), scorers, arguments.output)
     else:
-        import torch
-
         from pad_export.output.stages import Stages
-        from pad_export.read.checkpoint import open_checkpoint
-        from pad_train.train.backbone import load_backbone
 
-        prompts = _read_prompts(arguments.prompts)[: arguments.limit]
-        checkpoint = open_checkpoint(arguments.base)
-        backbone = load_backbone(checkpoint, dtype=torch.bfloat16)
+        size = {"batch": arguments.batch, "per_prompt": arguments.per_prompt}
         counts = make_pairs(
             backbone,
-            plan_tasks(prompts, sampled.values(), batch=arguments.batch),
-            scorers,
+            plan_tasks(prompts, sampled.values(), **size),
+            critics,
             arguments.output,
-            settings={"batch": arguments.batch, "dtype": "bf16", "base": [checkpoint.path.name, checkpoint.nbytes]},
+            settings={**size, "dtype": "bf16", "base": [checkpoint.path.name, checkpoint.nbytes]},
             seed=arguments.seed,
             stages=Stages(report),
         )
@@ -64,6 +64,17 @@ def make(arguments: argparse.Namespace) -> None:
     print(f"wrote {arguments.output}: pairs by feature: {kept}")
     for reason, count in counts.most_common():
         print(f"  {count} dropped: {reason}")
+
+
+def _read_replies(arguments: argparse.Namespace, sampled: Mapping[str, Feature], report: Report) -> list[Answers]:
+    from pad_train.pairs.reply_file import read_answers
+
+    answers, lines = read_answers(arguments.replies)
+    for line in lines:
+        report(line)
+    named = dict.fromkeys(name for answer in answers for reply in answer.replies for name in reply.weights)
+    check_described([name for name in named if name not in sampled], sampled, arguments.features, "the replies speak")
+    return answers
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -107,6 +118,9 @@ def pairs_parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", metavar="PAIRS", type=Path, required=True, help="JSONL to create")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N prompts")
     parser.add_argument("--batch", type=positive, default=8, help="prompts sampled together (default %(default)s)")
+    parser.add_argument(
+        "--per-prompt", type=positive, metavar="N", help="features of each prompt, in turn (default: all of them)"
+    )
     parser.add_argument("--seed", type=seed, default=0, help="of the sampling (default %(default)s)")
     add_common(parser)
     return parser

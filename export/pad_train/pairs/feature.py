@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 from pad_export.read.json_file import read_object
 from pad_export.read.persrm_name import NAME
 from pad_runtime.errors import OptionError
+
+CONTRAST = "contrast"  # the scorer that needs styles, and nothing else
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,19 @@ class Style:
     start: str = ""
 
 
+def style_of(prompt: str, styles: Sequence[tuple[Style, Style]]) -> tuple[Style, Style]:
+    """The pair of styles of a prompt: by hash, so that the choice does not depend on what else is sampled."""
+    return styles[int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % len(styles)]
+
+
 @dataclass(frozen=True)
 class PairSampling:
     """How `pad-train pairs` samples replies with more and with less of a feature.
 
     Attributes:
-        scorer: "MODULE:NAME" or "FILE.py:NAME" of a callable (prompts, replies) -> scores, or "hf:DIR", a reward model.
+        scorer: "MODULE:NAME" or "FILE.py:NAME" of a callable (prompts, replies) -> scores, "hf:DIR", a reward model, or
+            "contrast": how much likelier the base finds a reply behind the style for more than behind that for less.
+        veto: the same of a callable (prompts, replies) -> why nobody should want a reply; "" where somebody may.
         styles: pairs of styles (more, less); each prompt uses one pair. May be empty: then only the scorer selects.
         contrast: gamma in z(plain) +- gamma * (z(more) - z(less)), the logits from which tokens are drawn.
         samples: candidates in each block, of which the scorer keeps the best.
@@ -36,6 +47,7 @@ class PairSampling:
     """
 
     scorer: str
+    veto: str = ""
     styles: tuple[tuple[Style, Style], ...] = ()
     contrast: float = 2.0
     samples: int = 2
@@ -90,13 +102,13 @@ def read_features(path: Path) -> dict[str, Feature]:
 
 def _read_sampling(path: Path, where: str, entry: Any) -> PairSampling:
     values = _only(where, entry, *PairSampling.__dataclass_fields__)
-    scorer = values.get("scorer")
-    if not isinstance(scorer, str) or ":" not in scorer:
-        raise OptionError(f"{where}: scorer is {scorer!r}", expected="MODULE:NAME, FILE.py:NAME or hf:DIR")
-    if ".py:" in scorer or scorer.startswith("hf:."):
-        prefix, rest = ("hf:", scorer[3:]) if scorer.startswith("hf:") else ("", scorer)
-        scorer = f"{prefix}{path.resolve().parent / rest}"
+    scorer = _callable(path, where, "scorer", values.get("scorer"))
+    veto = _callable(path, where, "veto", values["veto"]) if "veto" in values else ""
     styles = values.get("styles", [])
+    if scorer == CONTRAST and not styles:
+        raise OptionError(
+            f"{where}: no styles for the scorer contrast", expected='"styles": [{"more": ..., "less": ...}]'
+        )
     if not isinstance(styles, list):
         raise OptionError(f"{where}: styles is {styles!r}", expected='a list of {"more": {...}, "less": {...}}')
     counts = {
@@ -109,12 +121,28 @@ def _read_sampling(path: Path, where: str, entry: Any) -> PairSampling:
         raise OptionError(f"{where}: ends_early is {ends_early!r}", expected="true or false")
     return PairSampling(
         scorer,
+        veto,
         styles=tuple(_read_styles(where, style) for style in styles),
         contrast=_number(where, "contrast", values.get("contrast", PairSampling.contrast), lowest=0.0),
         min_gap=_number(where, "min_gap", values.get("min_gap", PairSampling.min_gap), lowest=0.0),
         ends_early=ends_early,
         **counts,
     )
+
+
+def _callable(path: Path, where: str, key: str, value: Any) -> str:
+    """A scorer's or a veto's name, a relative path in it taken from the features file's folder."""
+    model = key == "scorer" and isinstance(value, str) and value.startswith("hf:")
+    if key == "scorer" and value == CONTRAST:
+        return CONTRAST
+    if not isinstance(value, str) or ":" not in value or (value.startswith("hf:") and not model):
+        scorers = "MODULE:NAME, FILE.py:NAME, hf:DIR or contrast"
+        raise OptionError(
+            f"{where}: {key} is {value!r}", expected=scorers if key == "scorer" else "MODULE:NAME or FILE.py:NAME"
+        )
+    if model and value.startswith("hf:."):
+        return f"hf:{path.resolve().parent / value[3:]}"
+    return f"{path.resolve().parent / value}" if ".py:" in value else value
 
 
 def _read_styles(where: str, entry: Any) -> tuple[Style, Style]:

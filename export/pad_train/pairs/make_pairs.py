@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from pad_export.output.lock import claimed
 from pad_export.output.stages import Stages
 from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.errors import OptionError
-from pad_train.pairs.feature import Feature, PairSampling, Style
+from pad_train.pairs.feature import Feature, PairSampling, Style, style_of
 from pad_train.pairs.own_layout import pair_to_record
-from pad_train.pairs.pair_choice import Answers, MadeReply, as_pair, choose_pairs, why_no_pair
+from pad_train.pairs.pair_choice import Answers, MadeReply, as_pair, choose_pairs, why_no_pair, why_unsound
 from pad_train.pairs.sampler import Draw, sample_replies
-from pad_train.pairs.scorer import Scorer
+from pad_train.pairs.scorer import Critic
 from pad_train.train.backbone import Backbone
 
 
@@ -43,17 +43,28 @@ class Task:
         return hashlib.sha256(json.dumps([self.feature.name, *self.prompts]).encode()).hexdigest()[:16]
 
 
-def plan_tasks(prompts: Sequence[str], features: Iterable[Feature], *, batch: int) -> list[Task]:
-    """Tasks, ordered by group of prompts and then by feature: an unfinished run has pairs of every feature."""
+def plan_tasks(
+    prompts: Sequence[str], features: Iterable[Feature], *, batch: int, per_prompt: int | None = None
+) -> list[Task]:
+    """Tasks, ordered by group of prompts and then by feature: an unfinished run has pairs of every feature.
+
+    Args:
+        per_prompt: how many of the features each group of prompts has, in turn; all if None.
+    """
     sampled = [feature for feature in features if feature.sampling is not None]
+    some = len(sampled) if per_prompt is None else min(per_prompt, len(sampled))
     groups = [tuple(prompts[i : i + batch]) for i in range(0, len(prompts), batch)]
-    return [Task(feature, group) for group in groups for feature in sampled]
+    return [
+        Task(sampled[(number * some + turn) % len(sampled)], group)
+        for number, group in enumerate(groups)
+        for turn in range(some)
+    ]
 
 
 def make_pairs(
     backbone: Backbone,
     tasks: Sequence[Task],
-    scorers: dict[str, Scorer],
+    critics: Mapping[str, Critic],
     output: Path,
     *,
     settings: dict[str, Any],
@@ -69,7 +80,7 @@ def make_pairs(
         Number of pairs that were kept, by feature, and dropped, by reason.
 
     Raises:
-        OptionError: the partial file was made with other settings, another process makes these pairs now, or a scorer
+        OptionError: the partial file was made with other settings, another process makes these pairs now, or a critic
             does not answer as it should.
         CheckpointError: the disk is full or fails.
     """
@@ -81,7 +92,7 @@ def make_pairs(
             progress.begin(len(tasks), done=sum(task.key in done for task in tasks))
             for task in tasks:
                 if task.key not in done:
-                    rows = list(_sample_task(backbone, task, scorers[task.feature.name], seed))
+                    rows = list(_sample_task(backbone, task, critics[task.feature.name], seed))
                     _append(partial, {"task": task.key, "rows": rows})
                     done[task.key] = rows
                     progress()
@@ -91,7 +102,7 @@ def make_pairs(
 
 
 def rank_replies(
-    answers: Iterable[Answers], features: Sequence[Feature], scorers: dict[str, Scorer], output: Path
+    answers: Iterable[Answers], features: Sequence[Feature], critics: Mapping[str, Critic], output: Path
 ) -> Counter[str]:
     """Write the pairs that `choose_pairs` makes of given replies to `output`.
 
@@ -103,7 +114,7 @@ def rank_replies(
     """
     counts: Counter[str] = Counter()
     rows = []
-    for choice in choose_pairs(answers, features, scorers):
+    for choice in choose_pairs(answers, features, critics):
         if isinstance(choice, str):
             counts[choice] += 1
         else:
@@ -123,7 +134,7 @@ def _write_rows(output: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_whole(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
-def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> Iterable[dict[str, Any]]:
+def _sample_task(backbone: Backbone, task: Task, critic: Critic, seed: int) -> Iterable[dict[str, Any]]:
     sampling = task.feature.sampling
     assert sampling is not None
     half = len(task.prompts)
@@ -132,7 +143,7 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
     draws = [_draw(backbone, sampling, prompt, sign) for prompt, sign in zip(prompts, signs, strict=True)]
 
     def score(owners: list[int], replies: list[str]) -> list[float]:
-        values = scorer([prompts[owner] for owner in owners], replies)
+        values = critic.scorer([prompts[owner] for owner in owners], replies)
         return [signs[owner] * value for owner, value in zip(owners, values, strict=True)]
 
     lengths = {"block": sampling.block, "max_new_tokens": sampling.max_new_tokens}
@@ -145,12 +156,13 @@ def _sample_task(backbone: Backbone, task: Task, scorer: Scorer, seed: int) -> I
         couples += [(prompt, more, same), (prompt, same, less)]
         if sampling.ends_early:
             couples.append((prompt, _beginning(same, sampling.min_words), same))
-    marks = scorer(
-        [prompt for prompt, _, _ in couples] * 2,
-        [more.text for _, more, _ in couples] + [less.text for _, _, less in couples],
-    )
+    asked_twice = [prompt for prompt, _, _ in couples] * 2
+    texts = [more.text for _, more, _ in couples] + [less.text for _, _, less in couples]
+    marks, vetoes = critic.scorer(asked_twice, texts), critic.veto(asked_twice, texts)
+    unsound = [why_unsound(text, veto, sampling) for text, veto in zip(texts, vetoes, strict=True)]
     for index, (prompt, more, less) in enumerate(couples):
-        reason = why_no_pair(more.text, less.text, marks[index] - marks[len(couples) + index], sampling)
+        other = len(couples) + index
+        reason = why_no_pair((unsound[index], unsound[other]), marks[index] - marks[other], sampling.min_gap)
         asked = ({"role": "user", "content": prompt},)
         yield {"dropped": reason} if reason else pair_to_record(as_pair(asked, more, less, {task.feature.name: 1.0}))
 
@@ -159,9 +171,7 @@ def _draw(backbone: Backbone, sampling: PairSampling, prompt: str, sign: float) 
     plain = tuple(_encode(backbone, prompt, Style()))
     if not sampling.styles:
         return Draw((plain,), (1.0,))
-    # A choice by hash does not depend on what else is sampled.
-    chosen = int(hashlib.sha256(prompt.encode()).hexdigest(), 16) % len(sampling.styles)
-    more, less = (tuple(_encode(backbone, prompt, style)) for style in sampling.styles[chosen])
+    more, less = (tuple(_encode(backbone, prompt, style)) for style in style_of(prompt, sampling.styles))
     return Draw((plain, more, less), (1.0, sign * sampling.contrast, -sign * sampling.contrast))
 
 

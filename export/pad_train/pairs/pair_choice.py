@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pad_train.pairs.feature import Feature, PairSampling
 from pad_train.pairs.pair import Message, Pair
-from pad_train.pairs.scorer import Scorer
+from pad_train.pairs.scorer import Critic
 
 SAME = "the scorer sees no difference"
 _REPEATS = "repeats itself"
+_SHORT = "too short"
 _MIN_DISTINCT, _WINDOW = 0.6, 60  # least share of different words, in a window of so many words
 _MAX_NEIGHBOURS = 4  # times that the same two words may follow each other in a window
 _STUTTER = re.compile(r"(?<!\w)([^\W\d_]{2,})(?:\W+\1(?!\w)){2,}")  # a word three times in a row
@@ -57,78 +60,154 @@ def repeats_itself(reply: str) -> bool:
     return False
 
 
-def why_no_pair(chosen: str, rejected: str, gap: float, sampling: PairSampling) -> str:
-    """Why two replies whose scores differ by `gap` make no pair; "" if they make one."""
-    for reply in (chosen, rejected):
-        if reason := _unsound(reply, sampling):
-            return reason
-    return "" if gap > sampling.min_gap else SAME
+def why_unsound(reply: str, veto: str, sampling: PairSampling) -> str:
+    """Why nobody should want a reply; "" if somebody may.
+
+    Args:
+        veto: what the feature's veto says of it.
+    """
+    if len(reply.split()) < sampling.min_words:
+        return _SHORT
+    return _REPEATS if repeats_itself(reply) else veto
+
+
+def why_no_pair(unsound: Iterable[str], gap: float, min_gap: float) -> str:
+    """Why two replies whose scores differ by `gap` make no pair; "" if they make one.
+
+    Args:
+        unsound: `why_unsound` of both.
+    """
+    return next(filter(None, unsound), "" if gap > min_gap else SAME)
 
 
 def choose_pairs(
-    answers: Iterable[Answers], features: Sequence[Feature], scorers: Mapping[str, Scorer]
+    answers: Iterable[Answers], features: Sequence[Feature], critics: Mapping[str, Critic]
 ) -> Iterator[Pair | str]:
-    """Pairs of the replies to each prompt, for each feature with a scorer; in place of a dropped pair, the reason.
+    """Pairs of the replies to each prompt, as the features' critics see them; in place of a dropped pair, the reason.
 
-    If all replies to a prompt are usual ones, they give one pair: the reply with most of the feature over the one with
-    least. Otherwise there are two persons, one who wants more of the feature and one who wants less, and each has pairs
+    If all replies to a prompt are usual ones, they give one pair for each feature with a scorer: the reply with most of
+    the feature over the one with least. Otherwise there are the persons that replies were made for, and the opposite of
+    each. A person's score of a reply is sum_i w_i s_i / d_i, with w of length 1, s_i the scorer's score, and d_i its
+    standard deviation over all replies. Each person has pairs
 
     - best > usual: the best reply made for the person over the usual reply (the first that was made for no one);
     - usual > worst, only if the worst reply made for the person scored below the usual one;
-    - best > repetitive, if both persons have a best reply. The same repetitive reply is rejected for both, so that
-      training imitates it for neither.
+    - best > bad, if the opposite person has a best reply, too. A bad reply repeats itself or is vetoed. The same one is
+      rejected for both persons, so that training imitates it for neither.
 
-    Features for which none of a prompt's replies was made are left out, unless all its replies are usual ones.
+    Replies that were made for a feature without a scorer are left out.
     """
-    for answer in answers:
-        made_for = {name for reply in answer.replies for name in reply.weights}
-        for feature in features:
-            if feature.sampling is not None and (feature.name in made_for or not made_for):
-                yield from _choose(answer, feature.name, feature.sampling, scorers[feature.name])
+    sampled = {feature.name: feature.sampling for feature in features if feature.sampling is not None}
+    reviews = [_review(answer, sampled, critics) for answer in answers]
+    units = {name: _deviation([review.scores[name] for review in reviews if name in review.scores]) for name in sampled}
+    for review in reviews:
+        for axis in review.axes:
+            yield from _choose(review, axis, units, sampled)
 
 
-def _choose(answer: Answers, name: str, sampling: PairSampling, scorer: Scorer) -> Iterator[Pair | str]:
-    made = [reply for reply in answer.replies if not reply.weights or list(reply.weights) == [name]]
-    if not made:
-        return
-    marks = scorer([answer.messages[-1]["content"]] * len(made), [reply.text for reply in made])
-    score = {reply.text: mark for reply, mark in zip(made, marks, strict=True)}
+Axis = Mapping[str, float]
+"""Feature weights of a person and, negated, of the opposite one; of length 1, the first of them positive."""
+
+
+@dataclass(frozen=True)
+class _Review:
+    """The replies to one prompt, and what the critics say.
+
+    Attributes:
+        axes: of the persons that the replies are for.
+        scores: by feature, in the order of the replies.
+        vetoes: as `scores`; the reasons.
+    """
+
+    answer: Answers
+    axes: tuple[Axis, ...]
+    scores: Mapping[str, Sequence[float]]
+    vetoes: Mapping[str, Sequence[str]]
+
+
+def _review(answer: Answers, sampled: Mapping[str, PairSampling], critics: Mapping[str, Critic]) -> _Review:
+    replies = tuple(reply for reply in answer.replies if reply.weights.keys() <= sampled.keys())
+    answer = replace(answer, replies=replies)
+    made_for = [_axis(reply.weights) for reply in replies if any(reply.weights.values())]
+    axes = list({tuple(axis.items()): axis for axis in made_for}.values()) or [{name: 1.0} for name in sampled]
+    names = {name for axis in axes for name in axis} if replies else set()
+    asked = [answer.messages[-1]["content"]] * len(replies), [reply.text for reply in replies]
+    order = list(sampled)
+    return _Review(
+        answer,
+        tuple(sorted(axes, key=lambda axis: [order.index(name) for name in axis])) if replies else (),
+        {name: critics[name].scorer(*asked) for name in sampled if name in names},
+        {name: critics[name].veto(*asked) for name in sampled if name in names},
+    )
+
+
+def _axis(weights: Mapping[str, float]) -> Axis:
+    wanted = {name: weight for name, weight in sorted(weights.items()) if weight}
+    length = math.copysign(math.hypot(*wanted.values()), next(iter(wanted.values())))
+    return {name: round(weight / length, 6) for name, weight in wanted.items()}
+
+
+def _deviation(scores: Iterable[Sequence[float]]) -> float:
+    return statistics.pstdev([0.0, *itertools.chain.from_iterable(scores)]) or 1.0
+
+
+def _choose(
+    review: _Review, axis: Axis, units: Mapping[str, float], sampled: Mapping[str, PairSampling]
+) -> Iterator[Pair | str]:
+    score: dict[str, float] = {}
+    unsound: dict[str, str] = {}
+    for index, reply in enumerate(review.answer.replies):
+        score[reply.text] = sum(weight * review.scores[name][index] / units[name] for name, weight in axis.items())
+        reasons = (why_unsound(reply.text, review.vetoes[name][index], sampled[name]) for name in axis)
+        unsound[reply.text] = next(filter(None, reasons), "")
+    min_gap = sum(abs(weight) * sampled[name].min_gap / units[name] for name, weight in axis.items())
 
     def most(replies: Sequence[MadeReply], sign: float) -> MadeReply:
         return max(replies, key=lambda reply: sign * score[reply.text])
 
     def pair(chosen: MadeReply, rejected: MadeReply, sign: float) -> Pair | str:
         gap = sign * (score[chosen.text] - score[rejected.text])
-        reason = why_no_pair(chosen.text, rejected.text, gap, sampling)
-        return reason or as_pair(answer.messages, chosen, rejected, {name: sign})
+        reason = why_no_pair((unsound[chosen.text], unsound[rejected.text]), gap, min_gap)
+        return reason or as_pair(review.answer.messages, chosen, rejected, _times(axis, sign))
 
-    usual = [reply for reply in made if not reply.weights]
-    if not usual or len(made) == 1:
+    usual = [reply for reply in review.answer.replies if not any(reply.weights.values())]
+    made = {
+        sign: [
+            reply
+            for reply in review.answer.replies
+            if any(reply.weights.values()) and _axis(reply.weights) == axis and _side(reply, axis) == sign
+        ]
+        for sign in (1.0, -1.0)
+    }
+    made_for_either = [*made[1.0], *made[-1.0]]
+    if not usual or len(usual) + len(made_for_either) == 1:
         yield ALONE
         return
-    if len(usual) == len(made):
-        yield pair(most(made, 1.0), most(made, -1.0), 1.0)
+    if not made_for_either:
+        yield pair(most(usual, 1.0), most(usual, -1.0), 1.0)
         return
     best: dict[float, MadeReply] = {}
-    for sign in (1.0, -1.0):
-        own = [reply for reply in made if sign * reply.weights.get(name, 0.0) > 0]
-        sound = [reply for reply in own if not _unsound(reply.text, sampling)]
+    for sign, own in made.items():
+        sound = [reply for reply in own if not unsound[reply.text]]
         if sound:
             best[sign] = most(sound, sign)
             yield pair(best[sign], usual[0], sign)
             if not isinstance(miss := pair(usual[0], most(sound, -sign), sign), str):
                 yield miss
         elif own:
-            yield _unsound(own[0].text, sampling)
-    looped = [reply for reply in made if reply.weights and _unsound(reply.text, sampling) == _REPEATS]
-    if len(best) == 2 and looped:
-        yield from (as_pair(answer.messages, best[sign], looped[0], {name: sign}) for sign in best)
+            yield unsound[own[0].text]
+    bad = [reply for reply in made_for_either if unsound[reply.text] not in ("", _SHORT)]
+    if len(best) == 2 and bad:
+        yield from (as_pair(review.answer.messages, best[sign], bad[0], _times(axis, sign)) for sign in best)
 
 
-def _unsound(reply: str, sampling: PairSampling) -> str:
-    if len(reply.split()) < sampling.min_words:
-        return "too short"
-    return _REPEATS if repeats_itself(reply) else ""
+def _side(reply: MadeReply, axis: Axis) -> float:
+    first = next(iter(axis))
+    return math.copysign(1.0, reply.weights[first])
+
+
+def _times(axis: Axis, sign: float) -> dict[str, float]:
+    return {name: sign * weight for name, weight in axis.items()}
 
 
 def as_pair(

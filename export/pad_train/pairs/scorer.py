@@ -1,4 +1,4 @@
-"""Scorers, which rank replies while pairs are made: Python callables or Hugging Face reward models."""
+"""Critics of replies while pairs are made: scorers, which rank them, and vetoes, which keep bad ones from winning."""
 
 from __future__ import annotations
 
@@ -7,15 +7,53 @@ import importlib.util
 import math
 import reprlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
 from pad_runtime.errors import OptionError
+from pad_train.pairs.contrast import StyleContrast
+from pad_train.pairs.feature import CONTRAST, PairSampling
+from pad_train.train.backbone import Backbone
 
 Scorer: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, replies) -> one score a reply, higher where the reply has more of the feature."""
+
+Veto: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[str]]
+"""(prompts, replies) -> why nobody should want a reply, such as "leaves the question"; "" if somebody may."""
+
+
+def no_veto(_: Sequence[str], replies: Sequence[str]) -> list[str]:
+    """Nothing against any reply."""
+    return [""] * len(replies)
+
+
+@dataclass(frozen=True)
+class Critic:
+    """What is asked about the replies of one feature."""
+
+    scorer: Scorer
+    veto: Veto = no_veto
+
+
+def load_critic(sampling: PairSampling, backbone: Backbone | None) -> Critic:
+    """The scorer and, if there is one, the veto that a feature's sampling names.
+
+    Args:
+        backbone: what the scorer "contrast" asks.
+
+    Raises:
+        OptionError: as `load_scorer`; or there is no backbone for the scorer "contrast".
+    """
+    veto = checked_veto(sampling.veto, _load_callable("veto", sampling.veto)) if sampling.veto else no_veto
+    if sampling.scorer != CONTRAST:
+        return Critic(load_scorer(sampling.scorer), veto)
+    if backbone is None:
+        raise OptionError("no base for the scorer contrast", expected="--base")
+    return Critic(StyleContrast(backbone, sampling.styles), veto)
 
 
 def load_scorer(spec: str) -> Scorer:
@@ -27,17 +65,7 @@ def load_scorer(spec: str) -> Scorer:
     kind, _, rest = spec.partition(":")
     if kind == "hf":
         return checked(spec, _load_reward_model(Path(rest)))
-    place, _, name = spec.rpartition(":")
-    try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # the user's module can raise anything
-        raise OptionError(
-            f"scorer {spec} cannot be loaded ({error})", expected="MODULE:NAME, FILE.py:NAME or hf:DIR"
-        ) from error
-    scorer = getattr(module, name, None)
-    if not callable(scorer):
-        raise OptionError(f"scorer {spec}: {place} has no callable {name}", expected="a function of (prompts, replies)")
-    return checked(spec, scorer)
+    return checked(spec, _load_callable("scorer", spec))
 
 
 def checked(spec: str, scorer: Callable[[Sequence[str], Sequence[str]], Any]) -> Scorer:
@@ -61,6 +89,34 @@ def checked(spec: str, scorer: Callable[[Sequence[str], Sequence[str]], Any]) ->
     return score
 
 
+def checked_veto(spec: str, veto: Callable[[Sequence[str], Sequence[str]], Any]) -> Veto:
+    """A veto that raises an OptionError if it does not return one text for each reply."""
+
+    def reasons(prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
+        answer = list(veto(prompts, replies))
+        if len(answer) != len(replies) or not all(isinstance(reason, str) for reason in answer):
+            raise OptionError(
+                f"veto {spec} gave {reprlib.repr(answer)} for {len(replies)} replies", expected="one text each"
+            )
+        return answer
+
+    return reasons
+
+
+def _load_callable(what: str, spec: str) -> Callable[[Sequence[str], Sequence[str]], Any]:
+    place, _, name = spec.rpartition(":")
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # the user's module can raise anything
+        kinds = "MODULE:NAME, FILE.py:NAME or hf:DIR" if what == "scorer" else "MODULE:NAME or FILE.py:NAME"
+        raise OptionError(f"{what} {spec} cannot be loaded ({error})", expected=kinds) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise OptionError(f"{what} {spec}: {place} has no callable {name}", expected="a function of (prompts, replies)")
+    return found  # type: ignore[no-any-return]
+
+
+@cache
 def _load_file(path: Path) -> Any:
     found = importlib.util.spec_from_file_location(path.stem, path)
     if found is None or found.loader is None or not path.is_file():

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.quality.judges import Judge, load_judges
 from benchmarks.quality.judges.certainty import likelihood, stance
-from benchmarks.quality.judges.checks import Contrast, accuracy, read_contrasts, read_films, read_levels
+from benchmarks.quality.judges.checks import Contrast, accuracy, read_asked, read_contrasts, read_films, read_levels
 from benchmarks.quality.judges.judge import of_plain
 from benchmarks.quality.judges.kinship import kinship
 from benchmarks.quality.judges.words import MIN_WORDS, per_100_words, phrases
@@ -83,6 +83,17 @@ def test_judges_order_texts_that_others_labelled(judges: list[Judge]) -> None:
             assert accuracy(judge, levels) > 0.62, judge.name
         if judge.feature == "lists":  # control
             assert accuracy(judge, films) == accuracy(judge, levels) == 0.5, judge.name
+
+
+def test_judges_see_what_the_base_was_asked_for_more_often_than_not(judges: list[Judge]) -> None:
+    asked = read_asked()
+    found = {judge.name: accuracy(judge, [each for each in asked if each.feature == judge.feature]) for judge in judges}
+    assert min(found.values()) >= 0.5, found
+    assert np.mean(list(found.values())) > 0.62, found
+    swapped = [Contrast(each.feature, each.prompt, each.less, each.more, each.cut[::-1]) for each in asked]
+    for judge in judges:  # control
+        against = accuracy(judge, [each for each in swapped if each.feature == judge.feature])
+        assert against == pytest.approx(1 - found[judge.name]), judge.name
 
 
 def test_odd_replies_get_a_finite_score_and_those_without_a_word_none(judges: list[Judge]) -> None:

@@ -17,6 +17,7 @@ FULL = {
     "less": ["gloomy"],
     "sampling": {
         "scorer": "scorers.py:cheerful",
+        "veto": "scorers.py:unsound",
         "styles": [{"more": {"system": "You are happy.", "start": "Great! "}, "less": {"system": "You are sad."}}, {}],
         "contrast": 1,
         "samples": 4,
@@ -47,6 +48,7 @@ def test_a_feature_with_everything(tmp_path: Path) -> None:
             less=("gloomy",),
             sampling=PairSampling(
                 f"{tmp_path / 'scorers.py'}:cheerful",
+                veto=f"{tmp_path / 'scorers.py'}:unsound",
                 styles=((Style("You are happy.", "Great! "), Style("You are sad.")), (Style(), Style())),
                 contrast=1.0,
                 samples=4,
@@ -75,10 +77,11 @@ def test_features_with_the_least(tmp_path: Path) -> None:
         ("hf:./model", "hf:{folder}/model"),
         ("hf:/models/reward", "hf:/models/reward"),
         ("package:f", "package:f"),
+        ("contrast", "contrast"),
     ],
 )
 def test_where_a_scorer_is_found(tmp_path: Path, scorer: str, expected: str) -> None:
-    found = read_features(write(tmp_path, sampling(scorer=scorer)))["a"].sampling
+    found = read_features(write(tmp_path, sampling(scorer=scorer, styles=[{}])))["a"].sampling
     assert found is not None
     assert found.scorer == expected.format(folder=tmp_path)
 
@@ -99,7 +102,10 @@ def test_where_a_scorer_is_found(tmp_path: Path, scorer: str, expected: str) -> 
         ({"a": {"sampling": {}}}, "scorer is None", "MODULE:NAME"),
         (sampling(scorer=3), "scorer is 3", "MODULE:NAME"),
         (sampling(scorer="mine"), "scorer is 'mine'", "MODULE:NAME"),
-        (sampling(temperature=1), "the unknown key temperature", "only scorer, styles"),
+        (sampling(scorer="contrast"), "no styles for the scorer contrast", '"styles"'),
+        (sampling(veto=""), "veto is ''", "MODULE:NAME or FILE.py:NAME"),
+        (sampling(veto="hf:model"), "veto is 'hf:model'", "MODULE:NAME or FILE.py:NAME"),
+        (sampling(temperature=1), "the unknown key temperature", "only scorer, veto, styles"),
         (sampling(styles={}), "styles is {}", "a list"),
         (sampling(styles=[[]]), "a is []", "an object with more, less"),
         (sampling(styles=[{"most": {}}]), "the unknown key most", "only more, less"),

@@ -13,7 +13,7 @@ from pad_train.pairs import pair_choice
 from pad_train.pairs.feature import Feature
 from pad_train.pairs.make_pairs import make_pairs, plan_tasks
 from pad_train.pairs.pair_choice import MadeReply
-from pad_train.pairs.scorer import checked
+from pad_train.pairs.scorer import Critic, checked
 from pad_train.train.backbone import Backbone
 from tests.support.error_checks import refused
 from tests.support.sampled_pairs import PROMPTS, feature, length, many_vowels, pairs_of, sample
@@ -67,11 +67,11 @@ def test_a_reply_may_be_set_against_its_own_beginning(
     short = [feature("short", ends_early=True, min_words=3)]
     prompts = [f"p{index}" for index in range(4)]
     tasks = plan_tasks(prompts, short, batch=4)
-    scorers = {"short": lambda prompts, texts: [-float(len(text)) for text in texts]}
+    critics = {"short": Critic(lambda prompts, texts: [-float(len(text)) for text in texts])}
     counts = make_pairs(
         backbone,
         tasks,
-        scorers,
+        critics,
         tmp_path / "pairs.jsonl",
         settings={},
         seed=0,
@@ -95,6 +95,26 @@ def test_all_features_of_some_prompts_come_first() -> None:
         ("a", tuple(PROMPTS[:2])), ("b", tuple(PROMPTS[:2])), ("a", (PROMPTS[2],)), ("b", (PROMPTS[2],)),
     ]  # fmt: skip
     assert len({task.key for task in tasks}) == 4
+
+
+def test_each_prompt_may_have_some_of_the_features_in_turn() -> None:
+    features = [feature(name) for name in "abc"]
+    tasks = plan_tasks(PROMPTS[:4], features, batch=1, per_prompt=2)
+    assert [task.feature.name for task in tasks] == ["a", "b", "c", "a", "b", "c", "a", "b"]
+    assert [task.prompts for task in tasks] == [(prompt,) for prompt in PROMPTS[:4] for _ in range(2)]
+    assert plan_tasks(PROMPTS, features, batch=2, per_prompt=9) == plan_tasks(PROMPTS, features, batch=2)
+
+
+def test_what_is_vetoed_is_in_no_pair(backbone: Backbone, tmp_path: Path) -> None:
+    all_of_them = make_pairs(
+        backbone, plan_tasks(PROMPTS, [feature()], batch=2),
+        {"vowels": Critic(many_vowels, lambda prompts, texts: ["off" if "a" in text else "" for text in texts])},
+        tmp_path / "pairs.jsonl", settings={}, seed=0, stages=Stages(),
+    )  # fmt: skip
+    pairs = pairs_of(tmp_path / "pairs.jsonl")
+    assert all_of_them["off"] + len(pairs) <= 2 * len(PROMPTS)
+    assert all_of_them["off"] > 0
+    assert not any("a" in pair.chosen or "a" in pair.rejected for pair in pairs)
 
 
 def test_a_scorer_that_does_not_answer_as_it_should(backbone: Backbone, tmp_path: Path) -> None:

@@ -12,18 +12,21 @@ from pad_train.pairs.feature import Feature
 from pad_train.pairs.make_pairs import rank_replies
 from pad_train.pairs.pair import Pair
 from pad_train.pairs.pair_choice import ALONE, SAME, Answers, MadeReply, choose_pairs
+from pad_train.pairs.scorer import Critic
 from tests.support.sampled_pairs import feature, length, many_vowels, pairs_of
 
 PROMPT = ({"role": "user", "content": "p"},)
 MORE, LESS = {"vowels": 1.0}, {"vowels": -0.5}
-SCORERS = {"vowels": many_vowels, "length": length}
+CRITICS = {"vowels": Critic(many_vowels), "length": Critic(length)}
 repeats_itself = pair_choice.repeats_itself  # the real one: tests of random models switch it off
 
 
-def chosen(*replies: MadeReply, features: tuple[Feature, ...] = (feature(),)) -> list[tuple[str, str, float] | str]:
+def chosen(
+    *replies: MadeReply, features: tuple[Feature, ...] = (feature(),), critics: dict[str, Critic] = CRITICS
+) -> list[tuple[str, str, float] | str]:
     """(chosen, rejected, weight) of each pair, or why there is none."""
     told: list[tuple[str, str, float] | str] = []
-    for choice in choose_pairs([Answers(PROMPT, replies)], features, SCORERS):
+    for choice in choose_pairs([Answers(PROMPT, replies)], features, critics):
         told.append((choice.chosen, choice.rejected, *choice.weights.values()) if isinstance(choice, Pair) else choice)
     return told
 
@@ -78,7 +81,7 @@ def test_replies_made_for_nobody_are_ranked_by_every_feature(tmp_path: Path) -> 
         Answers(PROMPT, (MadeReply("alone"),)),
     ]
     features = [feature(), Feature("unsampled"), feature("length", min_gap=2.0)]
-    counts = rank_replies(answers, features, SCORERS, tmp_path / "ranked.jsonl")
+    counts = rank_replies(answers, features, CRITICS, tmp_path / "ranked.jsonl")
     ranked = [(pair.chosen, pair.rejected, dict(pair.weights)) for pair in pairs_of(tmp_path / "ranked.jsonl")]
     assert ranked == [
         ("aa", "bbbb", {"vowels": 1.0}),
@@ -109,13 +112,53 @@ def test_a_scorer_is_never_asked_about_nothing() -> None:
         return [float(len(reply)) for reply in replies]
 
     mixed = Answers(PROMPT, (MadeReply("aa", weights={"vowels": 1.0, "length": 1.0}),))
-    assert list(choose_pairs([mixed, Answers(PROMPT, ())], [feature()], {"vowels": strict})) == []
+    assert list(choose_pairs([mixed, Answers(PROMPT, ())], [feature()], {"vowels": Critic(strict)})) == []
 
 
 def test_short_replies_make_no_pair() -> None:
     wordy = (feature(min_words=2),)
     assert chosen(MadeReply("a b"), MadeReply("aa", weights=MORE), features=wordy) == ["too short"]
     assert chosen(MadeReply("b"), MadeReply("a a", weights=MORE), features=wordy) == ["too short"]
+
+
+def test_what_is_vetoed_loses_to_both_peoples_best() -> None:
+    def veto(prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
+        assert set(prompts) == {"p"}
+        return ["leaves the question" if "off" in reply else "" for reply in replies]
+
+    critics = {"vowels": Critic(many_vowels, veto)}
+    usual, best, least = MadeReply("xaa"), MadeReply("xaaa", weights=MORE), MadeReply("x", weights=LESS)
+    stray = MadeReply("aaaaoff", weights=MORE)
+    both: list[tuple[str, str, float] | str] = [("xaaa", "xaa", 1.0), ("x", "xaa", -1.0)]
+    assert chosen(usual, best, stray, least, critics=critics) == [
+        *both,
+        ("xaaa", "aaaaoff", 1.0),
+        ("x", "aaaaoff", -1.0),
+    ]
+    assert chosen(usual, best, stray, least)[0] == ("aaaaoff", "xaa", 1.0)  # the control: nobody vetoes it
+    assert chosen(MadeReply("xaaoff"), best, least, critics=critics) == ["leaves the question"] * 2  # a usual one
+
+
+def test_a_person_of_mixed_wishes_has_pairs_by_the_sum_of_both_scores(tmp_path: Path) -> None:
+    wishes = {"vowels": 3.0, "length": -4.0}  # many vowels in a short reply
+    opposite = {"vowels": -0.3, "length": 0.4}
+    replies = (
+        MadeReply("xxaa"),
+        MadeReply("aaa", weights=wishes),
+        MadeReply("aaaaaaaaxxxxxxxxxxxxxxxxxxxx", weights=wishes),  # more vowels, and far too long
+        MadeReply("xxxxxxxxxxxx", weights=opposite),
+        MadeReply("aaxa", weights=MORE),
+    )
+    features = [feature(), feature("length")]
+    rank_replies([Answers(PROMPT, replies)], features, CRITICS, tmp_path / "ranked.jsonl")
+    ranked = [(pair.chosen, pair.rejected, dict(pair.weights)) for pair in pairs_of(tmp_path / "ranked.jsonl")]
+    more, less = {"length": -0.8, "vowels": 0.6}, {"length": 0.8, "vowels": -0.6}
+    assert ranked == [
+        ("aaxa", "xxaa", {"vowels": 1.0}),
+        ("xxxxxxxxxxxx", "xxaa", less),
+        ("aaa", "xxaa", more),
+        ("xxaa", "aaaaaaaaxxxxxxxxxxxxxxxxxxxx", more),
+    ]
 
 
 LONG = " ".join(f"word{number % 80}" for number in range(300))  # a long text uses its words again, and is no loop

@@ -9,7 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from pad_runtime.errors import OptionError
-from pad_train.pairs.scorer import checked, load_scorer
+from pad_train.pairs.feature import PairSampling, Style, style_of
+from pad_train.pairs.scorer import checked, checked_veto, load_critic, load_scorer
+from pad_train.train.backbone import Backbone
 from tests.support import tiny_models, tiny_tokenizers
 from tests.support.error_checks import refused
 
@@ -109,3 +111,50 @@ def test_a_classifier_is_no_reward_model(tmp_path: Path) -> None:
     make_reward_model(tmp_path / "rm", num_labels=2, chat_template=None)
     with refused(OptionError, given="has 2 labels", expected="with one"):
         load_scorer(f"hf:{tmp_path / 'rm'}")
+
+
+def test_a_veto_and_a_scorer_of_one_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SCORER + "def veto(prompts, replies):\n    return [r[1:] for r in replies]\n")
+    critic = load_critic(PairSampling(f"{tmp_path / 'mine.py'}:score", f"{tmp_path / 'mine.py'}:veto"), None)
+    assert (critic.scorer(["a"], ["bc"]), critic.veto(["a"], ["bc"])) == ([21.0], ["c"])
+    assert load_critic(PairSampling("operator:add"), None).veto(["a", "b"], ["c", "d"]) == ["", ""]
+
+
+@pytest.mark.parametrize("answer", [["only one"], ["", "", ""], [None, ""], [1.0, 2.0], "ab!"])
+def test_answers_that_are_no_reasons(answer: Any) -> None:
+    with refused(OptionError, given="veto m:f gave", expected="one text each"):
+        checked_veto("m:f", lambda prompts, replies: answer)(["p", "q"], ["r", "s"])
+
+
+def test_a_veto_that_is_not_there() -> None:
+    with refused(OptionError, given="veto operator:absent: operator has no callable absent", expected="a function"):
+        load_critic(PairSampling("operator:add", "operator:absent"), None)
+
+
+STYLES = ((Style("boil the egg"), Style("a cold potato")), (Style(), Style("the pan", start="never read")))
+
+
+def test_contrast_is_the_difference_of_log_probabilities(backbone: Backbone) -> None:
+    prompts, replies = ["an egg", "a much longer prompt about soft eggs", "an egg"], ["boil it", "the egg is in the pan", ""]
+    assert len({style_of(prompt, STYLES) for prompt in prompts}) == 2
+    scores = load_critic(PairSampling("contrast", styles=STYLES), backbone).scorer(prompts, replies)
+    for prompt, reply, score in zip(prompts[:2], replies, scores, strict=False):
+        ids = torch.tensor(backbone.encode_reply(reply, finished=False))
+        means = []
+        for style in style_of(prompt, STYLES):
+            system = [{"role": "system", "content": style.system}] if style.system else []
+            head = torch.tensor(backbone.encode_prompt([*system, {"role": "user", "content": prompt}]))
+            with torch.inference_mode():
+                log_probs = backbone.model(torch.cat([head, ids])[None]).logits[0, len(head) - 1 : -1].log_softmax(-1)
+            means.append(log_probs[torch.arange(len(ids)), ids].mean())
+        assert score == pytest.approx(float(means[0] - means[1]), abs=1e-4)
+        assert abs(score) > 1e-3
+    assert scores[2] == 0
+    swapped = tuple((less, more) for more, less in STYLES)
+    turned = load_critic(PairSampling("contrast", styles=swapped), backbone).scorer(prompts, replies)
+    assert turned == pytest.approx([-score for score in scores], abs=1e-5)
+
+
+def test_contrast_needs_a_base() -> None:
+    with refused(OptionError, given="no base for the scorer contrast", expected="--base"):
+        load_critic(PairSampling("contrast", styles=STYLES), None)
