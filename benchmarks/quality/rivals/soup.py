@@ -5,13 +5,17 @@ Source: Rewarded soups (Rame et al. 2023, arXiv 2306.04488); Personalized Soups 
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.common.kept import stamped
 from pad_export.read.adapter import LowRank
 from pad_export.read.checkpoint import Checkpoint
 from pad_export.read.persrm import read_persrm
@@ -36,18 +40,21 @@ def ensure_loras(
     work: Path,
     options: TrainingOptions = IDENTITY_HEAD,
 ) -> dict[str, Lora]:
-    """One LoRA a feature, trained as a PersRM of that feature alone where it is not there yet."""
+    """One LoRA a feature, trained as a PersRM of that feature alone, unless it is there and of the same pairs."""
     loras = {}
     for feature in features:
-        folder = work / feature
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            own = pairs_of(pairs, feature)
-            print(f"training the LoRA of {feature} on {len(own)} pairs", flush=True)
-            name = f"soup-{feature}"
-            train_persrm(checkpoint, own, (feature,), folder, options, name=name, base_name=checkpoint.path.stem)
-        loras[feature] = read_lora(folder)
+        own, folder = pairs_of(pairs, feature), work / feature
+        mark = hashlib.sha256(repr((own, options, checkpoint.path.name)).encode()).hexdigest()
+        make = partial(_train, checkpoint, own, feature, folder, options)
+        loras[feature] = read_lora(stamped(folder, mark, make))
     return loras
+
+
+def _train(checkpoint: Checkpoint, pairs: Sequence[Pair], feature: str, folder: Path, options: TrainingOptions) -> None:
+    print(f"training the LoRA of {feature} on {len(pairs)} pairs", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)  # one of other pairs
+    name = f"soup-{feature}"
+    train_persrm(checkpoint, pairs, (feature,), folder, options, name=name, base_name=checkpoint.path.stem)
 
 
 def read_lora(folder: Path) -> Lora:

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.quality.methods import Cell
 from benchmarks.quality.replies import JudgedReply
+from benchmarks.quality.rivals import soup as soup_module
 from benchmarks.quality.rivals.best_of import ScoredSample, best_of, draw_samples
 from benchmarks.quality.rivals.soup import IDENTITY_HEAD, ensure_loras, pairs_of, read_lora, stirred
 from benchmarks.quality.rivals.torch_replies import TorchRivals
@@ -94,13 +95,17 @@ def test_a_soup_weighs_its_loras(folders: tuple[Path, Path], backbone: Backbone)
     assert not torch.allclose(soup({"a": 0.3}), soup({"a": 0.7}), atol=1e-3)
 
 
-def test_each_lora_is_trained_on_its_feature_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_each_lora_is_trained_on_its_feature_alone(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = tiny_training.make_pairs(8)
     options = replace(tiny_training.QUICK, head_lr=0.0, head_epochs=0.0)
     assert (IDENTITY_HEAD.head_lr, IDENTITY_HEAD.head_epochs) == (0.0, 0.0)
     checkpoint = open_checkpoint(folders[0])
     made = ensure_loras(checkpoint, pairs, ("eggs", "noise"), tmp_path / "loras", options)
-    again = ensure_loras(checkpoint, [], ("eggs", "noise"), tmp_path / "loras", options)  # nothing is left to train
+    with monkeypatch.context() as patched:
+        patched.setattr(soup_module, "train_persrm", None)  # nothing is left to train
+        again = ensure_loras(checkpoint, pairs, ("eggs", "noise"), tmp_path / "loras", options)
     for feature, lora in made.items():
         assert {pair.weights[feature] for pair in pairs_of(pairs, feature)} == {1.0}
         head = read_persrm(tmp_path / "loras" / feature).feature_head
@@ -108,6 +113,8 @@ def test_each_lora_is_trained_on_its_feature_alone(folders: tuple[Path, Path], t
         assert torch.equal(head.weight[0].float(), torch.eye(84))  # so that the trunk is the whole policy
         for name, change in lora.items():
             assert torch.equal(change.b, again[feature][name].b)
+    fewer = ensure_loras(checkpoint, pairs[:6], ("eggs",), tmp_path / "loras", options)["eggs"]
+    assert not all(torch.equal(change.b, fewer[name].b) for name, change in made["eggs"].items())  # trained anew
     one, other = ({name: change.b for name, change in made[feature].items()} for feature in ("eggs", "noise"))
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
