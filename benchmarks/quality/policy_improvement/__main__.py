@@ -58,7 +58,7 @@ _PACKAGES = ("pad-rt", "numpy", "torch", "transformers", "peft", "textstat", "va
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=24, help="that the ways are compared on")
-    parser.add_argument("--fit-questions", type=int, default=64, help="others, that values and corners are chosen on")
+    parser.add_argument("--fit-questions", type=int, default=32, help="others, that values and corners are chosen on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights")
     parser.add_argument("--results", type=Path, default=RESULTS)
