@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-Method = Literal["base", "prompted", "system", "pad", "pad_prompted", "random", "persrm"]
+Method = Literal[
+    "base", "prompted", "system", "pad", "pad_prompted", "random", "persrm", "soup", "vector", "best_of_4", "best_of_8"
+]
 Penalties = tuple[tuple[str, float], ...]  # options of GenerationConfig against repetition, name and value
 BETA, TOP_K = 1.15, 10  # fixed on 60 questions of the training list, before these were asked; the paper has 1 and 10
 TEMPERATURE = 0.7  # of sampled replies
@@ -21,6 +23,10 @@ LABELS: dict[Method, str] = {
     "pad_prompted": "PAD, base prompted",
     "random": "PAD, random reward",
     "persrm": "PersRM alone",
+    "soup": "soup of LoRAs",
+    "vector": "activation vector",
+    "best_of_4": "best of 4 by phi",
+    "best_of_8": "best of 8 by phi",
 }
 
 
@@ -33,7 +39,8 @@ class Cell:
             system (the base with the preference as system message), pad (by weights), pad_prompted (by weights, the
             base and the PersRM reading the preference in their prompt too), random (pad with a random reward of equal
             scale, another one for each question), persrm (the PersRM alone: pad over all candidates that the bundle
-            allows, which for a weight of +1 on one feature and beta 1 is exactly z_persrm).
+            allows, which for a weight of +1 on one feature and beta 1 is exactly z_persrm); and the rivals of
+            `benchmarks.quality.rivals`, for which beta is the strength of a soup or vector.
         persrm: name of the PersRM that is asked; BASE or RANDOM where none is.
         weights: what the user wants, feature and weight.
         text: the same in words, for the methods that read words.

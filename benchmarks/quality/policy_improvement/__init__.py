@@ -1,0 +1,1 @@
+"""Generalised policy improvement beside the linear mix, in plain torch."""
