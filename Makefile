@@ -8,7 +8,7 @@ CODE := pad_rt runtime export tests benchmarks demo examples
 # What the pages of docs link to.
 SITE := README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs demo benchmarks examples export
 
-.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm pairs guided-pairs quality blind-sheet site clean
+.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm pairs guided-pairs quality policy-improvement rivals blind-sheet site clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -33,7 +33,10 @@ help:
 	@echo "make gemma         the real Gemma 3 270M from its GGUF file, against transformers (half an hour; Gemma's terms)"
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
 	@echo "make site          the docs as a site in build/site (strict: every link and page)"
-	@echo "make quality       what guidance gives and costs in the replies (over an hour; can be interrupted and taken up)"
+	@echo "make quality       what guidance gives and costs in the replies (two hours; can be interrupted and taken up)"
+	@echo "make rivals        the same of a soup, a vector, best of n (can be interrupted and taken up)"
+	@echo "make blind-sheet   50 pairs of replies for people to judge, and what they said"
+	@echo "make policy-improvement  the best reading in place of the mix, in torch (half an hour)"
 
 .venv/created:
 	$(PYTHON) -m venv .venv
@@ -201,6 +204,14 @@ guided-pairs: .venv/wheel .venv/smollm2
 
 quality: .venv/wheel .venv/smollm2 .venv/quality
 	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
+
+# The mix of readings beside the best reading, in torch (38 minutes of a third of a core).
+policy-improvement: .venv/wheel .venv/smollm2 .venv/quality
+	$(BIN)/python -m benchmarks.quality.policy_improvement
+
+# Soup, activation vector, best of n, the PersRM alone: replies, judgements and costs beside PAD's.
+rivals: .venv/wheel .venv/smollm2 .venv/quality
+	$(BIN)/python -m benchmarks.quality.rivals $(QUALITY_ARGS)
 
 # The pairs of replies for people to judge, and what they said: BLIND_ARGS="read SHEET.csv ..."
 blind-sheet: .venv/wheel .venv/quality
