@@ -135,7 +135,10 @@ STYLES = ((Style("boil the egg"), Style("a cold potato")), (Style(), Style("the 
 
 
 def test_contrast_is_the_difference_of_log_probabilities(backbone: Backbone) -> None:
-    prompts, replies = ["an egg", "a much longer prompt about soft eggs", "an egg"], ["boil it", "the egg is in the pan", ""]
+    prompts, replies = (
+        ["an egg", "a much longer prompt about soft eggs", "an egg"],
+        ["boil it", "the egg is in the pan", ""],
+    )
     assert len({style_of(prompt, STYLES) for prompt in prompts}) == 2
     scores = load_critic(PairSampling("contrast", styles=STYLES), backbone).scorer(prompts, replies)
     for prompt, reply, score in zip(prompts[:2], replies, scores, strict=False):
