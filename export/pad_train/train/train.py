@@ -39,6 +39,7 @@ from pad_train.train.stage_trainer import (
     save_trained,
 )
 
+_STAGE_1 = "stage1.safetensors"  # its result
 _SETTINGS = "settings.json"  # settings of the call that began the folder
 _GO_ON = "free some and repeat the command: it goes on from its last checkpoint"
 
@@ -58,7 +59,7 @@ def train_persrm(
 
     Stage 1 trains LoRA and feature heads, with each person's feature weights as the data gives them; untrained heads
     could not tell d > 1 features apart. Stage 2 freezes the LoRA, and trains feature heads and the learned feature
-    weights on the hidden states.
+    weights on the hidden states; where that raises the held-out loss, the result is stage 1's.
 
     What is done is kept in `output` + ".partial"; the same call goes on from its last checkpoint, exactly. `report` is
     told of the stages, and of their progress where stderr is no terminal.
@@ -87,8 +88,7 @@ def train_persrm(
             stages = Stages(report)
             model, items = _prepare(checkpoint, pairs, features, options, stages)
             _train_trunk(model, items["training"], items["held-out"], work, options, stages)
-            _train_head(model, items["training"], items["held-out"], work, options, stages)
-            metrics = measure(model, items["held-out"], options)
+            metrics = _train_head(model, items["training"], items["held-out"], work, options, stages)
             record = {
                 "trained_with": {"pad-rt": version("pad-rt"), "options": asdict(options)},
                 "held_out": {key: round(value, 4) for key, value in metrics.items()},
@@ -169,7 +169,7 @@ def _train_trunk(
     options: TrainingOptions,
     stages: Stages,
 ) -> None:
-    done = work / "stage1.safetensors"
+    done = work / _STAGE_1
     if done.exists():
         load_trained(model, done)
         return
@@ -190,12 +190,23 @@ def _train_head(
     work: Path,
     options: TrainingOptions,
     stages: Stages,
-) -> None:
-    if options.head_epochs:
-        for name, parameter in model.trainable().items():
-            parameter.requires_grad_("lora_" not in name)
-        frozen = [_with_hidden(model, some, options.batch, stages) for some in (items, held_out)]
-        _run(2, "head and w_p", model, frozen, work / "stage2", options, options.head_epochs, stages)
+) -> dict[str, float]:
+    """Stage 2, unless the held-out loss says that it has learned the pairs by heart; the held-out metrics."""
+    before = measure(model, held_out, options)
+    if not options.head_epochs:
+        return before
+    for name, parameter in model.trainable().items():
+        parameter.requires_grad_("lora_" not in name)
+    frozen = [_with_hidden(model, some, options.batch, stages) for some in (items, held_out)]
+    _run(2, "head and w_p", model, frozen, work / "stage2", options, options.head_epochs, stages)
+    after = measure(model, held_out, options)
+    if not held_out or after["loss"] <= before["loss"]:
+        return after
+    stages.tell(
+        f"stage 2 raised the held-out loss from {before['loss']:.3f} to {after['loss']:.3f}: what stage 1 gave is kept"
+    )
+    load_trained(model, work / _STAGE_1)
+    return before
 
 
 def _run(

@@ -106,6 +106,26 @@ def test_the_folder(base: Path, whole: dict[str, Path]) -> None:
     assert config["base_model_name_or_path"] == str(base)
 
 
+@pytest.mark.parametrize(("after", "kept"), [(0.9, "stage 2"), (1.1, "stage 1")])
+def test_a_second_stage_that_learned_by_heart_is_left_out(
+    base: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float, kept: str
+) -> None:
+    fit(base, pairs, tmp_path / "stage 1", replace(OPTIONS, head_epochs=0.0))
+    fit(base, pairs, tmp_path / "stage 2", OPTIONS)
+    losses, told = iter([1.0, after]), list[str]()
+    monkeypatch.setattr(train, "measure", lambda *_: {"loss": next(losses)})
+    metrics = fit(base, pairs, tmp_path / "taste", OPTIONS, report=told.append)
+    assert metrics["loss"] == min(1.0, after)
+    files = ("adapter_model.safetensors", "value_head.safetensors", "pad_persrm.json")
+    same = {
+        stage: all((tmp_path / "taste" / name).read_bytes() == (tmp_path / stage / name).read_bytes() for name in files)
+        for stage in ("stage 1", "stage 2")
+    }
+    assert same == {"stage 1": kept == "stage 1", "stage 2": kept == "stage 2"}
+    line = "stage 2 raised the held-out loss from 1.000 to 1.100: what stage 1 gave is kept"
+    assert (line in told) == (kept == "stage 1")
+
+
 def test_held_out_prompts_are_not_trained_on(
     base: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
