@@ -108,7 +108,7 @@ class Run:
         """Of judges and the scorers of the PersRM's pairs, over the base's samples at the lowest cap."""
         features = pair_features(self._arguments.wordings)
         sampled = {name: sampling for name in self.design.traits if (sampling := features[name].sampling)}
-        asks_base = any(sampling.scorer == CONTRAST for sampling in sampled.values())
+        asks_base = any(CONTRAST in dict(sampling.scorer) for sampling in sampled.values())
         backbone = load_backbone(open_checkpoint(self.base), dtype=torch.bfloat16) if asks_base else None
         scorers = {name: load_critic(sampling, backbone).scorer for name, sampling in sampled.items()}
         return kinship(judges, scorers, list(itertools.chain(*self.samples()[self.design.caps[0]])))

@@ -16,7 +16,7 @@ from pad_train.pairs.scorer import Critic, Scorer
 from pad_train.train.backbone import Backbone
 
 PROMPTS = [f"the egg {number}" for number in range(6)]
-SAMPLING = PairSampling("test:none", samples=3, block=4, max_new_tokens=12, min_words=0)
+SAMPLING = PairSampling((("test:none", 1.0),), samples=3, block=4, max_new_tokens=12, min_words=0)
 SETTINGS = {"batch": 2}
 
 

@@ -33,9 +33,10 @@ class PairSampling:
     """How `pad-train pairs` samples replies with more and with less of a feature.
 
     Attributes:
-        scorer: "MODULE:NAME" or "FILE.py:NAME" of a callable (prompts, replies) -> scores, "hf:DIR", a reward model, or
-            "contrast": how much likelier the base finds a reply behind the style for more than behind that for less.
-        veto: the same of a callable (prompts, replies) -> why nobody should want a reply; "" where somebody may.
+        scorer: what ranks replies, each with a factor; several are a sum. "MODULE:NAME" or "FILE.py:NAME" of a callable
+            (prompts, replies) -> scores, "hf:DIR", a reward model, or "contrast": how much likelier the base finds a
+            reply behind the style for more than behind that for less.
+        veto: a callable as above, (prompts, replies) -> why nobody should want a reply; "" where somebody may.
         styles: pairs of styles (more, less); each prompt uses one pair. May be empty: then only the scorer selects.
         contrast: gamma in z(plain) +- gamma * (z(more) - z(less)), the logits from which tokens are drawn.
         samples: candidates in each block, of which the scorer keeps the best.
@@ -46,7 +47,7 @@ class PairSampling:
         ends_early: make a third pair, of the usual reply and its first sentence; for features about when to stop.
     """
 
-    scorer: str
+    scorer: tuple[tuple[str, float], ...]
     veto: str = ""
     styles: tuple[tuple[Style, Style], ...] = ()
     contrast: float = 2.0
@@ -102,10 +103,10 @@ def read_features(path: Path) -> dict[str, Feature]:
 
 def _read_sampling(path: Path, where: str, entry: Any) -> PairSampling:
     values = _only(where, entry, *PairSampling.__dataclass_fields__)
-    scorer = _callable(path, where, "scorer", values.get("scorer"))
+    scorer = _scorers(path, where, values.get("scorer"))
     veto = _callable(path, where, "veto", values["veto"]) if "veto" in values else ""
     styles = values.get("styles", [])
-    if scorer == CONTRAST and not styles:
+    if CONTRAST in dict(scorer) and not styles:
         raise OptionError(
             f"{where}: no styles for the scorer contrast", expected='"styles": [{"more": ..., "less": ...}]'
         )
@@ -127,6 +128,15 @@ def _read_sampling(path: Path, where: str, entry: Any) -> PairSampling:
         min_gap=_number(where, "min_gap", values.get("min_gap", PairSampling.min_gap), lowest=0.0),
         ends_early=ends_early,
         **counts,
+    )
+
+
+def _scorers(path: Path, where: str, value: Any) -> tuple[tuple[str, float], ...]:
+    """A name, or names with their factors in a sum."""
+    factors = value.items() if isinstance(value, dict) and value else [(value, 1.0)]
+    return tuple(
+        (_callable(path, where, "scorer", name), _number(where, f"factor of {name}", factor, lowest=1e-6))
+        for name, factor in factors
     )
 
 

@@ -49,11 +49,23 @@ def load_critic(sampling: PairSampling, backbone: Backbone | None) -> Critic:
         OptionError: as `load_scorer`; or there is no backbone for the scorer "contrast".
     """
     veto = checked_veto(sampling.veto, _load_callable("veto", sampling.veto)) if sampling.veto else no_veto
-    if sampling.scorer != CONTRAST:
-        return Critic(load_scorer(sampling.scorer), veto)
-    if backbone is None:
-        raise OptionError("no base for the scorer contrast", expected="--base")
-    return Critic(StyleContrast(backbone, sampling.styles), veto)
+    parts: list[tuple[Scorer, float]] = []
+    for name, factor in sampling.scorer:
+        if name != CONTRAST:
+            parts.append((load_scorer(name), factor))
+        elif backbone is not None:
+            parts.append((StyleContrast(backbone, sampling.styles), factor))
+        else:
+            raise OptionError("no base for the scorer contrast", expected="--base")
+    return Critic(_sum_of(parts), veto)
+
+
+def _sum_of(parts: Sequence[tuple[Scorer, float]]) -> Scorer:
+    def score(prompts: Sequence[str], replies: Sequence[str]) -> list[float]:
+        scores = [[factor * mark for mark in scorer(prompts, replies)] for scorer, factor in parts]
+        return [sum(marks) for marks in zip(*scores, strict=True)]
+
+    return score
 
 
 def load_scorer(spec: str) -> Scorer:

@@ -47,7 +47,7 @@ def test_a_feature_with_everything(tmp_path: Path) -> None:
             more=("cheerful", "be happy"),
             less=("gloomy",),
             sampling=PairSampling(
-                f"{tmp_path / 'scorers.py'}:cheerful",
+                ((f"{tmp_path / 'scorers.py'}:cheerful", 1.0),),
                 veto=f"{tmp_path / 'scorers.py'}:unsound",
                 styles=((Style("You are happy.", "Great! "), Style("You are sad.")), (Style(), Style())),
                 contrast=1.0,
@@ -64,7 +64,7 @@ def test_a_feature_with_everything(tmp_path: Path) -> None:
 
 def test_features_with_the_least(tmp_path: Path) -> None:
     features = read_features(write(tmp_path, {"b": {}, "a": {"sampling": {"scorer": "package.module:name"}}}))
-    assert features == {"b": Feature("b"), "a": Feature("a", sampling=PairSampling("package.module:name"))}
+    assert features == {"b": Feature("b"), "a": Feature("a", sampling=PairSampling((("package.module:name", 1.0),)))}
     assert list(features) == ["b", "a"]
 
 
@@ -83,7 +83,14 @@ def test_features_with_the_least(tmp_path: Path) -> None:
 def test_where_a_scorer_is_found(tmp_path: Path, scorer: str, expected: str) -> None:
     found = read_features(write(tmp_path, sampling(scorer=scorer, styles=[{}])))["a"].sampling
     assert found is not None
-    assert found.scorer == expected.format(folder=tmp_path)
+    assert found.scorer == ((expected.format(folder=tmp_path), 1.0),)
+
+
+def test_several_scorers_have_factors(tmp_path: Path) -> None:
+    entry = sampling(scorer={"contrast": 2, "mine.py:f": 0.5}, styles=[{}])
+    found = read_features(write(tmp_path, entry))["a"].sampling
+    assert found is not None
+    assert found.scorer == (("contrast", 2.0), (f"{tmp_path / 'mine.py'}:f", 0.5))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,10 @@ def test_where_a_scorer_is_found(tmp_path: Path, scorer: str, expected: str) -> 
         ({"a": {"sampling": {}}}, "scorer is None", "MODULE:NAME"),
         (sampling(scorer=3), "scorer is 3", "MODULE:NAME"),
         (sampling(scorer="mine"), "scorer is 'mine'", "MODULE:NAME"),
+        (sampling(scorer={}), "scorer is {}", "MODULE:NAME"),
+        (sampling(scorer={"m:f": 1.0, "mine": 1.0}), "scorer is 'mine'", "MODULE:NAME"),
+        (sampling(scorer={"m:f": 0}), "factor of m:f is 0", "a number of at least"),
+        (sampling(scorer={"contrast": 1, "m:f": 1}), "no styles for the scorer contrast", '"styles"'),
         (sampling(scorer="contrast"), "no styles for the scorer contrast", '"styles"'),
         (sampling(veto=""), "veto is ''", "MODULE:NAME or FILE.py:NAME"),
         (sampling(veto="hf:model"), "veto is 'hf:model'", "MODULE:NAME or FILE.py:NAME"),

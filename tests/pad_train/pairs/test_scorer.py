@@ -15,6 +15,11 @@ from pad_train.train.backbone import Backbone
 from tests.support import tiny_models, tiny_tokenizers
 from tests.support.error_checks import refused
 
+
+def sampling(scorer: str, **others: Any) -> PairSampling:
+    return PairSampling(((scorer, 1.0),), **others)
+
+
 SCORER = "def score(prompts, replies):\n    return [len(p) + 10 * len(r) for p, r in zip(prompts, replies)]\nx = 3\n"
 
 
@@ -115,9 +120,9 @@ def test_a_classifier_is_no_reward_model(tmp_path: Path) -> None:
 
 def test_a_veto_and_a_scorer_of_one_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCORER + "def veto(prompts, replies):\n    return [r[1:] for r in replies]\n")
-    critic = load_critic(PairSampling(f"{tmp_path / 'mine.py'}:score", f"{tmp_path / 'mine.py'}:veto"), None)
+    critic = load_critic(sampling(f"{tmp_path / 'mine.py'}:score", veto=f"{tmp_path / 'mine.py'}:veto"), None)
     assert (critic.scorer(["a"], ["bc"]), critic.veto(["a"], ["bc"])) == ([21.0], ["c"])
-    assert load_critic(PairSampling("operator:add"), None).veto(["a", "b"], ["c", "d"]) == ["", ""]
+    assert load_critic(sampling("operator:add"), None).veto(["a", "b"], ["c", "d"]) == ["", ""]
 
 
 @pytest.mark.parametrize("answer", [["only one"], ["", "", ""], [None, ""], [1.0, 2.0], "ab!"])
@@ -128,7 +133,7 @@ def test_answers_that_are_no_reasons(answer: Any) -> None:
 
 def test_a_veto_that_is_not_there() -> None:
     with refused(OptionError, given="veto operator:absent: operator has no callable absent", expected="a function"):
-        load_critic(PairSampling("operator:add", "operator:absent"), None)
+        load_critic(sampling("operator:add", veto="operator:absent"), None)
 
 
 STYLES = ((Style("boil the egg"), Style("a cold potato")), (Style(), Style("the pan", start="never read")))
@@ -140,7 +145,7 @@ def test_contrast_is_the_difference_of_log_probabilities(backbone: Backbone) -> 
         ["boil it", "the egg is in the pan", ""],
     )
     assert len({style_of(prompt, STYLES) for prompt in prompts}) == 2
-    scores = load_critic(PairSampling("contrast", styles=STYLES), backbone).scorer(prompts, replies)
+    scores = load_critic(sampling("contrast", styles=STYLES), backbone).scorer(prompts, replies)
     for prompt, reply, score in zip(prompts[:2], replies, scores, strict=False):
         ids = torch.tensor(backbone.encode_reply(reply, finished=False))
         means = []
@@ -154,10 +159,21 @@ def test_contrast_is_the_difference_of_log_probabilities(backbone: Backbone) -> 
         assert abs(score) > 1e-3
     assert scores[2] == 0
     swapped = tuple((less, more) for more, less in STYLES)
-    turned = load_critic(PairSampling("contrast", styles=swapped), backbone).scorer(prompts, replies)
+    turned = load_critic(sampling("contrast", styles=swapped), backbone).scorer(prompts, replies)
     assert turned == pytest.approx([-score for score in scores], abs=1e-5)
 
 
 def test_contrast_needs_a_base() -> None:
     with refused(OptionError, given="no base for the scorer contrast", expected="--base"):
-        load_critic(PairSampling("contrast", styles=STYLES), None)
+        load_critic(sampling("contrast", styles=STYLES), None)
+
+
+def test_a_sum_of_scorers(backbone: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SCORER)
+    mine = f"{tmp_path / 'mine.py'}:score"
+    asked = ["an egg", "the pan"], ["boil it", "the egg is in the pan"]
+    contrast, alone = (
+        load_critic(sampling(name, styles=STYLES), backbone).scorer(*asked) for name in ("contrast", mine)
+    )
+    both = load_critic(PairSampling((("contrast", 3.0), (mine, 0.5)), styles=STYLES), backbone).scorer(*asked)
+    assert both == pytest.approx([3 * one + other / 2 for one, other in zip(contrast, alone, strict=True)])
