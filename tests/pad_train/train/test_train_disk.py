@@ -17,6 +17,7 @@ from pad_runtime.errors import CheckpointError, OptionError, PadError
 from pad_train.pairs.feature import Feature
 from pad_train.pairs.make_pairs import rank_replies
 from pad_train.pairs.pair_choice import Answers, MadeReply
+from pad_train.pairs.scorer import Critic
 from pad_train.train.backbone import Backbone, load_backbone
 from pad_train.train.stage_trainer import StageTrainer
 from tests.support import small_disk, tiny_models, tiny_training
@@ -167,4 +168,4 @@ def rank(output: Path) -> None:
     vowels: Feature = feature()
     asked = ({"role": "user", "content": "why?"},)
     replies = (MadeReply("aeiou", weights={"vowels": 1.0}), MadeReply("xyz"))
-    rank_replies([Answers(asked, replies)], [vowels], {"vowels": many_vowels}, output)
+    rank_replies([Answers(asked, replies)], [vowels], {"vowels": Critic(many_vowels)}, output)
