@@ -148,7 +148,8 @@ def _axis(weights: Mapping[str, float]) -> Axis:
 
 
 def _deviation(scores: Iterable[Sequence[float]]) -> float:
-    return statistics.pstdev([0.0, *itertools.chain.from_iterable(scores)]) or 1.0
+    values = list(itertools.chain.from_iterable(scores))
+    return (statistics.pstdev(values) if values else 0.0) or 1.0
 
 
 def _choose(
