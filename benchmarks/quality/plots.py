@@ -22,7 +22,7 @@ Rows = Sequence[Mapping[str, Any]]
 _DIRECTIONS = ((1, "o", BLUE), (-1, "s", ORANGE))
 _COLUMNS = 4  # features side by side
 _FACES = (None, "white")  # of markers, by judge
-_STYLES = {
+STYLES = {  # marker and colour of each method
     "base": ("s", GREY),
     "prompted": ("D", GREY),
     "system": ("^", GREY),
@@ -30,6 +30,10 @@ _STYLES = {
     "pad_prompted": ("v", VERMILION),
     "random": ("X", PURPLE),
     "persrm": ("P", BLUE),
+    "soup": ("^", BLUE),
+    "vector": ("v", ORANGE),
+    "best_of_4": ("<", PURPLE),
+    "best_of_8": (">", PURPLE),
 }
 
 
@@ -53,7 +57,7 @@ def cost(rows: Rows, timings: Mapping[str, Mapping[str, float]]) -> Figure:
     """Sound wins, mean over users and judges, against time a token."""
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
-    for method, (marker, colour) in _STYLES.items():
+    for method, (marker, colour) in STYLES.items():
         own = [row for row in rows if row["method"] == method]
         if not own or method not in timings:
             continue

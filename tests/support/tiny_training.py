@@ -16,7 +16,7 @@ from pad_train.options import ALL_LINEAR, TrainingOptions
 from pad_train.pairs.feature import Feature
 from pad_train.pairs.pair import Pair
 from pad_train.train.backbone import Backbone, load_backbone
-from pad_train.train.persrm_folder import read_reward_model
+from pad_train.train.persrm_folder import read_reward_model, write_persrm
 from pad_train.train.reward_model import RewardModel
 from pad_train.train.train import train_persrm
 from tests.support import tiny_models
@@ -97,3 +97,14 @@ def train(
     checkpoint = base if isinstance(base, Checkpoint) else open_checkpoint(base)
     arguments = {"features": ("eggs", "noise"), "name": "taste", "base_name": str(checkpoint.path)} | changes
     return train_persrm(checkpoint, pairs, output=output, options=options, **arguments)
+
+
+def write_random_persrm(root: Path, features: Sequence[str]) -> tuple[Path, Path]:
+    """A tiny base and an untrained PersRM of it whose features differ: folders `base` and `taste`."""
+    model = RewardModel(make_backbone(root / "base"), features, rank=3, alpha=6.0, layers=0.5)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    write_persrm(root / "taste", model, name="taste", base_name="someone/base", reads_words=False, record={})
+    return root / "base", root / "taste"

@@ -7,18 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.common.plots import BLUE, GREY, ORANGE, PURPLE, VERMILION
-
-_STYLES = {
-    "base": ("s", GREY),
-    "prompted": ("D", GREY),
-    "pad": ("o", VERMILION),
-    "persrm": ("P", BLUE),
-    "soup": ("^", BLUE),
-    "vector": ("v", ORANGE),
-    "best_of_4": ("<", PURPLE),
-    "best_of_8": (">", PURPLE),
-}
+from benchmarks.quality.plots import STYLES
 
 
 def front(lines: Sequence[Mapping[str, Any]]) -> Figure:
@@ -26,7 +15,7 @@ def front(lines: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     axes = figure.subplots()
     for line in lines:
-        marker, colour = _STYLES[line["method"]]
+        marker, colour = STYLES[line["method"]]
         sound = 50 * (line["sound_first"] + line["sound_second"])  # mean of two shares, in %
         axes.plot(line["cost"], sound, marker=marker, color=colour, ms=9, ls="", label=line["label"])
         if line["perplexity_ratio"] is not None:

@@ -38,7 +38,11 @@ class StyleContrast:
     @torch.inference_mode()
     def _log_probs(self, asked: Sequence[tuple[str, str]], side: int) -> torch.Tensor:
         """Mean log-probability of each reply's tokens behind one side of the prompt's style, [n]."""
-        heads = [self._head(prompt, side) for prompt, _ in asked]
+        styles = [style_of(prompt, self._styles)[side] for prompt, _ in asked]
+        heads = [
+            self._backbone.encode_prompt(style.messages(prompt))
+            for style, (prompt, _) in zip(styles, asked, strict=True)
+        ]
         texts = [self._backbone.encode_reply(reply, finished=False) for _, reply in asked]
         rows = [[*head, *text] for head, text in zip(heads, texts, strict=True)]
         width = max(map(len, rows))
@@ -49,8 +53,3 @@ class StyleContrast:
             own = logits.log_softmax(-1).gather(1, torch.tensor(text, dtype=torch.long)[:, None])
             means.append(own.sum() / max(1, len(text)))
         return torch.stack(means)
-
-    def _head(self, prompt: str, side: int) -> list[int]:
-        system = style_of(prompt, self._styles)[side].system
-        said = [{"role": "system", "content": system}] if system else []
-        return self._backbone.encode_prompt([*said, {"role": "user", "content": prompt}])

@@ -22,6 +22,11 @@ class Style:
     system: str = ""
     start: str = ""
 
+    def messages(self, prompt: str) -> list[dict[str, str]]:
+        """The prompt behind the system message, if there is one."""
+        said = [{"role": "system", "content": self.system}] if self.system else []
+        return [*said, {"role": "user", "content": prompt}]
+
 
 def style_of(prompt: str, styles: Sequence[tuple[Style, Style]]) -> tuple[Style, Style]:
     """The pair of styles of a prompt: by hash, so that the choice does not depend on what else is sampled."""

@@ -176,8 +176,7 @@ def _draw(backbone: Backbone, sampling: PairSampling, prompt: str, sign: float) 
 
 
 def _encode(backbone: Backbone, prompt: str, style: Style) -> list[int]:
-    system = [{"role": "system", "content": style.system}] if style.system else []
-    return backbone.encode_prompt([*system, {"role": "user", "content": prompt}], start=style.start)
+    return backbone.encode_prompt(style.messages(prompt), start=style.start)
 
 
 def _beginning(reply: MadeReply, min_words: int) -> MadeReply:

@@ -52,7 +52,7 @@ def sample_replies(
     rows = len(draws[0].prompts)
     owners = [index for index in range(len(draws)) for _ in range(samples)]  # [n], n = draws x samples
     mix = torch.tensor([draws[owner].coefficients for owner in owners])  # [n, rows]
-    ids, mask = _pad_left([prompt for draw in draws for prompt in draw.prompts])
+    ids, mask = pad_left([prompt for draw in draws for prompt in draw.prompts])
     position = (mask.cumsum(-1) - 1).clamp(min=0)
     tokens = torch.zeros(len(owners), 0, dtype=torch.long)
     done = torch.zeros(len(owners), 1, dtype=torch.bool)
@@ -112,7 +112,8 @@ def _rows_of(groups: torch.Tensor, rows: int) -> torch.Tensor:
     return (groups[:, None] * rows + torch.arange(rows)).flatten()
 
 
-def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask of prompts, both [n, longest], padded on the left."""
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

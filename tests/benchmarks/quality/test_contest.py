@@ -16,8 +16,6 @@ from benchmarks.quality.rivals.soup import read_lora
 from benchmarks.quality.rivals.summary import summary, table
 from benchmarks.quality.rivals.torch_replies import TorchRivals
 from benchmarks.quality.traits import DIRECTIONS, load_traits
-from pad_train.train.persrm_folder import write_persrm
-from pad_train.train.reward_model import RewardModel
 from tests.support import tiny_bundles, tiny_training
 
 FEATURES = ("cheerful", "simple")
@@ -29,12 +27,7 @@ WEIGHTS = {"simple": -1.0}
 def contest(tmp_path_factory: pytest.TempPathFactory) -> Contest:
     """On a tiny base and PersRM; its one LoRA stands for those of all features."""
     root = tmp_path_factory.mktemp("contest")
-    model = RewardModel(tiny_training.make_backbone(root / "base"), FEATURES, rank=3, alpha=6.0, layers=0.5)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.trainable().values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    write_persrm(root / "taste", model, name="taste", base_name="someone/base", reads_words=False, record={})
+    tiny_training.write_random_persrm(root, FEATURES)
     bundle = tiny_bundles.export(root / "bundle", root / "base", [root / "taste"], max_top_k=100, max_batch=8)
     said = {name: {"more": [f"more {name}"], "less": [f"less {name}"]} for name in DIRECTIONS}
     (root / "features.json").write_text(json.dumps(said))

@@ -18,8 +18,7 @@ from pad_export.read.checkpoint import open_checkpoint
 from pad_export.read.persrm import read_persrm
 from pad_rt import GenerationConfig, Preference
 from pad_train.train.backbone import Backbone
-from pad_train.train.persrm_folder import read_reward_model, write_persrm
-from pad_train.train.reward_model import RewardModel
+from pad_train.train.persrm_folder import read_reward_model
 from tests.support import tiny_bundles, tiny_training
 
 FEATURES = ("a", "b")
@@ -30,13 +29,7 @@ PROMPTS = ["the cook", "boil an egg and wait", "why"]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny base, and a PersRM of it."""
     root = tmp_path_factory.mktemp("rivals")
-    model = RewardModel(tiny_training.make_backbone(root / "base"), FEATURES, rank=3, alpha=6.0, layers=0.5)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.trainable().values():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    write_persrm(root / "taste", model, name="taste", base_name="someone/base", reads_words=False, record={})
-    return root / "base", root / "taste"
+    return tiny_training.write_random_persrm(root, FEATURES)
 
 
 @pytest.fixture
