@@ -297,6 +297,11 @@ def test_what_pairs_cannot_be_made_of(
     (tmp_path / "unscored.json").write_text('{"a": {"more": ["x"]}}')
     (tmp_path / "nan.py").write_text("def score(prompts, replies):\n    return [float('nan')] * len(replies)\n")
     (tmp_path / "nan.json").write_text('{"a": {"sampling": {"scorer": "nan.py:score"}}}')
+    styled = {"vowels": {"sampling": {"scorer": "contrast", "styles": [{"more": {"system": "x"}}]}}}
+    (tmp_path / "styled.json").write_text(json.dumps(styled))
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    (bare / "chat_template.jinja").unlink()
     (tmp_path / "kind.jsonl").write_text('{"prompt": "p", "reply": "x", "weights": {"kindd": 1}}')
     blank, some, output = str(tmp_path / "blank.txt"), str(tmp_path / "some.txt"), str(tmp_path / "o.jsonl")
     with_base = ["--base", str(base), "--prompts"]
@@ -309,6 +314,7 @@ def test_what_pairs_cannot_be_made_of(
         (["--features", features, "--base", str(tmp_path / "no"), "--prompts", some], "no does not exist"),
         (["--features", str(tmp_path / "unscored.json"), *with_base, some], "has no feature with a scorer"),
         (["--features", str(tmp_path / "nan.json"), *with_base, some], "gave [nan"),
+        (["--features", str(tmp_path / "styled.json"), "--base", str(bare), "--prompts", some], "bare has no chat template"),
         (["--features", str(tmp_path / "nan.json"), "--replies", str(data)], "gave [nan"),
         (["--features", features, "--replies", str(tmp_path / "kind.jsonl")], "the replies speak of the feature kindd"),
     ]:

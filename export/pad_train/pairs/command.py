@@ -42,6 +42,12 @@ def make(arguments: argparse.Namespace) -> None:
     set_threads(arguments.threads)
     checkpoint = open_checkpoint(arguments.base) if arguments.base else None
     backbone = load_backbone(checkpoint, dtype=torch.bfloat16) if checkpoint else None
+    if backbone and backbone.tokenizer.chat_template is None:
+        styled = [name for name, feature in sampled.items() if feature.sampling and feature.sampling.styles]
+        if styled:
+            raise OptionError(
+                f"{arguments.base} has no chat template, and {styled[0]} has styles", expected="a chat model, or no styles"
+            )
     critics = {name: load_critic(feature.sampling, backbone) for name, feature in sampled.items() if feature.sampling}
     if checkpoint is None or backbone is None or arguments.replies:
         counts = rank_replies(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from os.path import commonprefix
 
 import torch
+from transformers import DynamicCache
 
+from pad_export.read.cache_argument import cache_argument
 from pad_train.pairs.feature import Style, style_of
 from pad_train.train.backbone import Backbone
 
@@ -15,8 +19,7 @@ _BATCH = 16
 class StyleContrast:
     """Mean over a reply's tokens of log p(token | more) - log p(token | less), in nats.
 
-    "More" and "less" are the prompt behind the two system messages of its style, without the style's first words: those
-    are no part of the reply.
+    "More" and "less" are the prompt behind the system messages and examples of its two styles.
 
     Args:
         styles: pairs of styles (more, less); at least one.
@@ -29,27 +32,39 @@ class StyleContrast:
         """One score a reply; 0 for an empty one."""
         asked = list(dict.fromkeys(zip(prompts, replies, strict=True)))
         scores: dict[tuple[str, str], float] = {}
-        for begin in range(0, len(asked), _BATCH):
-            some = asked[begin : begin + _BATCH]
-            more, less = (self._log_probs(some, side) for side in (0, 1))
-            scores.update(zip(some, (more - less).tolist(), strict=True))
+        for styles in self._styles:
+            own = [pair for pair in asked if style_of(pair[0], self._styles) is styles]
+            if own:
+                more, less = (self._log_probs(own, style) for style in styles)
+                scores.update(zip(own, (more - less).tolist(), strict=True))
         return [scores[pair] for pair in zip(prompts, replies, strict=True)]
 
     @torch.inference_mode()
-    def _log_probs(self, asked: Sequence[tuple[str, str]], side: int) -> torch.Tensor:
-        """Mean log-probability of each reply's tokens behind one side of the prompt's style, [n]."""
-        styles = [style_of(prompt, self._styles)[side] for prompt, _ in asked]
-        heads = [
-            self._backbone.encode_prompt(style.messages(prompt))
-            for style, (prompt, _) in zip(styles, asked, strict=True)
-        ]
+    def _log_probs(self, asked: Sequence[tuple[str, str]], style: Style) -> torch.Tensor:
+        """Mean log-probability of each reply's tokens behind the style, [n]; what all prompts begin with is read once."""
+        heads = [self._backbone.encode_prompt(style.messages(prompt)) for prompt, _ in asked]
         texts = [self._backbone.encode_reply(reply, finished=False) for _, reply in asked]
-        rows = [[*head, *text] for head, text in zip(heads, texts, strict=True)]
-        width = max(map(len, rows))
-        states = self._backbone.model.model(torch.tensor([[*row, *[0] * (width - len(row))] for row in rows]))
+        shared = min(len(commonprefix(heads)), *(len(head) - 1 for head in heads))
+        cache = DynamicCache(config=self._backbone.model.model.config)
+        if shared:
+            self._read([heads[0][:shared]], cache)
         means = []
-        for state, head, text in zip(states.last_hidden_state, heads, texts, strict=True):
-            logits = self._backbone.logits(state[len(head) - 1 : len(head) + len(text) - 1])
-            own = logits.log_softmax(-1).gather(1, torch.tensor(text, dtype=torch.long)[:, None])
-            means.append(own.sum() / max(1, len(text)))
+        for begin in range(0, len(asked), _BATCH):
+            some = slice(begin, begin + _BATCH)
+            rows = [[*head[shared:], *text] for head, text in zip(heads[some], texts[some], strict=True)]
+            width, own = max(map(len, rows)), copy.deepcopy(cache)
+            if shared:
+                own.batch_repeat_interleave(len(rows))
+            states = self._read([[*row, *[0] * (width - len(row))] for row in rows], own)
+            for state, head, text in zip(states, heads[some], texts[some], strict=True):
+                first = len(head) - shared - 1
+                logits = self._backbone.logits(state[first : first + len(text)])
+                picked = logits.log_softmax(-1).gather(1, torch.tensor(text, dtype=torch.long)[:, None])
+                means.append(picked.sum() / max(1, len(text)))
         return torch.stack(means)
+
+    def _read(self, rows: Sequence[Sequence[int]], cache: DynamicCache) -> torch.Tensor:
+        """Last hidden states of rows of one length behind what the cache holds, [n, length, hidden]."""
+        output = self._backbone.model.model(torch.tensor(rows), use_cache=True, **cache_argument(cache))
+        states: torch.Tensor = output.last_hidden_state
+        return states

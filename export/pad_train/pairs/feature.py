@@ -17,14 +17,22 @@ CONTRAST = "contrast"  # the scorer that needs styles, and nothing else
 
 @dataclass(frozen=True)
 class Style:
-    """A way to make a model reply in some manner: a system message, and the first words of the reply."""
+    """A way to make a model reply in some manner.
+
+    Attributes:
+        system: a system message.
+        examples: questions and answers in that manner, the turns before the prompt. A small model heeds them far more
+            than a system message.
+    """
 
     system: str = ""
-    start: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
 
     def messages(self, prompt: str) -> list[dict[str, str]]:
-        """The prompt behind the system message, if there is one."""
+        """The prompt behind the system message and the examples."""
         said = [{"role": "system", "content": self.system}] if self.system else []
+        for question, answer in self.examples:
+            said += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return [*said, {"role": "user", "content": prompt}]
 
 
@@ -164,12 +172,19 @@ def _read_styles(where: str, entry: Any) -> tuple[Style, Style]:
     values = _only(where, entry, "more", "less")
     styles = []
     for side in ("more", "less"):
-        texts = _only(where, values.get(side, {}), "system", "start")
-        for key, text in texts.items():
-            if not isinstance(text, str):
-                raise OptionError(f"{where}: {key} is {text!r}", expected="text")
-        styles.append(Style(**texts))
+        style = _only(where, values.get(side, {}), "system", "examples")
+        system = style.get("system", "")
+        if not isinstance(system, str):
+            raise OptionError(f"{where}: system is {system!r}", expected="text")
+        styles.append(Style(system, _read_examples(where, style.get("examples", []))))
     return styles[0], styles[1]
+
+
+def _read_examples(where: str, entry: Any) -> tuple[tuple[str, str], ...]:
+    pairs = [tuple(pair) if isinstance(pair, list) else () for pair in entry] if isinstance(entry, list) else [()]
+    if not all(len(pair) == 2 and all(isinstance(text, str) and text.strip() for text in pair) for pair in pairs):
+        raise OptionError(f"{where}: examples is {entry!r}", expected='a list of ["QUESTION", "ANSWER"]')
+    return tuple((question, answer) for question, answer in pairs)
 
 
 def _only(where: str, entry: Any, *keys: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def _draw(backbone: Backbone, sampling: PairSampling, prompt: str, sign: float) 
 
 
 def _encode(backbone: Backbone, prompt: str, style: Style) -> list[int]:
-    return backbone.encode_prompt(style.messages(prompt), start=style.start)
+    return backbone.encode_prompt(style.messages(prompt))
 
 
 def _beginning(reply: MadeReply, min_words: int) -> MadeReply:

@@ -31,13 +31,12 @@ class Backbone:
     tokenizer: Any
     eos_id: int
 
-    def encode_prompt(self, messages: Sequence[Message], preference: str | None = None, start: str = "") -> list[int]:
+    def encode_prompt(self, messages: Sequence[Message], preference: str | None = None) -> list[int]:
         """Ids of a conversation up to the beginning of the reply, encoded as `pad_rt` encodes prompts.
 
         Args:
             messages: the turns, the last one the user's.
             preference: a preference in words; the last turn is then filled into the PersRM's prompt template.
-            start: first words of the reply.
 
         Raises:
             DataError: the chat template refuses these turns.
@@ -46,14 +45,14 @@ class Backbone:
         if preference is not None:
             turns[-1]["content"] = PROMPT_TEMPLATE.format(x=turns[-1]["content"], p=preference)
         if self.tokenizer.chat_template is None:
-            return list(self.tokenizer.encode(turns[-1]["content"] + start))
+            return list(self.tokenizer.encode(turns[-1]["content"]))
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise DataError(
                 f"turns that the chat template refuses ({error})", expected="a chat it was made for"
             ) from None
-        return list(self.tokenizer.encode(text + start, add_special_tokens=False))
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits over the vocabulary, float32, [..., vocab], of final hidden states [..., hidden]."""

@@ -18,7 +18,7 @@ FULL = {
     "sampling": {
         "scorer": "scorers.py:cheerful",
         "veto": "scorers.py:unsound",
-        "styles": [{"more": {"system": "You are happy.", "start": "Great! "}, "less": {"system": "You are sad."}}, {}],
+        "styles": [{"more": {"system": "You are happy.", "examples": [["Why?", "Joy!"]]}, "less": {"system": "You are sad."}}, {}],
         "contrast": 1,
         "samples": 4,
         "block": 8,
@@ -49,7 +49,7 @@ def test_a_feature_with_everything(tmp_path: Path) -> None:
             sampling=PairSampling(
                 ((f"{tmp_path / 'scorers.py'}:cheerful", 1.0),),
                 veto=f"{tmp_path / 'scorers.py'}:unsound",
-                styles=((Style("You are happy.", "Great! "), Style("You are sad.")), (Style(), Style())),
+                styles=((Style("You are happy.", (("Why?", "Joy!"),)), Style("You are sad.")), (Style(), Style())),
                 contrast=1.0,
                 samples=4,
                 block=8,
@@ -120,8 +120,9 @@ def test_several_scorers_have_factors(tmp_path: Path) -> None:
         (sampling(styles={}), "styles is {}", "a list"),
         (sampling(styles=[[]]), "a is []", "an object with more, less"),
         (sampling(styles=[{"most": {}}]), "the unknown key most", "only more, less"),
-        (sampling(styles=[{"more": {"begin": "x"}}]), "the unknown key begin", "only system, start"),
-        (sampling(styles=[{"more": {"start": 3}}]), "start is 3", "text"),
+        (sampling(styles=[{"more": {"begin": "x"}}]), "the unknown key begin", "only system, examples"),
+        (sampling(styles=[{"more": {"system": 3}}]), "system is 3", "text"),
+        (sampling(styles=[{"more": {"examples": [["Why?"]]}}]), "examples is", '["QUESTION", "ANSWER"]'),
         (sampling(contrast="2"), "contrast is '2'", "a number of at least 0"),
         (sampling(contrast=-1), "contrast is -1", "a number of at least 0"),
         (sampling(min_gap=True), "min_gap is True", "a number of at least 0"),
@@ -151,7 +152,7 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from([*FULL, *FULL["sampling"], "system", "start", "x"]), inner, max_size=4)  # type: ignore[misc]
+        | st.dictionaries(st.sampled_from([*FULL, *FULL["sampling"], "system", "examples", "x"]), inner, max_size=4)  # type: ignore[misc]
     ),
     max_leaves=8,
 )

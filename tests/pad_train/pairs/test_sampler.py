@@ -124,7 +124,7 @@ def test_every_candidate_goes_on_from_the_one_kept(backbone: Backbone, monkeypat
 
 
 def test_contrast_moves_the_choice(backbone: Backbone, tmp_path: Path) -> None:
-    styles = ((Style(system="boil boil boil", start="egg egg"), Style(system="the the", start="the")),)
+    styles = ((Style("boil boil boil", (("egg", "egg"),)), Style("the the")),)
     seen: dict[float, list[str]] = {}
     for contrast in (0.0, 4.0):
         some = feature(styles=styles, samples=1, contrast=contrast)

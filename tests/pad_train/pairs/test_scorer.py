@@ -136,7 +136,7 @@ def test_a_veto_that_is_not_there() -> None:
         load_critic(sampling("operator:add", veto="operator:absent"), None)
 
 
-STYLES = ((Style("boil the egg"), Style("a cold potato")), (Style(), Style("the pan", start="never read")))
+STYLES = ((Style("boil the egg"), Style("a cold potato")), (Style(), Style("the pan", (("why", "the egg"),))))
 
 
 def test_contrast_is_the_difference_of_log_probabilities(backbone: Backbone) -> None:
@@ -150,8 +150,11 @@ def test_contrast_is_the_difference_of_log_probabilities(backbone: Backbone) -> 
         ids = torch.tensor(backbone.encode_reply(reply, finished=False))
         means = []
         for style in style_of(prompt, STYLES):
-            system = [{"role": "system", "content": style.system}] if style.system else []
-            head = torch.tensor(backbone.encode_prompt([*system, {"role": "user", "content": prompt}]))
+            turns = [("system", style.system)] if style.system else []
+            for question, answer in style.examples:
+                turns += [("user", question), ("assistant", answer)]
+            said = [{"role": role, "content": text} for role, text in [*turns, ("user", prompt)]]
+            head = torch.tensor(backbone.encode_prompt(said))
             with torch.inference_mode():
                 log_probs = backbone.model(torch.cat([head, ids])[None]).logits[0, len(head) - 1 : -1].log_softmax(-1)
             means.append(log_probs[torch.arange(len(ids)), ids].mean())
