@@ -33,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--wishes", type=int, default=2, help="of each question, for one and two features in turn")
     parser.add_argument("--beta", type=float, default=1.15)
     parser.add_argument("--tokens", type=int, default=56, help="most tokens of a reply")
+    parser.add_argument("--threads", type=int, help="default: one a core; several processes are faster with one each")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSONL to write")
     options = parser.parse_args(argv)
     lines = [line for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     prompts = lines[options.skip :][: options.limit]
-    generator = Generator.load(options.bundle)
+    generator = Generator.load(options.bundle, num_threads=options.threads)
     with options.output.open("w", encoding="utf-8") as file:
         for prompt in tqdm(prompts, desc="answering", unit="question"):
             for row in guided_replies(generator, prompt, options.wishes, options.beta, options.tokens):

@@ -26,7 +26,11 @@ def test_hedged_counts_may_and_must() -> None:
 
 def test_simple_sees_rare_words_and_long_sentences() -> None:
     pytest.importorskip("wordfreq")
-    short, long, rare = "He has a dog. It is big.", "He has a dog and it is big.", "He has a dachshund. It is corpulent."
+    short, long, rare = (
+        "He has a dog. It is big.",
+        "He has a dog and it is big.",
+        "He has a dachshund. It is corpulent.",
+    )
     scores = simple([""] * 3, [short, long, rare])
     assert scores[0] > scores[1] > scores[2]
 

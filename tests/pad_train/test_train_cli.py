@@ -314,7 +314,10 @@ def test_what_pairs_cannot_be_made_of(
         (["--features", features, "--base", str(tmp_path / "no"), "--prompts", some], "no does not exist"),
         (["--features", str(tmp_path / "unscored.json"), *with_base, some], "has no feature with a scorer"),
         (["--features", str(tmp_path / "nan.json"), *with_base, some], "gave [nan"),
-        (["--features", str(tmp_path / "styled.json"), "--base", str(bare), "--prompts", some], "bare has no chat template"),
+        (
+            ["--features", str(tmp_path / "styled.json"), "--base", str(bare), "--prompts", some],
+            "bare has no chat template",
+        ),
         (["--features", str(tmp_path / "nan.json"), "--replies", str(data)], "gave [nan"),
         (["--features", features, "--replies", str(tmp_path / "kind.jsonl")], "the replies speak of the feature kindd"),
     ]:

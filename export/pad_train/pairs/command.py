@@ -46,7 +46,8 @@ def make(arguments: argparse.Namespace) -> None:
         styled = [name for name, feature in sampled.items() if feature.sampling and feature.sampling.styles]
         if styled:
             raise OptionError(
-                f"{arguments.base} has no chat template, and {styled[0]} has styles", expected="a chat model, or no styles"
+                f"{arguments.base} has no chat template, and {styled[0]} has styles",
+                expected="a chat model, or no styles",
             )
     critics = {name: load_critic(feature.sampling, backbone) for name, feature in sampled.items() if feature.sampling}
     if checkpoint is None or backbone is None or arguments.replies:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
-from os.path import commonprefix
 
 import torch
 from transformers import DynamicCache
@@ -41,10 +41,10 @@ class StyleContrast:
 
     @torch.inference_mode()
     def _log_probs(self, asked: Sequence[tuple[str, str]], style: Style) -> torch.Tensor:
-        """Mean log-probability of each reply's tokens behind the style, [n]; what all prompts begin with is read once."""
+        """Mean log-probability of each reply's tokens behind the style, [n]; the beginning of all is read once."""
         heads = [self._backbone.encode_prompt(style.messages(prompt)) for prompt, _ in asked]
         texts = [self._backbone.encode_reply(reply, finished=False) for _, reply in asked]
-        shared = min(len(commonprefix(heads)), *(len(head) - 1 for head in heads))
+        shared = _shared_length(heads)
         cache = DynamicCache(config=self._backbone.model.model.config)
         if shared:
             self._read([heads[0][:shared]], cache)
@@ -68,3 +68,10 @@ class StyleContrast:
         output = self._backbone.model.model(torch.tensor(rows), use_cache=True, **cache_argument(cache))
         states: torch.Tensor = output.last_hidden_state
         return states
+
+
+def _shared_length(heads: Sequence[list[int]]) -> int:
+    """How many first tokens all of them have in common, and another one behind."""
+    first, last = min(heads), max(heads)  # in the order of lists, the two that differ first
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    return min(same, *(len(head) - 1 for head in heads))

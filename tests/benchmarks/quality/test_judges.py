@@ -141,12 +141,12 @@ def test_lists_are_what_commonmark_says(judges: list[Judge]) -> None:
 
 def test_certainty_by_hand() -> None:
     filler = "word " * 18
-    assert likelihood(f"Perhaps often {filler}") == 10
+    assert likelihood(f"Maybe often {filler}") == 10
     assert likelihood(f"Every exactly {filler}") == -10
     assert stance(f"It seems {filler}") == 5
     assert stance(f"Not necessarily {filler}") == 5
     assert stance(f"Indeed, {filler} x") == -5
-    scored = "may might could would always never must certainly definitely clearly obviously"
+    scored = "may might could would perhaps possibly usually sometimes always never must certainly definitely clearly"
     assert likelihood(scored) == stance(scored) == 0  # the words of the training's scorer
 
 

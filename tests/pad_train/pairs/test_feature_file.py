@@ -18,7 +18,10 @@ FULL = {
     "sampling": {
         "scorer": "scorers.py:cheerful",
         "veto": "scorers.py:unsound",
-        "styles": [{"more": {"system": "You are happy.", "examples": [["Why?", "Joy!"]]}, "less": {"system": "You are sad."}}, {}],
+        "styles": [
+            {"more": {"system": "You are happy.", "examples": [["Why?", "Joy!"]]}, "less": {"system": "You are sad."}},
+            {},
+        ],
         "contrast": 1,
         "samples": 4,
         "block": 8,
