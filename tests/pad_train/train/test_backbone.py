@@ -64,14 +64,11 @@ def test_prompts_are_encoded_as_the_runtime_does(
         assert expected.count(backbone.tokenizer.bos_token_id) == 1
 
 
-def test_the_first_words_of_a_reply_follow_the_prompt(base: Path) -> None:
+def test_a_prompt_is_not_changed_by_its_encoding(base: Path) -> None:
     backbone = load(base)
-    messages = CHAT[1:2]
-    ids = backbone.encode_prompt(messages, start="the cook")
-    assert backbone.tokenizer.decode(ids) == "<s><|user|>the egg<|assistant|>the cook"
-    assert CHAT[1]["content"] == "the egg"  # the caller's messages are left alone
-    backbone.encode_prompt(messages, "kind")
-    assert messages[0]["content"] == "the egg"
+    messages = [dict(CHAT[1])]
+    assert "kind" in backbone.tokenizer.decode(backbone.encode_prompt(messages, "kind"))
+    assert messages == CHAT[1:2]
 
 
 def test_turns_that_the_chat_template_refuses(base: Path) -> None:
