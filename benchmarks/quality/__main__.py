@@ -28,11 +28,11 @@ from benchmarks.common.kept import kept
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import PLOTS, RESULTS, ROOT, rounded, versions, write_dense
 from benchmarks.quality.bundles import MAX_BATCH, RANDOM_SEED
-from benchmarks.quality.design import CHOSEN, PARTS, ROWS
+from benchmarks.quality.design import PARTS, ROWS
 from benchmarks.quality.examples import examples
 from benchmarks.quality.generation import CellGenerator
 from benchmarks.quality.judges import load_judges
-from benchmarks.quality.methods import ABOUT_ENDING, BETA, RANDOM, TEMPERATURE, TOP_K, WIDE_TOP_K
+from benchmarks.quality.methods import ABOUT_ENDING, BETA, PENALTIES, RANDOM, TEMPERATURE, TOP_K, WIDE_TOP_K
 from benchmarks.quality.mixtures import mixture_row
 from benchmarks.quality.prompts import read_prompts, read_unpaired
 from benchmarks.quality.rows import trait_row
@@ -53,7 +53,7 @@ _PACKAGES = ("pad-rt", "onnxruntime", "numpy", "torch", "transformers")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", choices=("unseen", "training"), default="unseen")
-    parser.add_argument("--prompts", type=int, default=100, help="questions of main, sampled, mixtures and penalized")
+    parser.add_argument("--prompts", type=int, default=100, help="questions of main, sampled, mixtures and unpenalized")
     parser.add_argument("--other-prompts", type=int, default=40, help="questions of others: the first of them")
     parser.add_argument("--sweep-prompts", type=int, default=24, help="questions of all other parts")
     parser.add_argument("--perplexities", type=int, default=24, help="replies of a cell whose perplexity is measured")
@@ -135,7 +135,7 @@ def main() -> None:
             "temperature_of_samples": TEMPERATURE,
             "persrm_alone_top_k": WIDE_TOP_K,
             "offer_end": list(ABOUT_ENDING),
-            "penalties": dict(CHOSEN),
+            "penalties": dict(PENALTIES),
             "max_batch": MAX_BATCH,
             "marks": run.marks,
             "interval": "95 %, percentile bootstrap over questions, seeds averaged within a question, 4000 resamples",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.quality.methods import BETA, RANDOM, WIDE_TOP_K, Cell, Method, Penalties
+from benchmarks.quality.methods import BETA, PENALTIES, RANDOM, WIDE_TOP_K, Cell, Method, Penalties
 from benchmarks.quality.traits import Trait
 
 MAIN: tuple[Method, ...] = ("prompted", "pad", "random")
@@ -34,16 +34,17 @@ MIXTURES: tuple[dict[str, float], ...] = (  # each feature in three; all directi
 )
 SLIDERS = (("cheerful", "simple"), ("warm", "formal"))  # two at a time, for the front
 TRIED: tuple[Penalties, ...] = (
+    (),
     (("repetition_penalty", 1.05),),
     (("repetition_penalty", 1.1),),
     (("repetition_penalty", 1.2),),
     (("frequency_penalty", 0.3),),
     (("frequency_penalty", 0.6),),
+    PENALTIES,
     (("presence_penalty", 0.5),),
     (("no_repeat_ngram", 4),),
 )
-CHOSEN: Penalties = (("repetition_penalty", 1.1),)  # the least of which no guided reply repeated itself
-ROWS = ("main", "sampled", "others", "beta", "k", "penalties", "penalized")  # parts whose users want one trait
+ROWS = ("main", "sampled", "others", "beta", "k", "penalties", "unpenalized")  # parts whose users want one trait
 PARTS = (*ROWS, "mixtures", "slider", "front")
 
 
@@ -140,6 +141,8 @@ class Design:
                 sample = 0 if cells[0].method == "base" else cells[0].sample  # a sampled base beside the greedy one
                 base = self.base(trait.max_new_tokens, sample)
                 prompted = self.cell("prompted", {trait.name: weight}, sample=sample)
+                if part == "unpenalized":
+                    base, prompted = replace(base, penalties=()), replace(prompted, penalties=())
                 rows.append(Asked(cells, trait, weight, base, prompted, setting))
         return rows
 
@@ -156,10 +159,8 @@ class Design:
         if part == "k":
             return [((self.pad(weights, top_k=top_k),), {"top_k": top_k}) for top_k in TOP_KS]
         if part == "penalties":
-            return [((self.pad(weights, penalties=tried),), {"penalties": dict(tried)}) for tried in ((), *TRIED)]
-        base = replace(self.cell("base", weights), penalties=CHOSEN)  # what the penalty alone does to the scores
-        cells = (base, self.pad(weights, penalties=CHOSEN))
-        return [((cell,), {"penalties": dict(CHOSEN)}) for cell in cells]
+            return [((self.pad(weights, penalties=tried),), {"penalties": dict(tried)}) for tried in TRIED]
+        return [((self.pad(weights, penalties=()),), {})]
 
     def _seeds(self, method: Method, weights: dict[str, float]) -> tuple[Cell, ...]:
         if method != "pad":

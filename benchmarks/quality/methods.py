@@ -10,7 +10,8 @@ Method = Literal[
     "base", "prompted", "system", "pad", "pad_prompted", "random", "persrm", "soup", "vector", "best_of_4", "best_of_8"
 ]
 Penalties = tuple[tuple[str, float], ...]  # options of GenerationConfig against repetition, name and value
-BETA, TOP_K = 1.15, 10  # fixed on 60 questions of the training list, before these were asked; the paper has 1 and 10
+BETA, TOP_K = 1.15, 10  # fixed on questions of the training list, before these were asked; the paper has 1 and 10
+PENALTIES: Penalties = (("frequency_penalty", 0.9),)  # of all methods, the base among them; fixed in the same way
 TEMPERATURE = 0.7  # of sampled replies
 ABOUT_ENDING = ("concise",)  # these users are offered the end of the turn at every step
 WIDE_TOP_K = 1024  # all that the bundle allows
@@ -57,7 +58,7 @@ class Cell:
     top_k: int = TOP_K
     max_new_tokens: int
     sample: int = 0
-    penalties: Penalties = ()
+    penalties: Penalties = PENALTIES
 
     @property
     def offer_end(self) -> bool:

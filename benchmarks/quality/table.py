@@ -30,7 +30,7 @@ def tables(record: Mapping[str, Any]) -> str:
         ("Strength beta", lambda rows: sweep_table(rows, "beta"), "beta"),
         ("Candidates k", lambda rows: sweep_table(rows, "top_k"), "k"),
         ("Penalties", lambda rows: sweep_table(rows, "penalties"), "penalties"),
-        ("With the penalty", rows_table, "penalized"),
+        ("Without the penalty", rows_table, "unpenalized"),
         ("Mixtures", mixture_table, "mixtures"),
         ("Slider", slider_table, "slider"),
         ("Two sliders", front_table, "front"),
@@ -164,10 +164,9 @@ def setting(value: Any) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    name = LABELS[row["method"]] + (f", {setting(row['penalties'])}" if row.get("penalties") else "")
     return [
         wanted(row["feature"], row["weight"]),
-        name + (f", {row['seeds']} seeds" if row["seeds"] > 1 else ""),
+        LABELS[row["method"]] + (f", {row['seeds']} seeds" if row["seeds"] > 1 else ""),
         _both(row, "to_base", "win"),
         _both(row, "to_base", "equal_words"),
         _both(row, "to_base", "sound", show=interval),

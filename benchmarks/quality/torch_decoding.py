@@ -88,13 +88,22 @@ class Greedy:
 
     Args:
         backbone: as it is when called: with changed weights or hooks, a changed model.
+        frequency_penalty: see `GenerationConfig`.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, frequency_penalty: float = 0.0) -> None:
         self._backbone, self._read = backbone, Reader(backbone)
+        self._penalty = frequency_penalty
+        self._written: torch.Tensor | None = None  # how often each token is in the reply [n, V]
 
     def __call__(self, inputs: Inputs) -> torch.Tensor:
         hidden = self._read(inputs)
-        near = self._backbone.logits(hidden).topk(NEAR).indices
+        logits = self._backbone.logits(hidden)
+        if self._written is None:  # the prompt does not count
+            self._written = torch.zeros_like(logits)
+        else:
+            self._written.scatter_add_(1, inputs.ids, torch.ones_like(inputs.ids, dtype=logits.dtype))
+        near = (logits - self._penalty * self._written).topk(NEAR).indices
         exact = self._backbone.candidate_logits(hidden, near)  # the weights' own type may round logits to ties
-        return near.gather(1, exact.argmax(-1, keepdim=True))[:, 0]
+        best = (exact - self._penalty * self._written.gather(1, near)).argmax(-1, keepdim=True)
+        return near.gather(1, best)[:, 0]

@@ -55,17 +55,18 @@ class TorchRivals:
         with self.changed(cell):
             for start in range(0, len(order), BATCH):
                 chosen = order[start : start + BATCH]
-                made = self._batch([questions[index] for index in chosen], cell.max_new_tokens)
+                made = self._batch([questions[index] for index in chosen], cell)
                 replies |= dict(zip(chosen, made, strict=True))
         seconds = time.perf_counter() - started
         ordered = tuple(replies[index] for index in range(len(questions)))
         return ReplyFile(ordered, seconds, sum(reply.num_tokens for reply in ordered) / seconds)
 
-    def _batch(self, questions: Sequence[str], max_new_tokens: int) -> list[JudgedReply]:
+    def _batch(self, questions: Sequence[str], cell: Cell) -> list[JudgedReply]:
         backbone = self.backbone
+        greedy = Greedy(backbone, **dict(cell.penalties))
         asked = [self.ask.replace("{x}", question) for question in questions]
         prompts = [backbone.encode_prompt(({"role": "user", "content": text},)) for text in asked]
-        decoded = decode(prompts, Greedy(backbone), eos_id=backbone.eos_id, max_new_tokens=max_new_tokens)
+        decoded = decode(prompts, greedy, eos_id=backbone.eos_id, max_new_tokens=cell.max_new_tokens)
         texts = [backbone.tokenizer.decode(reply.token_ids, skip_special_tokens=True) for reply in decoded]
         return [
             JudgedReply(question, text, reply.token_ids, reply.cut)

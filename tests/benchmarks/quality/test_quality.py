@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import estimates
-from benchmarks.quality.design import CHOSEN, PARTS, TRIED, Design
+from benchmarks.quality.design import PARTS, TRIED, Design
 from benchmarks.quality.estimates import bootstrap, hypervolume, outcomes, rank_correlation, rate
 from benchmarks.quality.generation import CellGenerator
-from benchmarks.quality.methods import BASE, RANDOM, Cell
+from benchmarks.quality.methods import BASE, PENALTIES, RANDOM, Cell
 from benchmarks.quality.prompts import TRAINING, read_prompts, read_unpaired
 from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore, complete
 from benchmarks.quality.traits import DIRECTIONS, Trait, load_traits, read_features
@@ -321,7 +321,7 @@ def test_a_sample_has_a_seed_of_its_own_for_each_question(design: Design) -> Non
 
 
 def test_penalties_are_options_of_the_request_and_part_of_the_cell(design: Design) -> None:
-    plain = design.pad({"simple": 1.0})
+    plain = replace(design.pad({"simple": 1.0}), penalties=())
     penalized = replace(plain, penalties=(("frequency_penalty", 0.3), ("no_repeat_ngram", 4)))
     speak = CellGenerator.__new__(CellGenerator)  # a cell's options need no bundle
     config = speak.config(penalized, "?")
@@ -330,11 +330,13 @@ def test_penalties_are_options_of_the_request_and_part_of_the_cell(design: Desig
     assert len({plain.slug, penalized.slug, replace(plain, penalties=(("frequency_penalty", 0.3),)).slug}) == 3
 
 
-def test_the_penalty_that_was_chosen_was_tried(design: Design) -> None:
-    assert CHOSEN in TRIED
-    assert {asked.cells[0].penalties for asked in design.asked("penalties")} == {(), *TRIED}
-    assert {asked.cells[0].penalties for asked in design.asked("penalized")} == {CHOSEN}
-    assert {asked.base.penalties for asked in design.asked("penalized")} == {()}
+def test_all_methods_have_the_penalty_that_was_tried_among_others(design: Design) -> None:
+    assert PENALTIES in TRIED
+    assert {asked.cells[0].penalties for asked in design.asked("penalties")} == set(TRIED)
+    parts = set(PARTS) - {"penalties", "unpenalized"}
+    assert {cell.penalties for part in parts for cell in design.cells(part)} == {PENALTIES}
+    for asked in design.asked("unpenalized"):
+        assert {cell.penalties for cell in (*asked.cells, asked.base, asked.prompted)} == {()}
 
 
 def test_the_setting_is_chosen_on_questions_that_are_not_measured() -> None:

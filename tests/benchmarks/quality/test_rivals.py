@@ -37,9 +37,9 @@ def backbone(folders: tuple[Path, Path]) -> Backbone:
     return tiny_training.load(folders[0])
 
 
-def replies(backbone: Backbone) -> list[tuple[int, ...]]:
+def replies(backbone: Backbone, penalty: float = 0.0) -> list[tuple[int, ...]]:
     prompts = [backbone.encode_prompt(({"role": "user", "content": prompt},)) for prompt in PROMPTS]
-    decoded = decode(prompts, Greedy(backbone), eos_id=backbone.eos_id, max_new_tokens=10)
+    decoded = decode(prompts, Greedy(backbone, penalty), eos_id=backbone.eos_id, max_new_tokens=10)
     return [reply.token_ids for reply in decoded]
 
 
@@ -51,13 +51,16 @@ def logits(backbone: Backbone) -> torch.Tensor:
 # -- greedy in torch --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("penalty", [0.0, 0.9])
 def test_a_batch_in_torch_gives_the_tokens_of_the_bundle(
-    folders: tuple[Path, Path], backbone: Backbone, tmp_path: Path
+    folders: tuple[Path, Path], backbone: Backbone, tmp_path: Path, penalty: float
 ) -> None:
     bundle = tiny_bundles.export(tmp_path / "bundle", *folders[:1], [folders[1]], eos=[backbone.eos_id])
     generator = tiny_bundles.load(bundle)
-    found = [generator.generate(prompt, config=GenerationConfig(max_new_tokens=10)).token_ids for prompt in PROMPTS]
-    assert replies(backbone) == found
+    config = GenerationConfig(max_new_tokens=10, frequency_penalty=penalty)
+    found = [generator.generate(prompt, config=config).token_ids for prompt in PROMPTS]
+    assert replies(backbone, penalty) == found
+    assert (replies(backbone) == found) == (penalty == 0)
 
 
 # -- the soup ---------------------------------------------------------------------------------------------------------
