@@ -13,6 +13,10 @@ from pad_rt.preference import Preference
 from pad_rt.result import GenerationResult, Timing, Usage
 from pad_rt.score.reply_score import ReplyScore, TokenScore
 from pad_rt.stream import TextStream
+from pad_rt.taste.prior import Prior
+from pad_rt.taste.question import Question
+from pad_rt.taste.reply_pool import ReplyPool
+from pad_rt.taste.taste import Taste
 from pad_rt.text.prompt import EncodedPrompt
 from pad_runtime.errors import PadError
 
@@ -25,7 +29,11 @@ __all__ = [
     "Generator",
     "PadError",
     "Preference",
+    "Prior",
+    "Question",
+    "ReplyPool",
     "ReplyScore",
+    "Taste",
     "TextStream",
     "Ticket",
     "Timing",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pad_rt.preference import Preference, PreferenceLike, normalize_preferences
 from pad_rt.text.prompt import EncodedPrompt, Prompt, PromptEncoder
-from pad_runtime.bundle.manifest import Manifest, PersRMInfo
+from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import PreferenceError
 from pad_runtime.rows.plan import Reward, RowPlan, plan_rows
 from pad_runtime.rows.sequence import MAX_STRENGTH
@@ -86,7 +86,7 @@ class RowPlanner:
         return tuple(
             RewardPrompt(index, self._reward_prompt(prompt, None, index, template_args))
             for index, info in enumerate(self._manifest.persrms)
-            if not self._is_contrast(info)
+            if not self._manifest.is_contrast(info)
         )
 
     def _weights(self, preference: Preference) -> dict[int, tuple[float, ...]]:
@@ -115,7 +115,7 @@ class RowPlanner:
     ) -> tuple[int, ...]:
         """What a reward row reads, in its PersRM's own form."""
         info = self._manifest.persrms[persrm]
-        if self._is_contrast(info) and not words and not isinstance(prompt, EncodedPrompt):
+        if self._manifest.is_contrast(info) and not words and not isinstance(prompt, EncodedPrompt):
             raise PreferenceError(
                 "a preference without text for a bundle without a PersRM",
                 expected="words",
@@ -127,10 +127,6 @@ class RowPlanner:
                 expected=f"weights for {', '.join(info.features)}",
             )
         return tuple(self._encoder.encode_reward(prompt, words, info.prompt_template, template_args))
-
-    def _is_contrast(self, info: PersRMInfo) -> bool:
-        """Whether the base with the preference in its prompt stands in for the PersRM."""
-        return info.trunk == self._manifest.trunks[0].name and info.adapter is None and info.feature_head is None
 
 
 def _check_strengths(plan: RowPlan, max_weight: float) -> None:

@@ -53,7 +53,7 @@ _PACKAGES = ("pad-rt", "onnxruntime", "numpy", "torch", "transformers")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", choices=("unseen", "training"), default="unseen")
-    parser.add_argument("--prompts", type=int, default=100, help="questions of main, sampled, mixtures and unpenalized")
+    parser.add_argument("--prompts", type=int, default=100, help="questions of main, sampled and mixtures")
     parser.add_argument("--other-prompts", type=int, default=40, help="questions of others: the first of them")
     parser.add_argument("--sweep-prompts", type=int, default=24, help="questions of all other parts")
     parser.add_argument("--perplexities", type=int, default=24, help="replies of a cell whose perplexity is measured")

@@ -65,7 +65,7 @@ class Run:
 
     def number(self, part: str) -> int:
         """Questions of a part."""
-        if part in ("main", "sampled", "mixtures", "unpenalized"):
+        if part in ("main", "sampled", "mixtures"):
             return int(self._arguments.prompts)
         return int(self._arguments.other_prompts if part == "others" else self._arguments.sweep_prompts)
 

@@ -1,4 +1,4 @@
-"""The command `pad`: generate, chat, score, info, pull, card, serve, batch and bench."""
+"""The command `pad`: generate, chat, score, info, taste, pull, card, serve, batch and bench."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
-from pad_rt.cli import batch, card, pull, serve
+from pad_rt.cli import batch, card, pull, serve, taste
 from pad_rt.cli.options import (
     add_bundle,
     add_guidance,
     add_machine,
     add_preference,
     add_turn,
+    open_bundle,
     read_config,
     read_preference,
     read_prompt,
     read_template_args,
+    with_taste,
 )
 from pad_rt.generator import Generator
 from pad_rt.hub import find_bundle
@@ -31,7 +33,6 @@ from pad_rt.score.reply_scorer import TRAINING_TOP_K
 from pad_runtime.bundle.whole_file import write_whole
 from pad_runtime.command import read_stdin, run_command
 from pad_runtime.errors import OptionError
-from pad_runtime.loaded_bundle import Bundle
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,14 +65,16 @@ def _show_warning(
 
 def _generate(options: argparse.Namespace) -> None:
     config, preference = read_config(options), read_preference(options)
-    if options.explain is not None and preference is None:
+    if options.explain is not None and preference is None and options.taste is None:
         raise OptionError(
-            "--explain without a preference", expected="--preference or --weight", hint="the base alone weighs nothing"
+            "--explain without a preference",
+            expected="--preference, --weight or --taste",
+            hint="the base alone weighs nothing",
         )
     if config.logprobs is not None and not options.json:
         raise OptionError("--logprobs without --json", expected="both")
     prompt = read_prompt(options)
-    generator = _open(options, preference)
+    generator, preference = _open(options, preference)
     trace = options.explain is not None
     result: GenerationResult | None
     if options.json:
@@ -114,7 +117,8 @@ def _chat(options: argparse.Namespace) -> None:
     from pad_rt.cli.chat import Chat
 
     config, preference = read_config(options), read_preference(options)
-    Chat(_open(options, preference), config, preference, system=options.system).run()
+    generator, preference = _open(options, preference)
+    Chat(generator, config, preference, system=options.system).run()
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -125,7 +129,8 @@ def _score(options: argparse.Namespace) -> None:
     preference, prompt = read_preference(options), read_prompt(options)
     reply = read_stdin("reply").rstrip("\r\n") if options.reply == "-" else options.reply
     template_args = read_template_args(options.template_arg)
-    generator = Generator(_open_bundle(options))
+    generator = Generator(open_bundle(options))
+    preference = with_taste(preference, options, generator)
     score = generator.score(
         prompt, reply, preference, ended=options.ended, top_k=options.top_k, template_args=template_args
     )
@@ -139,18 +144,12 @@ def _info(options: argparse.Namespace) -> None:
     print(json.dumps(info.as_dict(), ensure_ascii=False) if options.json else info.as_text())
 
 
-def _open(options: argparse.Namespace, preference: Preference | None) -> Generator:
-    """Open only the graph that will run."""
-    generator = Generator(_open_bundle(options))
+def _open(options: argparse.Namespace, preference: Preference | None) -> tuple[Generator, Preference | None]:
+    """Open only the graph that will run; a taste becomes the preference's weights."""
+    generator = Generator(open_bundle(options))
+    preference = with_taste(preference, options, generator)
     generator.open(guided=preference is not None)
-    return generator
-
-
-def _open_bundle(options: argparse.Namespace) -> Bundle:
-    bundle = Bundle(find_bundle(options.bundle), device=options.device, num_threads=options.threads)
-    for note in bundle.notes:
-        print(f"pad: {note}", file=sys.stderr)
-    return bundle
+    return generator, preference
 
 
 def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
@@ -215,6 +214,7 @@ def _parser(*, for_bench: bool) -> argparse.ArgumentParser:
     info.add_argument("--check", action="store_true", help="hash every file, the weights too")
     info.add_argument("--json", action="store_true", help="print one JSON object")
 
+    taste.add_parser(commands)
     pull.add_parser(commands)
     card.add_parser(commands)
     serve.add_parser(commands)

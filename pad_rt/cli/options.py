@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from pad_rt.config import GenerationConfig
+from pad_rt.generator import Generator
 from pad_rt.history import History
+from pad_rt.hub import find_bundle
 from pad_rt.preference import Preference, parse_weight
+from pad_rt.taste.taste import Taste
 from pad_rt.text.prompt import Prompt
 from pad_runtime.command import read_stdin
 from pad_runtime.devices.choice import DEVICES
 from pad_runtime.errors import OptionError
+from pad_runtime.loaded_bundle import Bundle
 
 _CONSTANTS = {"True": True, "False": False, "None": None}
 
@@ -89,9 +94,27 @@ def read_preference(options: argparse.Namespace) -> Preference | None:
         if name in weights:
             raise OptionError(f"--weight {name} given twice", expected="one weight a feature")
         weights[name] = weight
+    if options.taste is not None and weights:
+        raise OptionError("--weight beside --taste", expected="one of them", hint="a taste gives all weights")
     if options.preference is None and not weights:
         return None
     return Preference(text=options.preference, weights=weights)
+
+
+def with_taste(preference: Preference | None, options: argparse.Namespace, generator: Generator) -> Preference | None:
+    """A preference with the weights of the file of --taste; as it is without the option."""
+    if options.taste is None:
+        return preference
+    weights = Taste.load(options.taste, generator).preference().weights
+    return Preference(text=None if preference is None else preference.text, weights=weights)
+
+
+def open_bundle(options: argparse.Namespace) -> Bundle:
+    """The bundle on its device; notes go to stderr."""
+    bundle = Bundle(find_bundle(options.bundle), device=options.device, num_threads=options.threads)
+    for note in bundle.notes:
+        print(f"pad: {note}", file=sys.stderr)
+    return bundle
 
 
 # -- declaring -------------------------------------------------------------------------------------------------------
@@ -120,13 +143,14 @@ def add_preference(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--weight", metavar="NAME=W", action="append", default=[], help="weight of a feature (pad info lists them)"
     )
+    group.add_argument("--taste", metavar="FILE", type=Path, help="all weights, as pad taste learned them")
 
 
 def add_guidance(parser: argparse.ArgumentParser) -> None:
     """A preference and every option of a `GenerationConfig`."""
     defaults = GenerationConfig()
     add_turn(parser)
-    guidance = parser.add_argument_group("guidance", "without --preference and --weight the base model replies alone")
+    guidance = parser.add_argument_group("guidance", "without a preference the base model replies alone")
     add_preference(guidance)
     # An option that was not given leaves no trace, so that the defaults are those of GenerationConfig alone.
     given: dict[str, Any] = {"default": argparse.SUPPRESS}

@@ -48,6 +48,10 @@ class ConversationError(PadError):
     """A conversation that was closed, or that cannot be saved, or a file that holds none of this bundle."""
 
 
+class TasteError(PadError):
+    """A taste that cannot be saved, a file that holds none of this bundle's PersRMs, or a bundle without features."""
+
+
 class CheckpointError(PadError):
     """A model folder or GGUF file that cannot be exported."""
 

@@ -172,6 +172,10 @@ class Manifest:
         """SHA-256 of its fields, the files' own SHA-256 among them: it tells this bundle from every other."""
         return checksum(dataclasses.asdict(self))
 
+    def is_contrast(self, persrm: PersRMInfo) -> bool:
+        """Whether the base with the preference in its prompt stands in for a PersRM."""
+        return persrm.trunk == self.trunks[0].name and persrm.adapter is None and persrm.feature_head is None
+
     def trunk_index(self, name: str) -> int:
         """Position of a trunk by name."""
         return [trunk.name for trunk in self.trunks].index(name)
