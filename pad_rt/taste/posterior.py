@@ -6,15 +6,17 @@ An answer that prefers reply a to reply b has the probability
 
 0.05 is the scale on which training compares replies (`pad-train --beta`). How strongly a person feels and how often an
 answer is a slip are not known: w has a normal prior whose scale, like the lapse, is one of a few values, all equally
-likely. For each pair of them the mode and the Fisher information give a normal density; samples of all, weighted by the
-true posterior over that density (importance sampling), are the posterior. They are drawn from fixed numbers, so that
-the same answers give the same posterior, in whatever order they came.
+likely. For each pair of them samples are drawn, near the mode and from the prior, and weighted by the true posterior
+over the density that they are drawn from (importance sampling). They are at fixed places, so that the same answers give
+the same posterior, in whatever order they came.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,7 @@ import numpy.typing as npt
 TRAINING_SCALE = 0.05
 SCALES = (0.5, 1.0, 2.0, 4.0, 8.0)  # of w, against the prior's: from hardly any feeling to answers always as meant
 LAPSES = (0.01, 0.06, 0.15, 0.3)
-SAMPLES = 128  # of each scale and lapse
+SAMPLES = 256  # of each scale and lapse
 WIDENING = 1.2  # of the normal densities, whose tails are thinner than the posterior's
 _STEPS, _PRECISION = 12, 1e-3  # of Fisher scoring: near the mode is enough for samples that are weighted
 
@@ -54,15 +56,10 @@ class Posterior:
         """
         scales, lapses = (grid.ravel() for grid in np.meshgrid(SCALES, LAPSES, indexing="ij"))
         model = _Model(differences, counts, scales[:, None] * mean, (scales[:, None] * spread) ** -2, lapses)
-        modes, information = model.modes()
-        factors = np.linalg.cholesky(information)
-        noise = _noise(modes.shape[1])
-        steps = np.linalg.solve(factors.transpose(0, 2, 1), WIDENING * noise.T[None]).transpose(0, 2, 1)  # [c, s, d]
-        samples = modes[:, None] + steps
-        log_density = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)[:, None] - (noise**2).sum(axis=1) / 2
+        samples, log_density = model.draw()
         log_shares = (model.log_posterior(samples) - log_density).ravel()
         shares = np.exp(log_shares - log_shares.max())
-        return cls(samples.reshape(-1, modes.shape[1]), np.repeat(lapses, len(noise)), shares / shares.sum())
+        return cls(samples.reshape(-1, len(mean)), np.repeat(lapses, SAMPLES), shares / shares.sum())
 
     @cached_property
     def directions(self) -> Array:
@@ -118,13 +115,35 @@ class _Model:
     precisions: Array  # [c, d]
     lapses: Array  # [c]
 
+    def draw(self) -> tuple[Array, Array]:
+        """Samples [c, s, d], and the logarithm of the density that they are drawn from, but for a constant [c, s].
+
+        Half of them are from the normal density at the mode, a little wider, and half from the prior: where answers may
+        be slips the posterior's tails are the prior's.
+        """
+        modes, information = self.modes()
+        factors = np.linalg.cholesky(information) / WIDENING
+        normals = _spread_normals(len(modes), modes.shape[1])
+        steps = np.linalg.solve(factors.transpose(0, 2, 1), normals.transpose(0, 2, 1)).transpose(0, 2, 1)
+        samples = np.concatenate(
+            [modes[:, None] + steps, self.means[:, None] - normals / np.sqrt(self.precisions)[:, None]], axis=1
+        )
+        scaled = (samples - modes[:, None]) @ factors
+        at_mode = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)[:, None] - (scaled**2).sum(axis=-1) / 2
+        return samples, np.logaddexp(at_mode, self._log_prior(samples))
+
+    def _log_prior(self, weights: Array) -> Array:
+        """Of samples [c, s, d], but for a constant [c, s]."""
+        distance = ((weights - self.means[:, None]) ** 2 * self.precisions[:, None]).sum(axis=-1)
+        result: Array = np.log(self.precisions).sum(axis=1)[:, None] / 2 - distance / 2
+        return result
+
     def log_posterior(self, weights: Array) -> Array:
         """Of samples [c, s, d], but for a constant [c, s]."""
         plain = _sigmoid(TRAINING_SCALE * weights @ self.differences.T)
         slip = self.lapses[:, None, None]
         likelihood = np.log(slip + (1 - 2 * slip) * plain) @ self.counts
-        distance = ((weights - self.means[:, None]) ** 2 * self.precisions[:, None]).sum(axis=-1)
-        result: Array = likelihood - distance / 2 + np.log(self.precisions).sum(axis=1)[:, None] / 2
+        result: Array = likelihood + self._log_prior(weights)
         return result
 
     def modes(self) -> tuple[Array, Array]:
@@ -161,10 +180,20 @@ class _Model:
         return gradient, information + self.precisions[:, :, None] * np.eye(self.differences.shape[1])
 
 
-def _noise(num_features: int) -> Array:
-    """Fixed standard normal numbers and their opposites [SAMPLES, d]."""
-    half = np.random.default_rng(0).standard_normal((SAMPLES // 2, num_features))
-    return np.concatenate([half, -half])
+@functools.cache
+def _spread_normals(num_densities: int, num_features: int) -> Array:
+    """Standard normal numbers that fill space evenly [c, SAMPLES / 2, d].
+
+    They are of the additive recurrence with the generalised golden ratio (Roberts 2018, "The unreasonable effectiveness
+    of quasirandom sequences").
+    """
+    golden = 2.0
+    for _ in range(60):
+        golden = (1 + golden) ** (1 / (num_features + 1))  # the root of x^(d+1) = x + 1
+    number = num_densities * SAMPLES // 2
+    points = (0.5 + np.arange(1, number + 1)[:, None] * golden ** -np.arange(1.0, num_features + 1)) % 1.0
+    inverse = NormalDist().inv_cdf
+    return np.array([inverse(point) for point in points.ravel()]).reshape(num_densities, -1, num_features)
 
 
 def _sigmoid(values: Array) -> Array:
