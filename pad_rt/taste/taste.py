@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pad_rt.config import GenerationConfig
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference
 from pad_rt.taste.features import persrms_digest, taste_features
@@ -25,7 +24,7 @@ from pad_runtime.errors import OptionError, TasteError
 MAX_ANSWERS = 1000
 HALF_LIFE = 200.0
 LEAST_BITS = 0.02
-_USUAL = GenerationConfig(max_new_tokens=256)  # of the base's own reply, which a rated one is held against
+MAX_USUAL = 256  # tokens of the base's own reply, which a rated one is held against
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,8 @@ class Taste:
         Args:
             prompt: that both reply to, as for `Generator.generate`.
             better, worse: as text or token ids.
-            ended: whether the end of the turn belongs to both; False for replies that were cut.
+            ended: whether the end of the turn belongs to both; False for replies that were cut. A base without an end
+                of turn has none.
 
         Returns:
             False where both are alike, which tells nothing.
@@ -110,10 +110,7 @@ class Taste:
         """
         if better == worse:
             return False
-        first, second = self._generator.score_batch([prompt] * 2, [better, worse], ended=ended)
-        return self._learn(
-            tuple(mine - other for mine, other in zip(first.features.values(), second.features.values(), strict=True))
-        )
+        return self._learn(self._phi(prompt, better, ended) - self._phi(prompt, worse, ended))
 
     def rate(self, prompt: Prompt, reply: ReplyLike, verdict: int) -> bool:
         """Learn that a reply is better (+1) or worse (-1) than what the base alone would have replied.
@@ -127,11 +124,12 @@ class Taste:
         """
         if verdict not in (1, -1) or isinstance(verdict, bool):
             raise OptionError(f"verdict {verdict!r}", expected="1 or -1")
-        own = self._generator.generate(prompt, config=_USUAL)
-        usual: ReplyLike = own.text if isinstance(reply, str) else own.token_ids
-        if not usual:
+        room = self._generator.room(prompt) - 1  # the end of the turn is scored, too
+        own = self._generator.generate(prompt, config={"max_new_tokens": max(1, min(MAX_USUAL, room))})
+        if not own.token_ids or reply in (own.text, own.token_ids):
             return False
-        return self.prefer(prompt, *((reply, usual) if verdict == 1 else (usual, reply)))
+        usual = self._phi(prompt, own.token_ids, own.finish_reason == "stop")
+        return self._learn(verdict * (self._phi(prompt, reply, True) - usual))
 
     def edit(self, prompt: Prompt, before: ReplyLike, after: ReplyLike) -> bool:
         """Learn from a reply that the person rewrote: what came of it is better. As `prefer`."""
@@ -181,8 +179,7 @@ class Taste:
             raise OptionError("a question of other features", expected=", ".join(self._features))
         if choice is None:
             return False
-        sign = 1 if choice == "a" else -1
-        return self._learn(tuple(sign * value for value in question.difference))
+        return self._learn((1 if choice == "a" else -1) * np.array(question.difference))
 
     def forget(self) -> None:
         """Forget all answers."""
@@ -268,10 +265,15 @@ class Taste:
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _learn(self, difference: tuple[float, ...]) -> bool:
-        if not any(difference):
+    def _phi(self, prompt: Prompt, reply: ReplyLike, ended: bool) -> npt.NDArray[np.float64]:
+        """Of each feature, summed over the reply's tokens [d]; a base without an end of turn ends none."""
+        ended = ended and bool(self._generator.manifest.eos_token_ids)
+        return np.array(list(self._generator.score(prompt, reply, ended=ended).features.values()), np.float64)
+
+    def _learn(self, difference: npt.NDArray[np.float64]) -> bool:
+        if not difference.any():
             return False
-        self._answers = [*self._answers, difference][-MAX_ANSWERS:]
+        self._answers = [*self._answers, tuple(difference.tolist())][-MAX_ANSWERS:]
         self._fitted = None
         return True
 
