@@ -22,7 +22,9 @@ PEOPLE = {
     "Ben": Preference(weights={"cheerful": -1.0}),
     "Cem": Preference(weights={"simple": 0.7, "concise": 0.7}),
 }
-CONFIG = GenerationConfig(beta=1.15, top_k=10, max_new_tokens=80, offer_end=True)  # offer_end for Cem's short replies
+CONFIG = GenerationConfig(  # the end is offered for the sake of Cem, who wants short replies
+    beta=1.15, top_k=10, max_new_tokens=80, offer_end=True, frequency_penalty=0.9
+)
 
 
 def export() -> None:

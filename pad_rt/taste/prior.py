@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pad_runtime.errors import OptionError
 
-_LEAST_SPREAD = 0.2  # a feature that all known people weigh alike may matter to the next one
+_LEAST_SPREAD = 0.3  # a feature that all known people weigh alike may matter to the next one
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def test_a_population(generator: Generator) -> None:
     known = Taste(generator, prior=Prior.of_people(people))
     assert known.preference().weights["kind"] > 0.5
     for _ in range(20):
-        known.answer(question(0, 0, -30.0, 0, 0), "a")
+        known.answer(question(0, 0, -60.0, 0, 0), "a")
     assert known.preference().weights["kind"] < 0.5
 
 
