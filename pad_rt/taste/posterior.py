@@ -64,7 +64,8 @@ class Posterior:
     @cached_property
     def directions(self) -> Array:
         """w of length 1 [m, d]."""
-        return self.weights / np.linalg.norm(self.weights, axis=1, keepdims=True)
+        lengths: Array = np.linalg.norm(self.weights, axis=1, keepdims=True)
+        return self.weights / lengths
 
     def mean(self) -> Array:
         """Of w of length 1 [d]: its own length is near 0 where little is known, and near 1 where much is."""
@@ -151,7 +152,7 @@ class _Model:
         weights = self.means.copy()
         for _ in range(_STEPS):
             gradient, information = self._curve(weights)
-            step = np.linalg.solve(information, gradient[..., None])[..., 0]
+            step = np.asarray(np.linalg.solve(information, gradient[..., None])[..., 0], np.float64)
             if np.abs(step).max() < _PRECISION:
                 break
             weights = self._climb(weights, step)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.quality.methods import Cell
+from benchmarks.quality.methods import PENALTIES, Cell
 from benchmarks.quality.replies import JudgedReply
 from benchmarks.quality.rivals import soup as soup_module
 from benchmarks.quality.rivals.best_of import ScoredSample, best_of, draw_samples
@@ -37,9 +37,9 @@ def backbone(folders: tuple[Path, Path]) -> Backbone:
     return tiny_training.load(folders[0])
 
 
-def replies(backbone: Backbone, penalty: float = 0.0) -> list[tuple[int, ...]]:
+def replies(backbone: Backbone, frequency_penalty: float = 0.0) -> list[tuple[int, ...]]:
     prompts = [backbone.encode_prompt(({"role": "user", "content": prompt},)) for prompt in PROMPTS]
-    decoded = decode(prompts, Greedy(backbone, penalty), eos_id=backbone.eos_id, max_new_tokens=10)
+    decoded = decode(prompts, Greedy(backbone, frequency_penalty), eos_id=backbone.eos_id, max_new_tokens=10)
     return [reply.token_ids for reply in decoded]
 
 
@@ -166,7 +166,7 @@ def test_cells_in_torch_are_answered_in_the_order_of_the_questions(
     folders: tuple[Path, Path], backbone: Backbone
 ) -> None:
     rivals = TorchRivals(backbone, {"a": read_lora(folders[1])}, {"a": torch.ones(84)})
-    plain = replies(backbone)
+    plain = replies(backbone, **dict(PENALTIES))
     for method, beta, same in (("base", 1.0, True), ("soup", 0.0, True), ("soup", 2.0, False), ("vector", 0.0, True)):
         cell = Cell(method=method, weights=(("a", 1.0),), beta=beta, max_new_tokens=10)
         made = rivals(cell, PROMPTS).replies

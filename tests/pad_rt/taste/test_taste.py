@@ -100,7 +100,7 @@ def test_answers_move_the_preference_and_its_strength_grows(taste: Taste) -> Non
     assert lengths == sorted(lengths)
     assert lengths[-1] < 1
     estimates = taste.uncertainty()
-    assert estimates["kind"].low > 0 > estimates["odd"].low
+    assert estimates["kind"].low > estimates["odd"].low + 0.3  # what is known is the difference of kind and brief
     assert estimates["kind"].mean == pytest.approx(taste.preference().weights["kind"])
     assert taste.preference(strength=2.0).weights["kind"] == pytest.approx(2 * estimates["kind"].mean)
     opposite = taste.num_answers
