@@ -11,7 +11,7 @@ import pytest
 from benchmarks.quality.bundles import base_mark, persrm_mark
 from benchmarks.quality.design import Design
 from benchmarks.quality.generation import CellGenerator
-from benchmarks.quality.methods import BASE, RANDOM
+from benchmarks.quality.methods import BASE, PENALTIES, RANDOM
 from benchmarks.quality.random_reward import write_random_persrm
 from benchmarks.quality.traits import load_traits
 from pad_export.read.persrm import PROMPT_TEMPLATE
@@ -53,7 +53,9 @@ def speak(folder: Path) -> CellGenerator:
 
 
 def test_a_cell_is_what_its_method_says(speak: CellGenerator, design: Design, folder: Path) -> None:
-    config = GenerationConfig(max_new_tokens=6, beta=design.beta)
+    config = GenerationConfig(
+        max_new_tokens=6, beta=design.beta, frequency_penalty=dict(PENALTIES)["frequency_penalty"]
+    )
     wanted = {"simple": -1.0}
     told = PROMPT_TEMPLATE.replace("{p}", "Be not simple.")
     for method, persrm, prompts, preference in (

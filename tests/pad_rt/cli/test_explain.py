@@ -54,7 +54,7 @@ def test_a_plain_reply_has_nothing_to_explain(
     assert main(["generate", str(tiny_bundle), "hi", "--explain", str(page)]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n"), page.exists()) == ("", 1, False)
-    assert "--explain without a preference; expected --preference or --weight" in error_line(err, "pad")
+    assert "--explain without a preference; expected --preference, --weight or --taste" in error_line(err, "pad")
 
 
 @pytest.mark.parametrize("output", [[], ["--json"]])
