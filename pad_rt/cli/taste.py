@@ -14,7 +14,7 @@ from pathlib import Path
 from pad_rt.cli.options import add_bundle, add_machine, open_bundle
 from pad_rt.generator import Generator
 from pad_rt.taste.chat_log import ChatLog
-from pad_rt.taste.question import Question
+from pad_rt.taste.question import Answer, Question
 from pad_rt.taste.reply_pool import ReplyPool
 from pad_rt.taste.taste import Estimate, Taste
 from pad_runtime.command import read_line
@@ -22,7 +22,7 @@ from pad_runtime.errors import OptionError, PadError
 
 _NUM_QUESTIONS = 8
 _BAR = 21  # characters from a weight of -1 to one of 1
-_CHOICES = {"a": "a", "b": "b", "s": None, "": None}
+_CHOICES: dict[str, Answer | None] = {"a": "a", "b": "b", "s": None, "": None}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -135,7 +135,7 @@ class _Interview:
             choice = self._read()
             if choice == "q":
                 return
-            if self._taste.answer(question, _CHOICES[choice]):  # type: ignore[arg-type]
+            if self._taste.answer(question, _CHOICES[choice]):
                 self._taste.save(self._output)
                 print(beliefs(self._taste))
 

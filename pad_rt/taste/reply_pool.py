@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from pad_rt.config import ConfigLike, GenerationConfig, make_config
 from pad_rt.generator import Generator
 from pad_rt.preference import Preference
+from pad_rt.result import GenerationResult
 from pad_rt.taste.features import taste_features
 from pad_rt.text.prompt import Prompt
 from pad_runtime.errors import OptionError
@@ -94,24 +95,12 @@ class ReplyPool:
             preferences=[Preference(weights=weights) for _, weights in asked],
             configs=[config] * len(asked),
         )
-        written: dict[int, dict[str, tuple[Sequence[int], bool]]] = {index: {} for index in range(len(prompts))}
+        written: list[dict[str, GenerationResult]] = [{} for _ in prompts]
         for at, result in enumerate(results):
             if result.token_ids:
-                ended = result.finish_reason == "stop"
-                written[at // num_replies].setdefault(result.text, (result.token_ids, ended))
-        phi = _score(generator, prompts, written)
-        return cls(
-            features,
-            tuple(
-                PooledPrompt(
-                    prompt,
-                    tuple(
-                        PooledReply(text, not ended, phi[index, text]) for text, (_, ended) in written[index].items()
-                    ),
-                )
-                for index, prompt in enumerate(prompts)
-            ),
-        )
+                written[at // num_replies].setdefault(result.text, result)
+        replies = [_pooled(generator, prompt, own.values()) for prompt, own in zip(prompts, written, strict=True)]
+        return cls(features, tuple(map(PooledPrompt, prompts, replies)))
 
     def __add__(self, other: ReplyPool) -> ReplyPool:
         if self.features != other.features:
@@ -119,18 +108,17 @@ class ReplyPool:
         return ReplyPool(self.features, self.prompts + other.prompts)
 
 
-def _score(
-    generator: Generator, prompts: Sequence[Prompt], written: dict[int, dict[str, tuple[Sequence[int], bool]]]
-) -> dict[tuple[int, str], tuple[float, ...]]:
-    """phi of every reply, by prompt and text."""
-    phi: dict[tuple[int, str], tuple[float, ...]] = {}
-    for ended in (True, False):
-        keys = [(index, text) for index, own in written.items() for text, (_, end) in own.items() if end == ended]
-        scores = generator.score_batch(
-            [prompts[index] for index, _ in keys], [written[index][text][0] for index, text in keys], ended=ended
-        )
-        phi |= {key: tuple(score.features.values()) for key, score in zip(keys, scores, strict=True)}
-    return phi
+def _pooled(generator: Generator, prompt: Prompt, results: Collection[GenerationResult]) -> tuple[PooledReply, ...]:
+    """Replies to one prompt with their phi, those that ended before those that were cut."""
+    replies: list[PooledReply] = []
+    for cut in (False, True):
+        own = [result for result in results if (result.finish_reason == "length") == cut]
+        scores = generator.score_batch([prompt] * len(own), [result.token_ids for result in own], ended=not cut)
+        replies += [
+            PooledReply(result.text, cut, tuple(score.features.values()))
+            for result, score in zip(own, scores, strict=True)
+        ]
+    return tuple(replies)
 
 
 def _unlike_people(prompt: Prompt, num_features: int, number: int) -> list[list[float]]:
