@@ -53,6 +53,8 @@ def run(options: argparse.Namespace) -> None:
     """Learn, show, and save after every answer."""
     if options.questions < 1:
         raise OptionError(f"--questions {options.questions}", expected="1 or more")
+    if options.output.is_dir() or not options.output.parent.is_dir():  # said before a question is answered in vain
+        raise OptionError(f"-o {options.output}", expected="the path of a file, in a folder that exists")
     prompts = _read_prompts(options.prompts)
     logs = [(path, _read_log(path)) for path in options.logs or ()]
     with Generator(open_bundle(options)) as generator:
@@ -65,6 +67,9 @@ def run(options: argparse.Namespace) -> None:
                 _learn(taste, path, log)
         else:
             _Interview(taste, generator, prompts, options.questions, options.output).run()
+        if not taste.num_answers:
+            print("\nNothing was learned, so nothing is saved.")
+            return
         taste.save(options.output)
         print(f"\n{beliefs(taste)}\n")
         print(f"Saved in {options.output}, without a word of what you read. Try it:")

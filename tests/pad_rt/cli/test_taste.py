@@ -88,6 +88,8 @@ def test_the_bars() -> None:
     ("arguments", "line"),
     [
         (["--questions", "0"], "--questions 0"),
+        (["-o", "none/me.json"], "-o none/me.json; expected the path of a file"),
+        (["-o", "."], "-o .; expected the path of a file"),
         (["--prompts", "none.txt"], "--prompts none.txt cannot be read"),
         (["--from", "none.jsonl"], "--from none.jsonl cannot be read"),
     ],
@@ -98,6 +100,17 @@ def test_bad_input(
     assert run(tiny_bundle, "-o", tmp_path / "me.json", *arguments) == 2
     assert line in error_line(capsys.readouterr().err, "pad")
     assert not (tmp_path / "me.json").exists()
+
+
+def test_where_nothing_is_learned_nothing_is_saved(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").write_text("no log\n")
+    for arguments in (["--from", tmp_path / "log"], []):
+        pipe_in(monkeypatch, "")
+        assert run(tiny_bundle, "-o", tmp_path / "me.json", *arguments) == 0
+        assert capsys.readouterr().out.endswith("Nothing was learned, so nothing is saved.\n")
+        assert not (tmp_path / "me.json").exists()
 
 
 def test_a_file_that_is_no_taste(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
