@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ _WIDTH = 30
 
 
 class Progress:
-    """Counts results, and shows how many there are: as a bar on a terminal, as a line now and then elsewhere.
+    """Counts results, from any thread, and shows how many there are.
+
+    On a terminal as a bar, elsewhere as a line now and then.
 
     Args:
         total: lines of the input.
@@ -25,15 +28,16 @@ class Progress:
         self._is_quiet, self._is_terminal = is_quiet, sys.stderr.isatty()
         self._width = 0  # of the line on the terminal
         self._began = self._shown = time.monotonic()
+        self._lock = threading.Lock()
 
     def count(self, result: dict[str, Any]) -> None:
         """A line got this result."""
-        self._done += 1
         response = result["response"]
-        if response is None or response["status_code"] != 200:
-            self._refused += 1
-        else:
-            self._tokens += response["body"]["usage"]["completion_tokens"]
+        is_reply = response is not None and response["status_code"] == 200
+        with self._lock:
+            self._done += 1
+            self._refused += not is_reply
+            self._tokens += response["body"]["usage"]["completion_tokens"] if is_reply else 0
 
     def show(self) -> None:
         """Show the state, if it is time to."""

@@ -32,20 +32,20 @@ class Answers(Protocol):
 def run_batch(lines: Iterable[BatchLine], results: Results, answers: Answers, progress: Progress) -> None:
     """Answer all lines whose results are not there.
 
-    Results are written as they come, by the threads that wait for them: the main thread alone sees Ctrl-C, and so it
-    cuts no line.
+    Results are written and counted as they come, by the threads that wait for them: the main thread alone sees Ctrl-C,
+    and so it cuts no line, and none that was written is left out of the count.
 
     Raises:
         PadError: a result cannot be written, or no line can be answered any more.
     """
 
-    def work(line: BatchLine) -> dict[str, Any]:
+    def work(line: BatchLine) -> None:
         result = answers.answer(line)
         results.add(result)
-        return result
+        progress.count(result)
 
     threads = ThreadPoolExecutor(answers.num_places, thread_name_prefix="pad-batch")
-    running = set[Future[dict[str, Any]]]()
+    running = set[Future[None]]()
     try:
         for line in lines:
             if line.id not in results.done:
@@ -61,10 +61,10 @@ def run_batch(lines: Iterable[BatchLine], results: Results, answers: Answers, pr
         progress.close()
 
 
-def _take(running: set[Future[dict[str, Any]]], progress: Progress) -> set[Future[dict[str, Any]]]:
+def _take(running: set[Future[None]], progress: Progress) -> set[Future[None]]:
     """Wait a little for results; returns what still runs."""
     ended, running = wait(running, SHOW_EVERY_S, FIRST_COMPLETED)
     for future in ended:
-        progress.count(future.result())
+        future.result()
     progress.show()
     return running
