@@ -7,8 +7,6 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from benchmarks.quality.bundles import RANDOM_SEED, base_mark, ensure_bundle, ensure_scales, persrm_mark
 from benchmarks.quality.design import Design
 from benchmarks.quality.estimates import Estimate
@@ -109,7 +107,7 @@ class Run:
         features = pair_features(self._arguments.wordings)
         sampled = {name: sampling for name in self.design.traits if (sampling := features[name].sampling)}
         asks_base = any(CONTRAST in dict(sampling.scorer) for sampling in sampled.values())
-        backbone = load_backbone(open_checkpoint(self.base), dtype=torch.bfloat16) if asks_base else None
+        backbone = load_backbone(open_checkpoint(self.base)) if asks_base else None
         scorers = {name: load_critic(sampling, backbone).scorer for name, sampling in sampled.items()}
         return kinship(judges, scorers, list(itertools.chain(*self.samples()[self.design.caps[0]])))
 

@@ -29,7 +29,7 @@ class TrainingOptions:
         held_out: share of the prompts that is kept for measuring.
         save_steps: steps between checkpoints.
         seed: seed of everything random.
-        dtype: type of the frozen weights, "bf16" or "fp32".
+        dtype: type of the frozen weights, "bf16" or "fp32"; "auto": bf16 where the machine multiplies it, else fp32.
     """
 
     rank: int = 8
@@ -51,4 +51,4 @@ class TrainingOptions:
     held_out: float = 0.1
     save_steps: int = 50
     seed: int = 0
-    dtype: str = "bf16"
+    dtype: str = "auto"

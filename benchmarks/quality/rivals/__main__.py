@@ -64,12 +64,13 @@ def main() -> None:
     costs = kept(arguments.work / "rival-costs.json", [run.marks, ROUNDS, TOKENS], contest.costs)
     lines = summary(rows, costs)
     record = {
-        "what": f"{run.base.stem}: PAD's rivals; soup and vector in torch at bf16, the others {arguments.precision}",
+        "what": f"{run.base.stem}: PAD's rivals; soup and vector in torch, the others {arguments.precision}",
         "settings": {
             "questions": questions,
             "number": number,
             "soup_beta": SOUP_BETA,
             "vector_beta": VECTOR_BETA,
+            "torch_dtype": str(contest.torch.backbone.model.dtype),
             "vector_layer": middle_layer(contest.torch.backbone),
             "vector_norms": {name: round(float(one.norm()), 3) for name, one in contest.torch.vectors.items()},
             "marks": run.marks,

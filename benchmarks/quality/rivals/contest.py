@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from benchmarks.common.records import ROOT
 from benchmarks.quality.generation import CellGenerator
 from benchmarks.quality.methods import BASE, Cell, Method
@@ -97,7 +95,7 @@ class Contest:
 
     def _load_torch(self) -> TorchRivals:
         checkpoint = open_checkpoint(self.run.base)
-        backbone = load_backbone(checkpoint, dtype=torch.bfloat16)
+        backbone = load_backbone(checkpoint)
         pairs, _ = read_pairs([PairSource(TRAINING / name) for name in ("pairs.jsonl", "guided-pairs.jsonl")])
         features = list(self.run.design.traits)
         loras = ensure_loras(checkpoint, pairs, features, self._arguments.work / "soup")

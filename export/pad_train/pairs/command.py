@@ -32,7 +32,6 @@ def make(arguments: argparse.Namespace) -> None:
     prompts = _read_prompts(arguments.prompts)[: arguments.limit] if arguments.prompts else []
     report: Report = arguments.report
     report("loading torch")
-    import torch
 
     from pad_export.read.checkpoint import open_checkpoint
     from pad_train.pairs.make_pairs import make_pairs, plan_tasks, rank_replies
@@ -41,7 +40,7 @@ def make(arguments: argparse.Namespace) -> None:
 
     set_threads(arguments.threads)
     checkpoint = open_checkpoint(arguments.base) if arguments.base else None
-    backbone = load_backbone(checkpoint, dtype=torch.bfloat16) if checkpoint else None
+    backbone = load_backbone(checkpoint) if checkpoint else None
     if backbone and backbone.tokenizer.chat_template is None:
         styled = [name for name, feature in sampled.items() if feature.sampling and feature.sampling.styles]
         if styled:
@@ -63,7 +62,7 @@ def make(arguments: argparse.Namespace) -> None:
             plan_tasks(prompts, sampled.values(), **size),
             critics,
             arguments.output,
-            settings={**size, "dtype": "bf16", "base": [checkpoint.path.name, checkpoint.nbytes]},
+            settings={**size, "dtype": str(backbone.model.dtype), "base": [checkpoint.path.name, checkpoint.nbytes]},
             seed=arguments.seed,
             stages=Stages(report),
         )

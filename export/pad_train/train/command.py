@@ -146,7 +146,10 @@ def train_parser() -> argparse.ArgumentParser:
             f"--{name}", type=kind, metavar=metavar, default=default, help=f"{text} (default %(default)s)"
         )
     group.add_argument(
-        "--dtype", choices=("bf16", "fp32"), default=defaults.dtype, help="of the frozen weights (default %(default)s)"
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default=defaults.dtype,
+        help="of the frozen weights (default %(default)s: bf16 where this machine multiplies it, else fp32)",
     )
     add_common(parser)
     return parser

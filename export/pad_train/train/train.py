@@ -26,7 +26,7 @@ from pad_runtime.command import Report, silent
 from pad_runtime.errors import DataError, OptionError, PadError
 from pad_train.options import TrainingOptions
 from pad_train.pairs.pair import Pair
-from pad_train.train.backbone import load_backbone
+from pad_train.train.backbone import DTYPES, load_backbone, native_dtype
 from pad_train.train.example import WORDS, Example, make_batch, make_examples
 from pad_train.train.persrm_folder import write_persrm
 from pad_train.train.reward_model import BaseLogProbs, RewardModel
@@ -73,6 +73,8 @@ def train_persrm(
             another process trains there now.
         CheckpointError: the disk is full or fails, or the base cannot be loaded.
     """
+    if options.dtype == "auto":
+        options = replace(options, dtype=native_dtype())
     work = output.with_name(output.name + ".partial")
     settings = {
         "options": asdict(options),
@@ -131,7 +133,7 @@ def _prepare(
 ) -> tuple[RewardModel, dict[str, list[Item]]]:
     """The model, and the items for training and for measuring."""
     torch.manual_seed(options.seed)
-    backbone = load_backbone(checkpoint, dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32)
+    backbone = load_backbone(checkpoint, dtype=DTYPES[options.dtype])
     if backbone.tokenizer.chat_template is None:
         stages.tell(
             f"note: {checkpoint.path} has no chat template; prompts are read as plain text, as the runtime will"

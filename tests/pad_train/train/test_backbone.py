@@ -14,7 +14,7 @@ from pad_rt.text.chat_template import ChatTemplate
 from pad_rt.text.prompt import PromptEncoder
 from pad_rt.text.tokenizer import Tokenizer
 from pad_runtime.errors import CheckpointError, DataError
-from pad_train.train.backbone import Backbone, load_backbone
+from pad_train.train.backbone import DTYPES, Backbone, load_backbone, native_dtype
 from tests.support import tiny_models, tiny_tokenizers
 from tests.support.error_checks import refused
 
@@ -140,3 +140,26 @@ def test_bf16(base: Path) -> None:
     assert (
         backbone.logits(torch.zeros(1, backbone.model.config.hidden_size, dtype=torch.bfloat16)).dtype == torch.float32
     )
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"avx2": True, "avx512_bf16": True}, "bf16"),
+        ({"num_sockets": 1, "bf16": True}, "bf16"),
+    ],
+)
+def test_the_type_that_the_machine_multiplies(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, object], expected: str
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert native_dtype() == expected
+    assert load_backbone(open_checkpoint(base)).model.dtype == DTYPES[expected]
+
+
+def test_a_gpu_multiplies_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert native_dtype() == "bf16"

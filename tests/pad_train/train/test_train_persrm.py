@@ -88,6 +88,15 @@ def test_a_seed_gives_the_same_files(base: Path, pairs: list[Pair], whole: dict[
     assert (tmp_path / "other" / name).read_bytes() != (whole["fp32"] / name).read_bytes()
 
 
+def test_auto_is_what_the_machine_multiplies(
+    base: Path, pairs: list[Pair], whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pad_train.train.train.native_dtype", lambda: "fp32")
+    fit(base, pairs, tmp_path / "auto", replace(OPTIONS, dtype="auto"))
+    for name in sorted(path.name for path in whole["fp32"].iterdir()):
+        assert (tmp_path / "auto" / name).read_bytes() == (whole["fp32"] / name).read_bytes(), name
+
+
 def test_the_folder(base: Path, whole: dict[str, Path]) -> None:
     folder = whole["fp32"]
     metrics = json.loads(folder.with_suffix(".json").read_text())
