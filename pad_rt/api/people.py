@@ -35,8 +35,13 @@ def read_people(file: Path) -> dict[str, Guidance]:
     return {_check_name(name, file): _read_person(name, value, file) for name, value in people.items()}
 
 
+def may_name_a_person(name: str) -> bool:
+    """Whether a name has no spaces, colons and slashes, and at most 64 characters."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _check_name(name: str, file: Path) -> str:
-    if not _NAME.fullmatch(name):
+    if not may_name_a_person(name):
         raise OptionError(
             f"people {file}: a person named {name!r:.80}", expected="a name without spaces, colons and slashes"
         )

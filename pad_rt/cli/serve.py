@@ -13,7 +13,7 @@ from pad_runtime.command import with_extra
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_PACKAGES = ("starlette", "uvicorn", "prometheus_client")
+_PACKAGES = ("starlette", "uvicorn", "prometheus_client", "sqlalchemy")
 
 
 def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,16 +6,16 @@ import argparse
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from pad_rt.cli.options import add_bundle, add_machine, open_bundle
 from pad_rt.generator import Generator
 from pad_rt.taste.chat_log import ChatLog
+from pad_rt.taste.interview import Interview
 from pad_rt.taste.question import Answer, Question
-from pad_rt.taste.reply_pool import ReplyPool
+from pad_rt.taste.reply_pool import usual_prompts
 from pad_rt.taste.taste import Estimate, Taste
 from pad_runtime.command import read_line
 from pad_runtime.errors import OptionError, PadError
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
             for path, log in logs:
                 _learn(taste, path, log)
         else:
-            _Interview(taste, generator, prompts, options.questions, options.output).run()
+            _Dialogue(taste, generator, prompts, options.questions, options.output).run()
         if not taste.num_answers:
             print("\nNothing was learned, so nothing is saved.")
             return
@@ -77,9 +77,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read_prompts(path: Path | None) -> list[str]:
-    source = files("pad_rt.taste").joinpath("prompts.txt") if path is None else path
+    if path is None:
+        return usual_prompts()
     try:
-        text = source.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise OptionError(f"--prompts {path} cannot be read: {error}", expected="a file in UTF-8") from None
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
@@ -104,11 +105,7 @@ def _learn(taste: Taste, path: Path, log: ChatLog) -> None:
     learned = 0
     for choice in log.choices:
         try:
-            if choice.better is None or choice.worse is None:
-                reply, verdict = (choice.worse, -1) if choice.better is None else (choice.better, 1)
-                told = taste.rate(choice.messages, str(reply), verdict)
-            else:
-                told = taste.prefer(choice.messages, choice.better, choice.worse)
+            told = choice.teach(taste)
         except PadError as error:
             told = False
             log.skipped[f"refused: {error.given}"] += 1
@@ -126,7 +123,7 @@ def _learn(taste: Taste, path: Path, log: ChatLog) -> None:
 # -- by questions -----------------------------------------------------------------------------------------------------
 
 
-class _Interview:
+class _Dialogue:
     """Asks for choices, each the one that tells most; the next replies are written while the person reads."""
 
     def __init__(self, taste: Taste, generator: Generator, prompts: Sequence[str], number: int, output: Path) -> None:
@@ -135,40 +132,19 @@ class _Interview:
 
     def run(self) -> None:
         print(f"Which reply do you like better? Up to {self._number} questions: a, b, s to skip, q to stop.")
-        for number, question in enumerate(self._questions(), start=1):
-            print(f"\n{_shown(question, number)}\n")
-            choice = self._read()
-            if choice == "q":
-                return
-            if self._taste.answer(question, _CHOICES[choice]):
-                self._taste.save(self._output)
-                print(beliefs(self._taste))
-
-    def _questions(self) -> Iterator[Question]:
-        """Until there are enough, or no answer would tell much."""
-        asked = 0
-        pool: ReplyPool | None = None
-        with ThreadPoolExecutor(1) as writer:
-            coming = [writer.submit(ReplyPool.write, self._generator, [prompt]) for prompt in self._prompts[:1]]
-            try:
-                for at in range(len(self._prompts)):
-                    written = coming.pop().result()
-                    pool = written if pool is None else pool + written
-                    coming += [
-                        writer.submit(ReplyPool.write, self._generator, [prompt])
-                        for prompt in self._prompts[at + 1 : at + 2]
-                    ]
-                    question = self._taste.ask(written) or self._taste.ask(pool)
-                    if question is None:
-                        print("\nFurther answers would tell little.")
-                        return
-                    yield question
-                    asked += 1
-                    if asked == self._number:
-                        return
-            finally:
-                for future in coming:
-                    future.cancel()
+        with closing(Interview(self._generator, self._prompts)) as interview:
+            for turn in range(self._number):
+                question = interview.ask(self._taste, turn)
+                if question is None:
+                    print("\nFurther answers would tell little.")
+                    return
+                print(f"\n{_shown(question, turn + 1)}\n")
+                choice = self._read()
+                if choice == "q":
+                    return
+                if self._taste.answer(question, _CHOICES[choice]):
+                    self._taste.save(self._output)
+                    print(beliefs(self._taste))
 
     def _read(self) -> str:
         """a, b, s or q; the end of the input is q."""

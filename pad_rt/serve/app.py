@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from pad_rt.api.chat_request import read_chat_request
 from pad_rt.api.completion_request import read_completion_request
@@ -24,8 +25,12 @@ from pad_rt.serve.logs import RequestLog, record_of
 from pad_rt.serve.metrics import Metrics
 from pad_rt.serve.models import LoadedModels, Models, unknown_model
 from pad_rt.serve.page import read_page
+from pad_rt.serve.people import open_people, people_routes
 from pad_rt.serve.readiness import Readiness
 from pad_rt.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from pad_rt.serve.taught import TaughtPeople
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -38,9 +43,10 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
         models: that are served; None: the settings' bundles and people.
 
     Raises:
-        OptionError: the file of people cannot be read, or two bundles have one name.
+        OptionError: a file of people or the database that learns cannot be opened, or two bundles have one name.
     """
     served: Models = LoadedModels.of(settings) if models is None else models
+    people = None if settings.learn is None else open_people(settings.learn, served, settings.max_waiting)
     readiness, metrics, lines = Readiness(), Metrics(), LineWriter()
 
     async def load() -> None:
@@ -63,11 +69,13 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
             loading.cancel()
             with suppress(asyncio.CancelledError):
                 await loading
+            if people is not None:
+                people.close()
             await asyncio.to_thread(served.close)
             await asyncio.to_thread(lines.close)
 
     app = Starlette(
-        routes=_routes(settings, served, metrics),
+        routes=_routes(settings, served, metrics, people),
         middleware=guards.middleware(settings, readiness, metrics, RequestLog(settings, lines)),
         exception_handlers={ApiError: _tell, HTTPException: _tell_http},
         lifespan=lifespan,
@@ -77,7 +85,7 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
     return app
 
 
-def _routes(settings: ServeSettings, models: Models, metrics: Metrics) -> list[Route]:
+def _routes(settings: ServeSettings, models: Models, metrics: Metrics, people: TaughtPeople | None) -> list[BaseRoute]:
     async def list_models(_: Request) -> Response:
         return _json({"object": "list", "data": models.describe()})
 
@@ -98,9 +106,10 @@ def _routes(settings: ServeSettings, models: Models, metrics: Metrics) -> list[R
         page, headers = read_page()
         return Response(page, headers=headers)
 
-    routes = [
-        Route("/v1/chat/completions", Completions(read_chat_request, models, settings), methods=["POST"]),
-        Route("/v1/completions", Completions(read_completion_request, models, settings), methods=["POST"]),
+    routes: list[BaseRoute] = [
+        Route("/v1/chat/completions", Completions(read_chat_request, models, settings, people), methods=["POST"]),
+        Route("/v1/completions", Completions(read_completion_request, models, settings, people), methods=["POST"]),
+        *people_routes(people),
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", show_model),
         Route("/health", health),

@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pad_rt.api.error import ApiError, unavailable
+from pad_rt.api.guidance import Guidance
 from pad_rt.api.json_text import parse, write
 from pad_rt.api.reply import Reply
 from pad_rt.api.request import ApiRequest
@@ -22,6 +23,9 @@ from pad_rt.serve.logs import RequestRecord, record_of
 from pad_rt.serve.models import Models, ServedModel
 from pad_rt.serve.settings import ServeSettings
 from pad_rt.serve.stream import EventStream
+
+if TYPE_CHECKING:
+    from pad_rt.serve.taught import TaughtPeople
 
 Arrivals: TypeAlias = AsyncGenerator[tuple[int, Event] | None]  # events with their choice; None: nothing for a while
 _LOOK_EVERY_S = 1.0  # at the time limits
@@ -34,10 +38,17 @@ class Completions:
         read: reads the body.
         models: that are served.
         settings: limits on time and tokens.
+        people: whom the field "user" may name; None: nobody.
     """
 
-    def __init__(self, read: Callable[[object], ApiRequest], models: Models, settings: ServeSettings) -> None:
-        self._read, self._models, self._settings = read, models, settings
+    def __init__(
+        self,
+        read: Callable[[object], ApiRequest],
+        models: Models,
+        settings: ServeSettings,
+        people: TaughtPeople | None = None,
+    ) -> None:
+        self._read, self._models, self._settings, self._people = read, models, settings, people
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reply to one request.
@@ -47,11 +58,14 @@ class Completions:
         """
         record, stream = record_of(scope), EventStream(send)
         try:
-            asked = self._read(parse(await _json_body(Request(scope, receive))))
+            asked = self._read(parse(await json_body(Request(scope, receive))))
             model = await self._models.get(asked.model)
             record.model, record.person, record.user = model.name, model.person, asked.user
             record.prompt = asked.prompts
-            reply, tickets = await self._submit(asked, model)
+            person = model.guidance
+            if self._people is not None and (taught := await self._people.guidance(model, asked.user)):
+                person = taught if person is None else person.over(taught)
+            reply, tickets = await self._submit(asked, model, person)
             try:
                 async with aclosing(self._arrivals(asked, tickets, receive)) as arrivals:
                     if asked.stream:
@@ -71,9 +85,11 @@ class Completions:
             await stream.put([error.body])
             await stream.end(is_whole=False)
 
-    async def _submit(self, asked: ApiRequest, model: ServedModel) -> tuple[Reply, list[Ticket]]:
-        limit, explains = self._settings.max_new_tokens, bool(asked.guidance_of(model.guidance).explain)
-        tickets = await queue(lambda: asked.submit(model.generator, model.guidance, max_new_tokens=limit))
+    async def _submit(
+        self, asked: ApiRequest, model: ServedModel, person: Guidance | None
+    ) -> tuple[Reply, list[Ticket]]:
+        limit, explains = self._settings.max_new_tokens, bool(asked.guidance_of(person).explain)
+        tickets = await queue(lambda: asked.submit(model.generator, person, max_new_tokens=limit))
         return Reply(asked, model.generator, model.id, explains=explains, fingerprint=model.fingerprint), tickets
 
     async def _arrivals(self, asked: ApiRequest, tickets: Sequence[Ticket], receive: Receive) -> Arrivals:
@@ -173,7 +189,7 @@ async def _watch(receive: Receive, tickets: Sequence[Ticket]) -> AsyncIterator[_
         await asyncio.wait([watching])
 
 
-async def _json_body(request: Request) -> bytes:
+async def json_body(request: Request) -> bytes:
     """The body of a request in JSON; a page of another origin cannot send one of this type unasked.
 
     Raises:

@@ -182,6 +182,10 @@ class MultiplexedModels:
     def __init__(
         self, settings: ServeSettings, bundles: Mapping[str, str | Path], load: Callable[[str], Awaitable[Generator]]
     ) -> None:
+        if settings.tastes:
+            raise OptionError(
+                "tastes in a fleet", expected="people, or learn=URL of a database that all replicas reach"
+            )
         self._manifests = {name: read_manifest(find_bundle(bundle)) for name, bundle in bundles.items()}
         self._people = {} if settings.people is None else read_people(settings.people)
         self._named: dict[str, tuple[str, str | None]] = {}  # bundle and person, each bundle before its people

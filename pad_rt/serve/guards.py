@@ -39,7 +39,7 @@ def middleware(settings: ServeSettings, readiness: Readiness, metrics: Metrics, 
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
-        allow_methods=("GET", "POST"),
+        allow_methods=("GET", "POST", "DELETE"),
         allow_headers=("*",),
         expose_headers=("x-request-id", "retry-after"),
     )

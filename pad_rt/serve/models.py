@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 from pad_rt.api.error import ApiError
 from pad_rt.api.guidance import Guidance
-from pad_rt.api.people import read_people
+from pad_rt.api.people import may_name_a_person, read_people
 from pad_rt.api.reply import fingerprint_of
 from pad_rt.generator import Generator
 from pad_rt.hub import bundle_name
 from pad_rt.serve.settings import ServeSettings
+from pad_rt.taste.taste import Taste
 from pad_runtime.bundle.manifest import Manifest
 from pad_runtime.errors import OptionError, PadError
 
@@ -82,10 +83,11 @@ class LoadedModels:
 
     Args:
         load: gives the generators, by the bundles' names.
-        people: guidance by name. A person is served with each bundle that has what the guidance calls on.
+        people: by name, guidance or the file of a saved taste. A person is served with each bundle that has what the
+            guidance calls on, or that the taste was learned with.
     """
 
-    def __init__(self, load: Callable[[], Mapping[str, Generator]], people: Mapping[str, Guidance]) -> None:
+    def __init__(self, load: Callable[[], Mapping[str, Generator]], people: Mapping[str, Guidance | Path]) -> None:
         self._load, self._people = load, people
         self._models: dict[str, ServedModel] = {}
 
@@ -99,7 +101,11 @@ class LoadedModels:
         names = [settings.name or bundle_name(bundle) for bundle in settings.bundles]
         if len(set(names)) < len(names):
             raise OptionError(f"bundles named {', '.join(names)}", expected="a folder name for each")
-        people = {} if settings.people is None else read_people(settings.people)
+        people: dict[str, Guidance | Path] = {} if settings.people is None else dict(read_people(settings.people))
+        for file in settings.tastes:
+            if file.stem in people or not may_name_a_person(file.stem):
+                raise OptionError(f"--taste {file}", expected="a file whose name is a person's, and nobody else's")
+            people[file.stem] = file
         named = dict(zip(names, settings.bundles, strict=True))
         return cls(lambda: {name: load_generator(bundle, settings) for name, bundle in named.items()}, people)
 
@@ -112,13 +118,14 @@ class LoadedModels:
         generators = await asyncio.to_thread(self._load)
         for name, generator in generators.items():
             self._models[name] = ServedModel(name, generator)
-        for person, guidance in self._people.items():
-            self._add(person, guidance, generators)
+        for person, told in self._people.items():
+            await asyncio.to_thread(self._add, person, told, generators)
 
-    def _add(self, person: str, guidance: Guidance, generators: Mapping[str, Generator]) -> None:
+    def _add(self, person: str, told: Guidance | Path, generators: Mapping[str, Generator]) -> None:
         errors = []
         for name, generator in generators.items():
             try:
+                guidance = taste_of(told, generator) if isinstance(told, Path) else told
                 check(guidance, generator)
             except PadError as error:
                 errors.append(error)
@@ -126,7 +133,8 @@ class LoadedModels:
                 model = ServedModel(name, generator, guidance, person)
                 self._models[model.id] = model
         if len(errors) == len(generators):
-            raise OptionError(f"the person {person!r}: {errors[0]}", hint="correct the file of people")
+            hint = "choose another file" if isinstance(told, Path) else "correct the file of people"
+            raise OptionError(f"the person {person!r}: {errors[0]}", hint=hint)
 
     async def get(self, name: str) -> ServedModel:
         """The model of this name."""
@@ -170,6 +178,15 @@ def describe_model(id: str, manifest: Manifest, guidance: Guidance | None, creat
             "person": None if guidance is None else guidance.as_dict(),
         },
     }
+
+
+def taste_of(file: Path, generator: Generator) -> Guidance:
+    """What a saved taste wishes.
+
+    Raises:
+        TasteError: it cannot be read, or is of other PersRMs.
+    """
+    return Guidance(weights=Taste.load(file, generator).preference().weights)
 
 
 def check(guidance: Guidance, generator: Generator) -> None:

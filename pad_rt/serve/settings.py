@@ -116,6 +116,8 @@ class ServeSettings:
         bundles: folders that pad-export wrote, or names of repositories on the hub.
         name: what clients call the bundle, if there is a single one; None: as its folder.
         people: the file of named people.
+        tastes: files of saved tastes; each is served as the person of its name.
+        learn: where people's choices are kept, a file or the URL of a database; None: nothing is learned.
         host, port: where the server listens; port 0 takes any that is free.
         api_keys: a request needs one of them; none: no key is asked for.
         cors_origins: origins of other pages that may call; "*" is any.
@@ -141,6 +143,16 @@ class ServeSettings:
         default=None, metadata=_flag("name", _TEXT, "NAME", "what clients call a single bundle (default: its folder)")
     )
     people: Path | None = field(default=None, metadata=_flag("people", _FILE, "FILE", "JSON file of named people"))
+    tastes: tuple[Path, ...] = field(
+        default=(),
+        metadata=_flag(
+            "taste", _FILE, "FILE", "file of pad taste, a person by its name; may be given several times", is_list=True
+        ),
+    )
+    learn: str | None = field(
+        default=None,
+        metadata=_flag("learn", _TEXT, "FILE", "learn what people like, and keep it in this file, or a database's URL"),
+    )
     host: str = field(default="127.0.0.1", metadata=_flag("host", _HOST, "HOST", "address to listen at"))
     port: int = field(default=8080, metadata=_flag("port", _PORT, "PORT", "port to listen at; 0 takes a free one"))
     api_keys: tuple[str, ...] = field(

@@ -6,26 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["preferred", "edited", "regenerated", "rated"]
+from pad_rt.taste.choice import Choice
+
 _VERDICTS = {"1": 1, "+1": 1, "up": 1, "good": 1, "thumbs_up": 1, "-1": -1, "down": -1, "bad": -1, "thumbs_down": -1}
-
-
-@dataclass(frozen=True)
-class LoggedChoice:
-    """One choice.
-
-    Attributes:
-        kind: how it was made.
-        messages: what the replies reply to.
-        better, worse: texts; of a rated reply, None stands for what the base alone would have replied.
-    """
-
-    kind: Kind
-    messages: list[dict[str, Any]]
-    better: str | None
-    worse: str | None
 
 
 @dataclass
@@ -37,7 +22,7 @@ class ChatLog:
         skipped: reasons why a line tells nothing, with the number of such lines and the first one.
     """
 
-    choices: list[LoggedChoice] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
 
@@ -72,7 +57,7 @@ class _NothingError(Exception):
     """A line that tells nothing."""
 
 
-def _choices(line: str) -> list[LoggedChoice]:
+def _choices(line: str) -> list[Choice]:
     try:
         data = json.loads(line)
     except (ValueError, RecursionError):
@@ -85,16 +70,16 @@ def _choices(line: str) -> list[LoggedChoice]:
     if last["role"] != "assistant" or not prompt:
         raise _NothingError("no reply of the assistant at the end")
     reply = _text(last)
-    found: list[LoggedChoice] = []
+    found: list[Choice] = []
     if data.get("edited") is not None:
-        found.append(LoggedChoice("edited", prompt, _string(data["edited"], "edited"), reply))
+        found.append(Choice("edited", prompt, _string(data["edited"], "edited"), reply))
     for before in _listed(data.get("regenerated")):
-        found.append(LoggedChoice("regenerated", prompt, reply, _string(before, "regenerated")))
+        found.append(Choice("regenerated", prompt, reply, _string(before, "regenerated")))
     if data.get("rating") is not None:
         verdict = _VERDICTS.get(str(data["rating"]).lower())
         if verdict is None:
             raise _NothingError("a rating that is neither 1 nor -1")
-        found.append(LoggedChoice("rated", prompt, *((reply, None) if verdict == 1 else (None, reply))))
+        found.append(Choice("rated", prompt, *((reply, None) if verdict == 1 else (None, reply))))
     if not found:
         raise _NothingError("no rating, edit or regenerated reply")
     if all(choice.better == choice.worse for choice in found):
@@ -102,13 +87,13 @@ def _choices(line: str) -> list[LoggedChoice]:
     return [choice for choice in found if choice.better != choice.worse]
 
 
-def _preferred(data: Mapping[str, Any]) -> LoggedChoice:
+def _preferred(data: Mapping[str, Any]) -> Choice:
     given = data.get("input")
     messages = _messages(given.get("messages") if isinstance(given, dict) else None)
     better, worse = (_text(_messages(data.get(name))[-1]) for name in ("preferred_output", "non_preferred_output"))
     if better == worse:
         raise _NothingError("replies that are alike")
-    return LoggedChoice("preferred", messages, better, worse)
+    return Choice("preferred", messages, better, worse)
 
 
 def _messages(value: object) -> list[dict[str, Any]]:

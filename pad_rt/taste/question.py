@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pad_rt.taste.reply_pool import PooledReply
 from pad_rt.text.prompt import Prompt
 
 Answer = Literal["a", "b"]
@@ -19,7 +23,7 @@ class Question:
         a, b: the replies.
         cut: whether a is unfinished, and b.
         difference: phi(a) - phi(b) of each feature, summed over the tokens, in the order of the taste's features.
-        bits: what the answer is expected to tell about the person, at most 1.
+        bits: what the answer is expected to tell about the person, at most 1; NaN where nobody was meant.
     """
 
     prompt: Prompt
@@ -27,4 +31,16 @@ class Question:
     b: str
     cut: tuple[bool, bool]
     difference: tuple[float, ...]
-    bits: float
+    bits: float = math.nan
+
+    @classmethod
+    def of(cls, prompt: Prompt, a: PooledReply, b: PooledReply, bits: float = math.nan) -> Question:
+        """About two replies that were written to a prompt."""
+        difference = tuple(one - other for one, other in zip(a.phi, b.phi, strict=True))
+        return cls(prompt, a.text, b.text, (a.cut, b.cut), difference, bits)
+
+    @property
+    def id(self) -> str:
+        """Tells it from other questions: a digest of the prompt and the replies."""
+        told = json.dumps([self.prompt, self.a, self.b], default=repr)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]

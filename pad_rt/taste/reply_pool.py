@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 
@@ -20,6 +21,11 @@ from pad_runtime.errors import OptionError
 
 NUM_REPLIES = 8
 USUAL = GenerationConfig(max_new_tokens=60, frequency_penalty=0.9)  # short to read, and seldom with a loop
+
+
+def usual_prompts() -> list[str]:
+    """What people are asked about, unless they give prompts of their own."""
+    return files("pad_rt.taste").joinpath("prompts.txt").read_text(encoding="utf-8").splitlines()
 
 
 @dataclass(frozen=True)

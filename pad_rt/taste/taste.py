@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,15 +60,21 @@ class Taste:
         generator: of the bundle whose PersRMs rate replies.
         prior: what is believed of people who have not answered.
         half_life: answers after which an answer counts half, as people change; None: all count alike, and their order
-            does not matter. The last 1,000 answers count in any case.
+            does not matter. Only the last 1,000 answers count.
+        answers: to begin with, as the property `answers` of another taste gives them.
 
     Raises:
         TasteError: the bundle has no features.
-        OptionError: a half-life that is not above 0, or a prior of other features.
+        OptionError: a half-life that is not above 0, or a prior or answers of other features.
     """
 
     def __init__(
-        self, generator: Generator, *, prior: Prior | None = None, half_life: float | None = HALF_LIFE
+        self,
+        generator: Generator,
+        *,
+        prior: Prior | None = None,
+        half_life: float | None = HALF_LIFE,
+        answers: Sequence[Sequence[float]] = (),
     ) -> None:
         if half_life is not None and not 0 < half_life < math.inf:
             raise OptionError(f"half_life {half_life!r}", expected="a number of answers above 0, or None")
@@ -76,7 +82,9 @@ class Taste:
         self._features = taste_features(generator.manifest)
         self._prior = prior or Prior()
         self._mean, self._spread = self._prior.arrays(self._features)
-        self._answers: list[tuple[float, ...]] = []
+        if any(len(answer) != len(self._features) for answer in answers):
+            raise OptionError("answers of other features", expected=", ".join(self._features))
+        self._answers = [tuple(answer) for answer in answers][-MAX_ANSWERS:]
         self._asked: set[tuple[float, ...]] = set()
         self._fitted: Posterior | None = None
 
@@ -89,6 +97,11 @@ class Taste:
     def num_answers(self) -> int:
         """Choices that it learned from and has not forgotten."""
         return len(self._answers)
+
+    @property
+    def answers(self) -> tuple[tuple[float, ...], ...]:
+        """phi of the better reply less that of the other, by feature, for each of these choices; the oldest first."""
+        return tuple(self._answers)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -135,12 +148,19 @@ class Taste:
         """Learn from a reply that the person rewrote: what came of it is better. As `prefer`."""
         return self.prefer(prompt, after, before)
 
-    def ask(self, prompts: Sequence[Prompt] | ReplyPool, *, least_bits: float = LEAST_BITS) -> Question | None:
+    def ask(
+        self,
+        prompts: Sequence[Prompt] | ReplyPool,
+        *,
+        least_bits: float = LEAST_BITS,
+        skip: Collection[str] = (),
+    ) -> Question | None:
         """The pair of replies whose choice would tell most, by mutual information; no pair twice.
 
         Args:
             prompts: to which the bundle writes replies for unlike people, or replies that it has written.
             least_bits: what an answer must tell.
+            skip: ids of questions that are not to be asked.
 
         Returns:
             None where no answer would tell that much.
@@ -157,14 +177,15 @@ class Taste:
             return None
         differences = np.array([first.phi for _, first, _ in pairs]) - np.array([second.phi for *_, second in pairs])
         bits = self._posterior().information(differences)
+        known = self._asked.union(self._answers, (tuple(-value for value in answer) for answer in self._answers))
         for at in np.argsort(-bits, kind="stable"):
-            difference = tuple(differences[at].tolist())
             if bits[at] < least_bits:
                 break
-            if difference not in self._asked:
-                prompt, first, second = pairs[at]
-                self._asked.add(difference)
-                return Question(prompt, first.text, second.text, (first.cut, second.cut), difference, float(bits[at]))
+            prompt, first, second = pairs[at]
+            question = Question.of(prompt, first, second, float(bits[at]))
+            if question.difference not in known and question.id not in skip:
+                self._asked.add(question.difference)
+                return question
         return None
 
     def answer(self, question: Question, choice: Answer | None) -> bool:
@@ -233,7 +254,7 @@ class Taste:
             half_life=self._half_life,
             mean=dict(self._prior.mean),
             spread=dict(self._prior.spread),
-            answers=[list(answer) for answer in self._answers],
+            answers=[list(answer) for answer in self.answers],
         ).write(Path(path))
 
     @classmethod
@@ -259,9 +280,8 @@ class Taste:
                 expected="the PersRM that it was learned with",
                 hint="ask anew, or load it with retrained=True",
             )
-        taste = cls(generator, prior=Prior(saved.mean, saved.spread), half_life=saved.half_life)
-        taste._answers = [tuple(answer) for answer in saved.answers]
-        return taste
+        prior = Prior(saved.mean, saved.spread)
+        return cls(generator, prior=prior, half_life=saved.half_life, answers=saved.answers)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

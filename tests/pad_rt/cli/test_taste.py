@@ -18,7 +18,7 @@ from tests.support.pad_command import pipe_in
 @pytest.fixture(autouse=True)
 def ask_whatever_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny PersRM's replies hardly differ."""
-    monkeypatch.setattr("pad_rt.taste.taste.Taste.ask.__kwdefaults__", {"least_bits": 0.0})
+    monkeypatch.setattr("pad_rt.taste.taste.Taste.ask.__kwdefaults__", {"least_bits": 0.0, "skip": ()})
 
 
 def run(*arguments: object) -> int:
@@ -50,6 +50,7 @@ def test_questions_answers_and_what_is_kept(
     pipe_in(monkeypatch, "b\n")  # goes on; the input ends, and so do the questions
     assert run(tiny_bundle, "-o", me, "--prompts", prompts) == 0
     assert "After 2 answers" in capsys.readouterr().out
+    pipe_in(monkeypatch, "")
     assert run(tiny_bundle, "-o", me, "--show") == 0
     assert capsys.readouterr().out == command.beliefs(Taste.load(me, generator)) + "\n"
 

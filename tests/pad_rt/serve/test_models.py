@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pad_rt import Generator
+from pad_rt import Generator, Taste
 from pad_rt.api.error import ApiError
 from pad_rt.api.guidance import Guidance
 from pad_rt.serve.models import LoadedModels
@@ -80,3 +80,27 @@ def test_bundles_that_cannot_be_served(served_bundle: Path, tmp_path: Path) -> N
         LoadedModels.of(ServeSettings(bundles=(served_bundle, served_bundle)))
     with refused(BundleError, given="no bundle at"):
         open_models(ServeSettings(bundles=(tmp_path / "none",)))
+
+
+def test_a_saved_taste_is_a_person(served_bundle: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "anna.json"
+    with Generator.load(served_bundle, num_threads=1) as generator:
+        taste = Taste(generator)
+        taste.prefer("How do I boil an egg?", "a kind egg", "the cook")
+        taste.save(file)
+        expected = Guidance(weights=taste.preference().weights)
+    models = open_models(ServeSettings(bundles=(served_bundle, tiny_bundle), tastes=(file,), threads=1))
+    assert names(models) == ["tiny", "bundle", "tiny:anna"]
+    assert asyncio.run(models.get("tiny:anna")).guidance == expected
+    models.close()
+    with refused(OptionError, given="'anna': ", expected="this bundle's", hint="choose another file"):
+        open_models(ServeSettings(bundles=(tiny_bundle,), tastes=(file,), threads=1))
+    people = tmp_path / "people.json"
+    people.write_text('{"anna": {}}')
+    for settings in (
+        ServeSettings(bundles=(served_bundle,), tastes=(file, file)),
+        ServeSettings(bundles=(served_bundle,), tastes=(file,), people=people),
+        ServeSettings(bundles=(served_bundle,), tastes=(tmp_path / "a b.json",)),
+    ):
+        with refused(OptionError, given="--taste", expected="a person's"):
+            LoadedModels.of(settings)

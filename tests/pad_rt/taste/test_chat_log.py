@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from pad_rt.taste.chat_log import ChatLog, LoggedChoice
+from pad_rt.taste.chat_log import ChatLog
+from pad_rt.taste.choice import Choice
 
 ASKED = {"role": "user", "content": "How was your day?"}
 CHAT = [{"role": "system", "content": "Be brief."}, ASKED, {"role": "assistant", "content": "Fine."}]
@@ -30,13 +31,13 @@ def test_each_kind_of_choice() -> None:
     )
     prompt = CHAT[:2]
     assert log.choices == [
-        LoggedChoice("rated", prompt, "Fine.", None),
-        LoggedChoice("rated", prompt, None, "Fine."),
-        LoggedChoice("edited", prompt, "Fine, thanks.", "Fine."),
-        LoggedChoice("regenerated", prompt, "Fine.", "No."),
-        LoggedChoice("regenerated", prompt, "Fine.", "Yes."),
-        LoggedChoice("rated", prompt, "Fine.", None),
-        LoggedChoice("preferred", [ASKED], "Good!", "Bad."),
+        Choice("rated", prompt, "Fine.", None),
+        Choice("rated", prompt, None, "Fine."),
+        Choice("edited", prompt, "Fine, thanks.", "Fine."),
+        Choice("regenerated", prompt, "Fine.", "No."),
+        Choice("regenerated", prompt, "Fine.", "Yes."),
+        Choice("rated", prompt, "Fine.", None),
+        Choice("preferred", [ASKED], "Good!", "Bad."),
     ]
     assert log.kinds == {"rated": 3, "edited": 1, "regenerated": 2, "preferred": 1}
     assert not log.skipped
