@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -86,12 +86,15 @@ def create_app(settings: ServeSettings, models: Models | None = None) -> Starlet
 
 
 def _routes(settings: ServeSettings, models: Models, metrics: Metrics, people: TaughtPeople | None) -> list[BaseRoute]:
+    def described() -> list[dict[str, Any]]:
+        return [{**entry, "pad": {**entry["pad"], "learns": people is not None}} for entry in models.describe()]
+
     async def list_models(_: Request) -> Response:
-        return _json({"object": "list", "data": models.describe()})
+        return _json({"object": "list", "data": described()})
 
     async def show_model(request: Request) -> Response:
         name = request.path_params["name"]
-        for entry in models.describe():
+        for entry in described():
             if entry["id"] == name:
                 return _json(entry)
         raise unknown_model(name)

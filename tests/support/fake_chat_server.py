@@ -72,12 +72,14 @@ class FakeServer:
     Attributes:
         models: what GET /v1/models answers.
         reply: what a chat request's body is answered with.
+        people: what a path under /v1/people and its body are answered with.
         seen: each request's path, Authorization header and body.
     """
 
     def __init__(self) -> None:
         self.models = whole({"object": "list", "data": [model()]})
         self.reply: Callable[[dict[str, Any]], Answer] = lambda body: streamed(chunk("Hello."), DONE)
+        self.people: Callable[[str, Any], Answer] = lambda path, body: refusal("nobody", 404)
         self.seen: list[tuple[str, str | None, Any]] = []
         self.bodies: list[dict[str, Any]] = []
         self.url = ""
@@ -97,6 +99,8 @@ class FakeServer:
             self._send(request, Answer((page.decode(),), headers=headers))
         elif request.path == "/v1/models":
             self._send(request, self.models)
+        elif request.path.startswith("/v1/people/"):
+            self._send(request, self.people(request.path.removeprefix("/v1/people/"), body))
         else:
             assert body is not None
             self.bodies.append(body)
