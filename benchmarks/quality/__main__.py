@@ -28,17 +28,14 @@ from benchmarks.common.kept import kept
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import PLOTS, RESULTS, ROOT, rounded, versions, write_dense
 from benchmarks.quality.bundles import MAX_BATCH, RANDOM_SEED
-from benchmarks.quality.design import PARTS, ROWS
+from benchmarks.quality.design import PARTS
 from benchmarks.quality.examples import examples
 from benchmarks.quality.generation import CellGenerator
-from benchmarks.quality.judges import load_judges
+from benchmarks.quality.judging import Judging, design_judges
 from benchmarks.quality.methods import ABOUT_ENDING, BETA, PENALTIES, RANDOM, TEMPERATURE, TOP_K, WIDE_TOP_K
-from benchmarks.quality.mixtures import mixture_row
 from benchmarks.quality.prompts import read_prompts, read_unpaired
-from benchmarks.quality.rows import trait_row
 from benchmarks.quality.run import Run
 from benchmarks.quality.scores import Scores
-from benchmarks.quality.sliders import front_row, slider_rows
 from benchmarks.quality.table import tables
 from benchmarks.quality.timings import ROUNDS, TOKENS, measure_timings
 from benchmarks.quality.traits import WORDINGS
@@ -93,25 +90,17 @@ def main() -> None:
     design = run.design
     for feature, scale in run.scales.items():
         print(f"random reward for {feature}: {asdict(scale)}")
-    judges = [judge for judge in load_judges() if judge.feature in design.traits]
+    judges = design_judges(design)
     for judge in judges:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
     run.fill(questions, run.missing(questions, prompts, arguments.only))
     started = time.perf_counter()
     soundness = run.soundness()
-    scores = Scores(run.store(questions), prompts, judges, soundness)
     ready = [part for part in PARTS if not run.missing(questions, prompts, [part])]
-    parts: dict[str, Any] = {}
-    for part in ready:
-        if part in ROWS:
-            parts[part] = [trait_row(scores, asked, run.number(part)) for asked in design.asked(part)]
-        elif part == "mixtures":
-            sampled = "sampled" in ready
-            parts[part] = [mixture_row(scores, design, weights, number, sampled=sampled) for weights in design.mixtures]
-        elif part == "slider":
-            parts[part] = slider_rows(scores, design, run.number(part))
-        else:
-            parts[part] = [front_row(scores, design, names, run.number(part)) for names in design.sliders]
+    numbers = tuple((part, run.number(part)) for part in ready)
+    store, sampled = run.store(questions), "sampled" in ready
+    judging = Judging(store, tuple(prompts), soundness.margins, design, numbers, sampled)
+    parts: dict[str, Any] = {**judging.parts(ready, workers=arguments.workers)}
     print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)
     generator = CellGenerator(run.bundles, run.factors, arguments.ask)
     kin = run.kinship(judges)
@@ -158,6 +147,7 @@ def main() -> None:
     write_dense(arguments.results / f"{arguments.name}.json", record)
     if "main" in ready:
         replies = arguments.results / f"{arguments.name}_replies.json"
+        scores = Scores(store, prompts, judges, soundness)
         write_dense(replies, examples(scores, design, prompts[:NUM_EXAMPLES]))
     from benchmarks.quality.plots import draw
 

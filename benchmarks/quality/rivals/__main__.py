@@ -23,7 +23,7 @@ from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import versions, write_dense
 from benchmarks.quality.__main__ import parse_arguments
 from benchmarks.quality.design import Asked
-from benchmarks.quality.judges import load_judges
+from benchmarks.quality.judging import design_judges
 from benchmarks.quality.methods import Method
 from benchmarks.quality.prompts import read_prompts, read_unpaired
 from benchmarks.quality.rivals.contest import BEST_OF, OF_BUNDLE, SOUP_BETA, VECTOR_BETA, Contest
@@ -58,7 +58,7 @@ def main() -> None:
         asked += [Asked((cell,), trait, weight, base, prompted, setting) for cell, setting in cells]
     needed = dict.fromkeys(cell for one in asked for cell in (*one.cells, one.base, one.prompted))
     store = contest.fill(list(needed))
-    judges = [judge for judge in load_judges() if judge.feature in run.design.traits]
+    judges = design_judges(run.design)
     scores = Scores(store, prompts, judges, run.soundness())
     rows = [trait_row(scores, one, number) for one in asked]
     costs = kept(arguments.work / "rival-costs.json", [run.marks, ROUNDS, TOKENS], contest.costs)

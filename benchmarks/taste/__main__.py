@@ -1,0 +1,224 @@
+"""How many answers does it take to know a person? Simulated people choose between replies and are replied to.
+
+People want what instruments measure that no training saw (the judges of benchmarks.quality), single traits, mixtures,
+and traits that no feature is about. They answer as they mean in 70, 84 or 95 % of random questions. Then: how many
+pairs of unseen replies their learned weights foretell, and, in closed loop, how often they like the replies better than
+the base's. Everything that takes long is kept under --work; the same command goes on. Writes
+benchmarks/results/taste.json and docs/plots/taste.png, and prints tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.kept import kept
+from benchmarks.common.machine import describe_machine
+from benchmarks.common.records import PLOTS, RESULTS, ROOT, rounded, versions, write_dense
+from benchmarks.quality.estimates import Array, bootstrap, mean
+from benchmarks.quality.prompts import read_prompts, read_unpaired
+from benchmarks.taste import closed_loop
+from benchmarks.taste.closed_loop import LEARNED, PAIRS, POPULATION, SLIDERS, Arm
+from benchmarks.taste.costs import measure_costs
+from benchmarks.taste.judged_pool import Instruments, JudgedPool, make_pool
+from benchmarks.taste.learning import WAYS, Way, learn, measure
+from benchmarks.taste.person import LIKE_SLIDERS, Person, draw_people
+from benchmarks.taste.table import tables
+from pad_rt import Generator, Prior
+from pad_rt.taste.features import persrms_digest
+
+POPULATIONS = ("three", "mixed", "single", "outside")
+NOISES = (0.7, 0.84, 0.95)  # answers as meant
+USUAL_NOISE = 0.84
+ANSWERS = 8  # before the closed loop
+NARROW = 0.05  # spread of the weights that a population of three sliders has not
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True, help="of the shipped PersRM, for prompts of 2,048 tokens")
+    parser.add_argument("--people", type=int, default=40, help="of each population")
+    parser.add_argument("--prompts", type=int, default=40, help="questions that people are asked about")
+    parser.add_argument("--unseen", type=int, default=24, help="questions that are kept for measuring")
+    parser.add_argument("--loop", nargs="*", choices=("three", "mixed"), default=["three", "mixed"])
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "taste")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--plots", type=Path, default=PLOTS)
+    return parser.parse_args()
+
+
+class Bench:
+    """The pools, the instruments and the bundle, in one process."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.generator = Generator.load(arguments.bundle, num_threads=1)
+        self.mark = persrms_digest(self.generator.manifest)
+        self.instruments = Instruments()
+        self.asking = self._pool("asking", read_unpaired(arguments.prompts))
+        self.unseen = self._pool("unseen", read_prompts(arguments.unseen))
+        self.features = self.asking.pool.features
+
+    def prior(self, population: str) -> Prior:
+        """An app with three sliders knows that nothing else is wished for."""
+        if population != "three":
+            return Prior()
+        usual = (1 / len(LIKE_SLIDERS)) ** 0.5
+        return Prior(spread={name: usual if name in LIKE_SLIDERS else NARROW for name in self.features})
+
+    def people(self, population: str) -> list[Person]:
+        return draw_people(population, self.arguments.people, self.features)
+
+    def curves(self, population: str, number: int) -> list[dict[str, Any]]:
+        """Rows of one person: all ways of asking at the usual noise, two of them at the others."""
+        person, prior = self.people(population)[number], self.prior(population)
+        rows = []
+        for noise in NOISES:
+            ways: Sequence[Way] = WAYS if noise == USUAL_NOISE else ("asked", "random")
+            rows += measure(person, ways, noise, self.asking, self.unseen, self.generator, prior)
+        return rows
+
+    def arms(self, population: str, number: int) -> dict[str, Arm]:
+        """Of one person, after a few questions."""
+        person, prior = self.people(population)[number], self.prior(population)
+        step = learn(person, "asked", USUAL_NOISE, self.asking, self.generator, prior, most=ANSWERS)[-1]
+        name = f"{population}-{number}"
+        return {
+            LEARNED: Arm(f"{name}-learned", dict(step.taste.preference().weights)),
+            SLIDERS: Arm(f"{name}-sliders", person.weights(self.features)),
+            PAIRS: Arm(f"{name}-pairs", pairs=step.pairs),
+        }
+
+    def replies(self, arm: Arm) -> list[Any]:
+        folder, questions = self.arguments.work / "replies", read_prompts(self.arguments.unseen)
+        return arm.replies(folder, self.mark, self.generator, questions)
+
+    def _pool(self, name: str, questions: Sequence[str]) -> JudgedPool:
+        path = self.arguments.work / f"{name}.json"
+        return make_pool(path, self.mark, self.generator, questions, self.instruments)
+
+
+@functools.cache
+def _bench(arguments: tuple[tuple[str, Any], ...]) -> Bench:
+    return Bench(argparse.Namespace(**dict(arguments)))
+
+
+def _curves(arguments: tuple[tuple[str, Any], ...], population: str, number: int) -> list[dict[str, Any]]:
+    """In a worker."""
+    bench = _bench(arguments)
+    path = bench.arguments.work / "curves" / f"{population}-{number}.json"
+    rows: list[dict[str, Any]] = kept(
+        path, [bench.mark, bench.arguments.prompts, bench.arguments.unseen], lambda: bench.curves(population, number)
+    )
+    return rows
+
+
+def _arms(arguments: tuple[tuple[str, Any], ...], population: str, number: int) -> dict[str, Any]:
+    """In a worker: the arms of one person, with their replies."""
+    bench = _bench(arguments)
+    return {name: (arm, bench.replies(arm)) for name, arm in bench.arms(population, number).items()}
+
+
+def _shared(arguments: tuple[tuple[str, Any], ...], arm: Arm) -> Any:
+    return _bench(arguments).replies(arm)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    told = tuple(sorted(vars(arguments).items(), key=lambda item: item[0]))
+    told = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in told)
+    bench = _bench(told)  # writes the pools
+    number = range(arguments.people)
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        curves = {
+            population: list(pool.map(functools.partial(_curves, told, population), number))
+            for population in POPULATIONS
+        }
+        loops = {}
+        for population in arguments.loop:
+            arms = list(pool.map(functools.partial(_arms, told, population), number))
+            common = np.mean([list(own[LEARNED][0].weights.values()) for own in arms], axis=0)
+            weights = dict(zip(bench.features, common.tolist(), strict=True))
+            base, usual = pool.map(
+                functools.partial(_shared, told), [Arm("base"), Arm(f"{population}-population", weights)]
+            )
+            loops[population] = _loop(bench, population, arms, base, usual)
+    record = {
+        "what": "simulated people, judged by instruments that no training saw; figures with 95 % intervals over people",
+        "settings": {
+            "people": arguments.people,
+            "prompts": arguments.prompts,
+            "unseen": arguments.unseen,
+            "answers_before_the_loop": ANSWERS,
+            "as_meant": USUAL_NOISE,
+            "persrms": bench.mark,
+        },
+        "machine": describe_machine(),
+        "versions": versions("pad-rt", "onnxruntime", "numpy", "scikit-learn"),
+        "curves": {population: _summary(rows) for population, rows in curves.items()},
+        "loops": loops,
+        "costs": rounded(measure_costs(bench.generator), 4),
+    }
+    write_dense(arguments.results / "taste.json", record)
+    from benchmarks.taste.plots import draw
+
+    draw(record, arguments.plots)
+    print(tables(record))
+
+
+def _summary(people: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of all people as one: means, with intervals over people."""
+    rows = []
+    for same in zip(*people, strict=True):
+        row: dict[str, Any] = {name: same[0][name] for name in ("way", "answers", "as_meant")}
+        for name in ("accuracy", "attainable", "sliders", "cosine", "length", "covered", "width", "right", "expected"):
+            values = [one[name] for one in same]
+            row[name] = None if None in values else _mean(np.array(values))
+        of_attainable = [np.array([one[name] for one in same]) for name in ("accuracy", "attainable")]
+        row["share_of_attainable"] = bootstrap(_ratio, *of_attainable).rounded()
+        rows.append(row)
+    return rows
+
+
+def _loop(
+    bench: Bench, population: str, arms: Sequence[dict[str, Any]], base: Any, usual: Any
+) -> dict[str, dict[str, Any]]:
+    """The closed loop of one population."""
+    people = bench.people(population)
+    replies = {name: [own[name][1] for own in arms] for name in (LEARNED, SLIDERS, PAIRS)}
+    replies[POPULATION] = [usual] * len(people)
+    replies["another person's"] = [replies[LEARNED][at - 1] for at in range(len(people))]
+    found = closed_loop.held_against(people, replies, base, bench.instruments)
+    told: dict[str, dict[str, Any]] = {
+        name: {what: _mean(values) for what, values in own.items()} for name, own in found.items()
+    }
+    told[LEARNED]["share_of_the_sliders_gain"] = bootstrap(
+        _ratio, found[LEARNED]["gain"], found[SLIDERS]["gain"]
+    ).rounded()
+    return told
+
+
+def _mean(values: Array) -> list[float | None]:
+    return bootstrap(mean, values).rounded()
+
+
+def _ratio(own: Array, other: Array) -> Array:
+    """Of means, over the last axis."""
+    ratio: Array = own.mean(axis=-1) / other.mean(axis=-1)
+    return ratio
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; run the same command again to go on") from None
