@@ -47,14 +47,15 @@ class Judging:
 
     def parts(self, parts: Sequence[str], *, workers: int) -> dict[str, list[dict[str, Any]]]:
         """The rows of each part."""
-        tasks = [(part, place) for part in parts for place in range(self._length(part))]
+        tasks = [(part, place) for part in parts for place in range(self.length(part))]
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             rows = dict(zip(tasks, pool.map(functools.partial(_judge, self), tasks), strict=True))
         return {
-            part: list(itertools.chain(*(rows[part, place] for place in range(self._length(part))))) for part in parts
+            part: list(itertools.chain(*(rows[part, place] for place in range(self.length(part))))) for part in parts
         }
 
-    def _length(self, part: str) -> int:
+    def length(self, part: str) -> int:
+        """Tasks of a part."""
         if part in ROWS:
             return len(self.design.asked(part))
         return {"mixtures": len(self.design.mixtures), "slider": 1, "front": len(self.design.sliders)}[part]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +15,16 @@ import pytest
 
 from benchmarks.quality import estimates
 from benchmarks.quality.claims import Claim, claim
-from benchmarks.quality.design import PARTS, ROWS, Design
+from benchmarks.quality.design import PARTS, Design
 from benchmarks.quality.examples import examples
+from benchmarks.quality.judging import Judging, design_judges
 from benchmarks.quality.methods import BASE, RANDOM, Cell
 from benchmarks.quality.mixtures import mixture_row
 from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore
 from benchmarks.quality.rows import trait_row
 from benchmarks.quality.scores import Scores
 from benchmarks.quality.sliders import front_row, slider_rows
+from benchmarks.quality.soundness import Margins
 from benchmarks.quality.table import tables
 from benchmarks.quality.traits import load_traits
 
@@ -235,10 +237,14 @@ def test_all_parts_have_tables_plots_and_replies_to_read(
     plots = pytest.importorskip("benchmarks.quality.plots")
     monkeypatch.setitem(estimates.bootstrap.__kwdefaults__, "resamples", 40)  # no figure is checked here
     scores = filled(tmp_path / "replies", design, words)
-    parts: dict[str, Any] = {part: [trait_row(scores, asked, 4) for asked in design.asked(part)] for part in ROWS}
-    parts["mixtures"] = [mixture_row(scores, design, weights, 4, sampled=True) for weights in design.mixtures]
-    parts["slider"] = slider_rows(scores, design, 4)
-    parts["front"] = [front_row(scores, design, names, 4) for names in design.sliders]
+    margins, store = Margins(0.1, 1.0, 40.0, 4), ReplyStore(tmp_path / "replies", MARKS)
+    judging = Judging(store, tuple(QUESTIONS), margins, design, tuple((part, 4) for part in PARTS), sampled=True)
+    parts: dict[str, Any] = {
+        part: list(chain(*(judging.judge(scores, part, place) for place in range(judging.length(part)))))
+        for part in PARTS
+    }
+    assert parts["main"] == [trait_row(scores, asked, 4) for asked in design.asked("main")]
+    assert len(parts["slider"]) == 2 * len(FEATURES)
     timing = {"p25": 6.0, "p50": 7.0, "p75": 8.0, "ratio": 1.0}
     parts["timings"] = dict.fromkeys(("base", "prompted", "system", "pad", "pad_prompted", "random", "persrm"), timing)
     json.dumps(parts, allow_nan=False)
@@ -254,3 +260,14 @@ def test_all_parts_have_tables_plots_and_replies_to_read(
     read = examples(scores, design, QUESTIONS[:2])
     assert [each["prompt"] for each in read] == QUESTIONS[:2]
     assert read[0]["replies"]["academic"]["pad"] == words(design.cell("pad", {"simple": -1.0}), 0)
+
+
+def test_workers_judge_what_one_process_judges(tmp_path: Path, design: Design) -> None:
+    """By the real judges, in a process of their own."""
+    pytest.importorskip("harper")
+    filled(tmp_path, design, words, ["slider"])
+    margins = Margins(0.1, 1.0, 40.0, 4)
+    judging = Judging(ReplyStore(tmp_path, MARKS), tuple(QUESTIONS), margins, design, (("slider", 4),), sampled=False)
+    (rows,) = judging.parts(["slider"], workers=1).values()
+    assert rows == slider_rows(judging.scores(), design, 4)
+    assert {row["judge"] for row in rows} == {judge.name for judge in design_judges(design)}
