@@ -8,7 +8,7 @@ CODE := pad_rt runtime export tests benchmarks demo examples
 # What the pages of docs link to.
 SITE := README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs demo benchmarks examples export
 
-.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm pairs guided-pairs quality policy-improvement rivals blind-sheet site clean
+.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm pairs guided-pairs quality policy-improvement rivals taste blind-sheet site clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -35,6 +35,7 @@ help:
 	@echo "make site          the docs as a site in build/site (strict: every link and page)"
 	@echo "make quality       what guidance gives and costs in the replies (two hours; can be interrupted and taken up)"
 	@echo "make rivals        the same of a soup, a vector, best of n (can be interrupted and taken up)"
+	@echo "make taste         how many answers it takes to know a person (an hour; can be interrupted and taken up)"
 	@echo "make blind-sheet   50 pairs of replies for people to judge, and what they said"
 	@echo "make policy-improvement  the best reading in place of the mix, in torch (half an hour)"
 
@@ -215,6 +216,15 @@ policy-improvement: .venv/wheel .venv/smollm2 .venv/quality
 # Soup, activation vector, best of n, the PersRM alone: replies, judgements and costs beside PAD's.
 rivals: .venv/wheel .venv/smollm2 .venv/quality
 	$(BIN)/python -m benchmarks.quality.rivals $(QUALITY_ARGS)
+
+# Prompts with eight pairs of replies in them are long.
+build/taste/bundle: .venv/wheel .venv/smollm2
+	mkdir -p build/taste
+	$(BIN)/pad-export --base "$$($(FIND_SMOLLM2))" \
+		--persrm demo/persrm --precision int4 --max-batch 16 --max-length 2048 -o $@
+
+taste: .venv/quality build/taste/bundle
+	$(BIN)/python -m benchmarks.taste --bundle build/taste/bundle $(TASTE_ARGS)
 
 # The pairs of replies for people to judge, and what they said: BLIND_ARGS="read SHEET.csv ..."
 blind-sheet: .venv/wheel .venv/quality
