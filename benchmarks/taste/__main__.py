@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True, help="of the shipped PersRM, for prompts of 2,048 tokens")
     parser.add_argument("--people", type=int, default=40, help="of each population")
-    parser.add_argument("--prompts", type=int, default=40, help="questions that people are asked about")
+    parser.add_argument("--prompts", type=int, default=24, help="questions that people are asked about")
     parser.add_argument("--unseen", type=int, default=24, help="questions that are kept for measuring")
     parser.add_argument("--loop", nargs="*", choices=("three", "mixed"), default=["three", "mixed"])
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
@@ -79,10 +79,10 @@ class Bench:
         return draw_people(population, self.arguments.people, self.features)
 
     def curves(self, population: str, number: int) -> list[dict[str, Any]]:
-        """Rows of one person: all ways of asking at the usual noise, two of them at the others."""
+        """Rows of one person: all ways of asking at the usual noise, and of mixed wishes two of them at the others."""
         person, prior = self.people(population)[number], self.prior(population)
         rows = []
-        for noise in NOISES:
+        for noise in NOISES if population in ("three", "mixed") else (USUAL_NOISE,):
             ways: Sequence[Way] = WAYS if noise == USUAL_NOISE else ("asked", "random")
             rows += measure(person, ways, noise, self.asking, self.unseen, self.generator, prior)
         return rows
@@ -138,11 +138,8 @@ def main() -> None:
     told = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in told)
     bench = _bench(told)  # writes the pools
     number = range(arguments.people)
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the workers: two threads of small products wait for each other
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
-        curves = {
-            population: list(pool.map(functools.partial(_curves, told, population), number))
-            for population in POPULATIONS
-        }
         loops = {}
         for population in arguments.loop:
             arms = list(pool.map(functools.partial(_arms, told, population), number))
@@ -152,6 +149,10 @@ def main() -> None:
                 functools.partial(_shared, told), [Arm("base"), Arm(f"{population}-population", weights)]
             )
             loops[population] = _loop(bench, population, arms, base, usual)
+        curves = {
+            population: list(pool.map(functools.partial(_curves, told, population), number))
+            for population in POPULATIONS
+        }
     record = {
         "what": "simulated people, judged by instruments that no training saw; figures with 95 % intervals over people",
         "settings": {

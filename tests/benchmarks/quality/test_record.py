@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.quality import estimates
+from benchmarks.quality import estimates, judging
 from benchmarks.quality.claims import Claim, claim
 from benchmarks.quality.design import PARTS, Design
 from benchmarks.quality.examples import examples
-from benchmarks.quality.judging import Judging, design_judges
+from benchmarks.quality.judging import Judging
 from benchmarks.quality.methods import BASE, RANDOM, Cell
 from benchmarks.quality.mixtures import mixture_row
 from benchmarks.quality.replies import JudgedReply, ReplyFile, ReplyStore
@@ -238,9 +239,9 @@ def test_all_parts_have_tables_plots_and_replies_to_read(
     monkeypatch.setitem(estimates.bootstrap.__kwdefaults__, "resamples", 40)  # no figure is checked here
     scores = filled(tmp_path / "replies", design, words)
     margins, store = Margins(0.1, 1.0, 40.0, 4), ReplyStore(tmp_path / "replies", MARKS)
-    judging = Judging(store, tuple(QUESTIONS), margins, design, tuple((part, 4) for part in PARTS), sampled=True)
+    several = Judging(store, tuple(QUESTIONS), margins, design, tuple((part, 4) for part in PARTS), sampled=True)
     parts: dict[str, Any] = {
-        part: list(chain(*(judging.judge(scores, part, place) for place in range(judging.length(part)))))
+        part: list(chain(*(several.judge(scores, part, place) for place in range(several.length(part)))))
         for part in PARTS
     }
     assert parts["main"] == [trait_row(scores, asked, 4) for asked in design.asked("main")]
@@ -262,12 +263,19 @@ def test_all_parts_have_tables_plots_and_replies_to_read(
     assert read[0]["replies"]["academic"]["pad"] == words(design.cell("pad", {"simple": -1.0}), 0)
 
 
-def test_workers_judge_what_one_process_judges(tmp_path: Path, design: Design) -> None:
-    """By the real judges, in a process of their own."""
-    pytest.importorskip("harper")
-    filled(tmp_path, design, words, ["slider"])
-    margins = Margins(0.1, 1.0, 40.0, 4)
-    judging = Judging(ReplyStore(tmp_path, MARKS), tuple(QUESTIONS), margins, design, (("slider", 4),), sampled=False)
-    (rows,) = judging.parts(["slider"], workers=1).values()
-    assert rows == slider_rows(judging.scores(), design, 4)
-    assert {row["judge"] for row in rows} == {judge.name for judge in design_judges(design)}
+def test_workers_judge_what_one_process_judges(tmp_path: Path, design: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads in place of processes, which have the judges of this test."""
+    monkeypatch.setitem(estimates.bootstrap.__kwdefaults__, "resamples", 40)
+    monkeypatch.setattr(judging, "load_judges", lambda: JUDGES)
+    monkeypatch.setattr(judging, "Soundness", lambda margins: Checks())
+    monkeypatch.setattr(judging, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(judging, "_opened", {})
+    scores = filled(tmp_path, design, words, ["main", "slider"])
+    numbers = (("main", 4), ("slider", 3))
+    several = Judging(
+        ReplyStore(tmp_path, MARKS), tuple(QUESTIONS), Margins(0.1, 1.0, 40.0, 4), design, numbers, sampled=False
+    )
+    assert several.parts(["slider", "main"], workers=1) == {
+        "slider": slider_rows(scores, design, 3),
+        "main": [trait_row(scores, asked, 4) for asked in design.asked("main")],
+    }
