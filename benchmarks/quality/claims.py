@@ -15,21 +15,21 @@ class Claim:
     """Of one direction of a feature.
 
     Attributes:
-        to_base, to_prompted: sound wins by the judge that gives fewer.
+        to_base, to_prompted: sound wins by the judge that gives fewer: value, and the ends of its interval.
         more_repeats: share of replies that repeat themselves, above the base's, by the measure that gives more.
         perplexity: over the base's.
     """
 
-    to_base: float
-    to_prompted: float
+    to_base: Sequence[float]
+    to_prompted: Sequence[float]
     more_repeats: float
     perplexity: float | None
 
     @property
     def holds(self) -> bool:
         return (
-            self.to_base >= SOUND_TO_BASE
-            and self.to_prompted >= SOUND_TO_PROMPTED
+            self.to_base[0] >= SOUND_TO_BASE
+            and self.to_prompted[0] >= SOUND_TO_PROMPTED
             and self.more_repeats <= MORE_REPEATS
             and (self.perplexity is None or self.perplexity <= PERPLEXITY)
         )
@@ -39,8 +39,8 @@ def claim(row: Mapping[str, Any]) -> Claim:
     """Of a row of the main part."""
     judges = row["judges"].values()
     return Claim(
-        to_base=min(judge["to_base"]["sound"][0] for judge in judges),
-        to_prompted=min(judge["to_prompted"]["sound"][0] for judge in judges),
+        to_base=min(judge["to_base"]["sound"] for judge in judges),
+        to_prompted=min(judge["to_prompted"]["sound"] for judge in judges),
         more_repeats=max(row["repeats"][name][0] - row["base_repeats"][name][0] for name in row["repeats"]),
         perplexity=row["perplexity_ratio"][0],
     )

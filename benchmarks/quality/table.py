@@ -52,8 +52,8 @@ def claims_table(rows: Rows) -> str:
     lines = [
         [
             wanted(*user),
-            percent(own.to_base),
-            percent(own.to_prompted),
+            interval(own.to_base),
+            interval(own.to_prompted),
             percent(own.more_repeats),
             f"{own.perplexity:.2f}x" if own.perplexity else "-",
             "yes" if own.holds else "no",

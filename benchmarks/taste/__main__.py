@@ -26,7 +26,7 @@ from benchmarks.common.records import PLOTS, RESULTS, ROOT, rounded, versions, w
 from benchmarks.quality.estimates import Array, bootstrap, mean
 from benchmarks.quality.prompts import read_prompts, read_unpaired
 from benchmarks.taste import closed_loop
-from benchmarks.taste.closed_loop import LEARNED, PAIRS, POPULATION, SLIDERS, Arm
+from benchmarks.taste.closed_loop import ARMS, LEARNED, PAIRS, POPULATION, SLIDERS, Arm
 from benchmarks.taste.costs import measure_costs
 from benchmarks.taste.judged_pool import Instruments, JudgedPool, make_pool
 from benchmarks.taste.learning import WAYS, Way, learn, measure
@@ -48,6 +48,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--people", type=int, default=40, help="of each population")
     parser.add_argument("--prompts", type=int, default=24, help="questions that people are asked about")
     parser.add_argument("--unseen", type=int, default=24, help="questions that are kept for measuring")
+    parser.add_argument("--populations", nargs="+", choices=POPULATIONS, default=[*POPULATIONS], help="of the curves")
+    parser.add_argument("--noises", nargs="+", type=float, default=[*NOISES], help="shares of answers as meant")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="of the closed loop")
     parser.add_argument("--loop", nargs="*", choices=("three", "mixed"), default=["three", "mixed"])
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes, a thread each")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "taste")
@@ -79,12 +82,18 @@ class Bench:
         return draw_people(population, self.arguments.people, self.features)
 
     def curves(self, population: str, number: int) -> list[dict[str, Any]]:
-        """Rows of one person: all ways of asking at the usual noise, and of mixed wishes two of them at the others."""
+        """Rows of one person: all ways of asking at the usual noise, two of them at the others."""
         person, prior = self.people(population)[number], self.prior(population)
         rows = []
-        for noise in NOISES if population in ("three", "mixed") else (USUAL_NOISE,):
+        for noise in self.arguments.noises:
             ways: Sequence[Way] = WAYS if noise == USUAL_NOISE else ("asked", "random")
-            rows += measure(person, ways, noise, self.asking, self.unseen, self.generator, prior)
+            path = self.arguments.work / "curves" / f"{population}-{number}-{noise:g}.json"
+            mark = [self.mark, self.arguments.prompts, self.arguments.unseen]
+            rows += kept(
+                path,
+                mark,
+                functools.partial(measure, person, ways, noise, self.asking, self.unseen, self.generator, prior),
+            )
         return rows
 
     def arms(self, population: str, number: int) -> dict[str, Arm]:
@@ -92,11 +101,12 @@ class Bench:
         person, prior = self.people(population)[number], self.prior(population)
         step = learn(person, "asked", USUAL_NOISE, self.asking, self.generator, prior, most=ANSWERS)[-1]
         name = f"{population}-{number}"
-        return {
+        arms = {
             LEARNED: Arm(f"{name}-learned", dict(step.taste.preference().weights)),
             SLIDERS: Arm(f"{name}-sliders", person.weights(self.features)),
             PAIRS: Arm(f"{name}-pairs", pairs=step.pairs),
         }
+        return {arm: arms[arm] for arm in self.arguments.arms}
 
     def replies(self, arm: Arm) -> list[Any]:
         folder, questions = self.arguments.work / "replies", read_prompts(self.arguments.unseen)
@@ -114,12 +124,7 @@ def _bench(arguments: tuple[tuple[str, Any], ...]) -> Bench:
 
 def _curves(arguments: tuple[tuple[str, Any], ...], population: str, number: int) -> list[dict[str, Any]]:
     """In a worker."""
-    bench = _bench(arguments)
-    path = bench.arguments.work / "curves" / f"{population}-{number}.json"
-    rows: list[dict[str, Any]] = kept(
-        path, [bench.mark, bench.arguments.prompts, bench.arguments.unseen], lambda: bench.curves(population, number)
-    )
-    return rows
+    return _bench(arguments).curves(population, number)
 
 
 def _arms(arguments: tuple[tuple[str, Any], ...], population: str, number: int) -> dict[str, Any]:
@@ -140,6 +145,10 @@ def main() -> None:
     number = range(arguments.people)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the workers: two threads of small products wait for each other
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        curves = {
+            population: list(pool.map(functools.partial(_curves, told, population), number))
+            for population in arguments.populations
+        }
         loops = {}
         for population in arguments.loop:
             arms = list(pool.map(functools.partial(_arms, told, population), number))
@@ -149,10 +158,6 @@ def main() -> None:
                 functools.partial(_shared, told), [Arm("base"), Arm(f"{population}-population", weights)]
             )
             loops[population] = _loop(bench, population, arms, base, usual)
-        curves = {
-            population: list(pool.map(functools.partial(_curves, told, population), number))
-            for population in POPULATIONS
-        }
     record = {
         "what": "simulated people, judged by instruments that no training saw; figures with 95 % intervals over people",
         "settings": {
@@ -195,16 +200,16 @@ def _loop(
 ) -> dict[str, dict[str, Any]]:
     """The closed loop of one population."""
     people = bench.people(population)
-    replies = {name: [own[name][1] for own in arms] for name in (LEARNED, SLIDERS, PAIRS)}
+    replies = {name: [own[name][1] for own in arms] for name in bench.arguments.arms}
     replies[POPULATION] = [usual] * len(people)
     replies["another person's"] = [replies[LEARNED][at - 1] for at in range(len(people))]
     found = closed_loop.held_against(people, replies, base, bench.instruments)
     told: dict[str, dict[str, Any]] = {
         name: {what: _mean(values) for what, values in own.items()} for name, own in found.items()
     }
-    told[LEARNED]["share_of_the_sliders_gain"] = bootstrap(
-        _ratio, found[LEARNED]["gain"], found[SLIDERS]["gain"]
-    ).rounded()
+    if SLIDERS in found:
+        share = bootstrap(_ratio, found[LEARNED]["gain"], found[SLIDERS]["gain"])
+        told[LEARNED]["share_of_the_sliders_gain"] = share.rounded()
     return told
 
 

@@ -19,7 +19,8 @@ from benchmarks.taste.person import Person
 from pad_rt import GenerationConfig, Generator, Preference, Question
 from pad_rt.text.prompt import Prompt
 
-LEARNED, SLIDERS, POPULATION, PAIRS, BASE = "learned", "sliders", "population", "pairs in the prompt", "base"
+LEARNED, SLIDERS, PAIRS, POPULATION = "learned", "sliders", "pairs in the prompt", "population"
+ARMS = (LEARNED, SLIDERS, PAIRS)  # of each person
 _INTRODUCTION = "For each of these questions I liked the first reply better. Answer my question in the way that I like."
 
 
@@ -61,9 +62,10 @@ class Arm:
         def generate() -> Any:
             preference = None if self.weights is None else Preference(weights=self.weights)
             prompts = [prompted(self.pairs, question) if self.pairs else question for question in questions]
-            results = generator.generate_batch(
-                prompts, preferences=[preference] * len(prompts), configs=[config()] * len(prompts)
-            )
+            results = []
+            for some in (prompts[:1], prompts[1:]):  # what the first one reads serves the others
+                if some:
+                    results += generator.generate_batch(some, preferences=[preference] * len(some), config=config())
             return [[result.text, result.finish_reason == "length"] for result in results]
 
         settings = json.loads(json.dumps([mark, list(questions), self.weights and dict(self.weights), self.pairs]))

@@ -36,7 +36,7 @@ def tables(record: Mapping[str, Any]) -> str:
             ]
             for name, own in arms.items()
         ]
-        share = _percent(arms["learned"]["share_of_the_sliders_gain"])
+        share = _percent(arms["learned"].get("share_of_the_sliders_gain", (None, None, None)))
         head = ["replies with", "win over the base", "win over the pairs in the prompt", "gain, sd"]
         parts.append(f"closed loop, {population}: {share} of the sliders' gain\n\n{markdown(head, lines)}")
     return "\n\n".join([*parts, ", ".join(f"{name} {value}" for name, value in record["costs"].items())])
