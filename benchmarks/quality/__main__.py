@@ -32,7 +32,7 @@ from benchmarks.quality.design import PARTS
 from benchmarks.quality.examples import examples
 from benchmarks.quality.generation import CellGenerator
 from benchmarks.quality.judging import Judging, design_judges
-from benchmarks.quality.methods import ABOUT_ENDING, BETA, PENALTIES, RANDOM, TEMPERATURE, TOP_K, WIDE_TOP_K
+from benchmarks.quality.methods import ABOUT_ENDING, BASE, BETA, PENALTIES, RANDOM, TEMPERATURE, TOP_K, WIDE_TOP_K
 from benchmarks.quality.prompts import read_prompts, read_unpaired
 from benchmarks.quality.run import Run
 from benchmarks.quality.scores import Scores
@@ -94,6 +94,12 @@ def main() -> None:
     for judge in judges:
         print(f"judge of {judge.feature}: {judge.name} ({judge.check})")
     run.fill(questions, run.missing(questions, prompts, arguments.only))
+    kin: dict[str, list[float]] = kept(
+        arguments.work / "kinship.json",
+        [run.marks[BASE], arguments.wordings.read_text(encoding="utf-8")],
+        lambda: {name: estimate.rounded() for name, estimate in run.kinship(judges).items()},
+    )
+    print("kinship: " + ", ".join(f"{name} {value:.2f}" for name, (value, *_) in kin.items()), flush=True)
     started = time.perf_counter()
     soundness = run.soundness()
     ready = [part for part in PARTS if not run.missing(questions, prompts, [part])]
@@ -103,8 +109,6 @@ def main() -> None:
     parts: dict[str, Any] = {**judging.parts(ready, workers=arguments.workers)}
     print(f"judged in {time.perf_counter() - started:.0f} s: {', '.join(ready)}", flush=True)
     generator = CellGenerator(run.bundles, run.factors, arguments.ask)
-    kin = run.kinship(judges)
-    print("kinship: " + ", ".join(f"{name} {estimate.value:.2f}" for name, estimate in kin.items()), flush=True)
     parts["timings"] = kept(
         arguments.work / "timings.json",
         [run.marks, TOKENS, ROUNDS],
@@ -133,7 +137,7 @@ def main() -> None:
         },
         "traits": {name: asdict(trait) for name, trait in design.traits.items()},
         "judges": {judge.name: {"feature": judge.feature, "check": judge.check} for judge in judges},
-        "kinship": {name: estimate.rounded() for name, estimate in kin.items()},
+        "kinship": kin,
         "soundness": asdict(soundness.margins),
         "random_reward": {
             "seed": RANDOM_SEED,

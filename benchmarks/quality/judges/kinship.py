@@ -26,12 +26,14 @@ def kinship(
         replies: that the base sampled, to questions that no pair was made of. Those without a word are left out.
     """
     found = {}
+    prompts, texts = [reply.prompt for reply in replies], [reply.text for reply in replies]
+    scores: dict[str, Array] = {}
     for judge in judges:
         if judge.feature not in scorers:
             continue
-        judged = judge(replies)
-        prompts, texts = [reply.prompt for reply in replies], [reply.text for reply in replies]
-        scored = np.array(scorers[judge.feature](prompts, texts), np.float64)
+        if judge.feature not in scores:  # a scorer that asks the base takes minutes
+            scores[judge.feature] = np.array(scorers[judge.feature](prompts, texts), np.float64)
+        judged, scored = judge(replies), scores[judge.feature]
         known = ~np.isnan(judged)
         found[judge.name] = bootstrap(_spearman, judged[known], scored[known], resamples=RESAMPLES)
     return found
