@@ -8,7 +8,7 @@ CODE := pad_rt runtime export tests benchmarks demo examples
 # What the pages of docs link to.
 SITE := README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs demo benchmarks examples export
 
-.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm pairs guided-pairs quality policy-improvement rivals taste blind-sheet site clean
+.PHONY: help demo test test-fleet stateful score-phi check runtime-only bench export-time gpu-bench peers people chat soak serve-load serve-cost fuzz gemma engines persrm pairs guided-pairs quality quality-replies policy-improvement rivals taste blind-sheet site clean
 
 help:
 	@echo "make demo          one question, the base and three people's preferences, side by side"
@@ -34,6 +34,7 @@ help:
 	@echo "make engines       TensorRT-RTX engines of SmolLM2, with no GPU (minutes; writes benchmarks/results/engines.json)"
 	@echo "make site          the docs as a site in build/site (strict: every link and page)"
 	@echo "make quality       what guidance gives and costs in the replies (two hours; can be interrupted and taken up)"
+	@echo "make quality-replies  the record's own replies, for make quality to judge again"
 	@echo "make rivals        the same of a soup, a vector, best of n (can be interrupted and taken up)"
 	@echo "make taste         how many answers it takes to know a person (an hour; can be interrupted and taken up)"
 	@echo "make blind-sheet   50 pairs of replies for people to judge, and what they said"
@@ -208,6 +209,13 @@ guided-pairs: .venv/wheel .venv/smollm2 .venv/pairs
 
 quality: .venv/wheel .venv/smollm2 .venv/quality
 	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
+
+# Every reply of the record, to be judged again, or added to, with the versions of packages that the record names.
+REPLIES := benchmarks/results/quality_all_replies.tar.xz
+
+quality-replies:
+	mkdir -p build/quality
+	tar -xJf $(REPLIES) -C build/quality
 
 # The mix of readings beside the best reading, in torch (38 minutes of a third of a core).
 policy-improvement: .venv/wheel .venv/smollm2 .venv/quality

@@ -132,9 +132,9 @@ class _Dialogue:
 
     def run(self) -> None:
         print(f"Which reply do you like better? Up to {self._number} questions: a, b, s to skip, q to stop.")
-        with closing(Interview(self._generator, self._prompts)) as interview:
+        with closing(Interview(self._prompts)) as interview:
             for turn in range(self._number):
-                question = interview.ask(self._taste, turn)
+                question = interview.ask(self._generator, self._taste, turn)
                 if question is None:
                     print("\nFurther answers would tell little.")
                     return

@@ -16,7 +16,6 @@ from pad_rt.api.error import ApiError, refusal, to_api_error, unavailable
 from pad_rt.api.guidance import Guidance
 from pad_rt.api.lesson import AnswerLesson, Asked, ChoiceLesson
 from pad_rt.api.people import may_name_a_person
-from pad_rt.generator import Generator
 from pad_rt.serve.models import Models, ServedModel
 from pad_rt.serve.taste_store import TasteStore
 from pad_rt.taste.features import persrms_digest, taste_features
@@ -43,7 +42,7 @@ class TaughtPeople:
 
     def __init__(self, store: TasteStore, models: Models, max_waiting: int) -> None:
         self._store, self._models, self._max_waiting = store, models, max_waiting
-        self._interviews: dict[str, tuple[Generator, Interview]] = {}
+        self._interviews: dict[str, Interview] = {}  # by the bundle's fingerprint
         self._remembered: OrderedDict[tuple[str, str], tuple[int, Guidance]] = OrderedDict()
         self._lesson, self._num_waiting = asyncio.Lock(), 0
 
@@ -72,7 +71,7 @@ class TaughtPeople:
         model = await self._model(lesson.model, person)
 
         def learn(taste: Taste) -> bool:
-            question = self._interview(model).find(lesson.question)
+            question = self._interview(model).find(model.generator, lesson.question)
             if question is None:
                 message = f"no question {lesson.question!r:.80} of this model; ask for one with POST .../ask"
                 raise ApiError(404, "invalid_request_error", "question_not_found", "question", message)
@@ -104,7 +103,7 @@ class TaughtPeople:
 
     def close(self) -> None:
         """Write no further questions, and close the store."""
-        for _, interview in self._interviews.values():
+        for interview in self._interviews.values():
             interview.close()
         self._store.close()
 
@@ -135,7 +134,9 @@ class TaughtPeople:
 
     def _ask(self, model: ServedModel, person: str, skip: Sequence[str]) -> dict[str, Any]:
         taste, interview = self._taste(model, person, is_new=True), self._interview(model)
-        question = interview.ask(taste, taste.num_answers + len(skip), skip=[key.partition("-")[2] for key in skip])
+        question = interview.ask(
+            model.generator, taste, taste.num_answers + len(skip), skip=[key.partition("-")[2] for key in skip]
+        )
         told = None if question is None else {**_question(question), "id": interview.key(question)}
         return {"object": "pad.question", "model": model.id, "name": person, "question": told}
 
@@ -148,14 +149,8 @@ class TaughtPeople:
         return Taste(model.generator, answers=() if kept is None else kept.differences)
 
     def _interview(self, model: ServedModel) -> Interview:
-        """Of a model; a new one where its generator was loaded anew."""
-        generator, interview = self._interviews.get(model.name, (None, None))
-        if interview is None or generator is not model.generator:
-            if interview is not None:
-                interview.close()
-            interview = Interview(model.generator, usual_prompts())
-            self._interviews[model.name] = model.generator, interview
-        return interview
+        """Of a bundle, whether or not it was loaded anew."""
+        return self._interviews.setdefault(model.fingerprint, Interview(usual_prompts()))
 
     # -- around it ----------------------------------------------------------------------------------------------------
 
