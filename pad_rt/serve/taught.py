@@ -150,7 +150,9 @@ class TaughtPeople:
 
     def _interview(self, model: ServedModel) -> Interview:
         """Of a bundle, whether or not it was loaded anew."""
-        return self._interviews.setdefault(model.fingerprint, Interview(usual_prompts()))
+        if model.fingerprint not in self._interviews:
+            self._interviews[model.fingerprint] = Interview(usual_prompts())
+        return self._interviews[model.fingerprint]
 
     # -- around it ----------------------------------------------------------------------------------------------------
 
