@@ -133,7 +133,7 @@ class LoadedModels:
                 model = ServedModel(name, generator, guidance, person)
                 self._models[model.id] = model
         if len(errors) == len(generators):
-            hint = "" if isinstance(told, Path) else "correct the file of people"
+            hint = "or leave this --taste out" if isinstance(told, Path) else "correct the file of people"
             raise OptionError(f"the person {person!r}: {errors[0]}", hint=hint)
 
     async def get(self, name: str) -> ServedModel:
