@@ -20,26 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common.kept import kept
 from benchmarks.common.machine import describe_machine
 from benchmarks.common.records import PLOTS, RESULTS, ROOT, rounded, versions, write_dense
 from benchmarks.quality.estimates import Array, bootstrap, mean
-from benchmarks.quality.prompts import read_prompts, read_unpaired
 from benchmarks.taste import closed_loop
-from benchmarks.taste.closed_loop import ARMS, LEARNED, PAIRS, POPULATION, SLIDERS, Arm
+from benchmarks.taste.bench import ANSWERS, USUAL_NOISE, Bench, arms_of, curves_of, open_bench, replies_of
+from benchmarks.taste.closed_loop import ARMS, LEARNED, POPULATION, SLIDERS, Arm
 from benchmarks.taste.costs import measure_costs
-from benchmarks.taste.judged_pool import Instruments, JudgedPool, make_pool
-from benchmarks.taste.learning import WAYS, Way, learn, measure
-from benchmarks.taste.person import LIKE_SLIDERS, Person, draw_people
 from benchmarks.taste.table import tables
-from pad_rt import Generator, Prior
-from pad_rt.taste.features import persrms_digest
+from pad_rt import Generator
 
 POPULATIONS = ("three", "mixed", "single", "outside")
-NOISES = (0.7, 0.84, 0.95)  # answers as meant
-USUAL_NOISE = 0.84
-ANSWERS = 8  # before the closed loop
-NARROW = 0.05  # spread of the weights that a population of three sliders has not
+NOISES = (0.7, USUAL_NOISE, 0.95)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,103 +51,25 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Bench:
-    """The pools, the instruments and the bundle, in one process."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.generator = Generator.load(arguments.bundle, num_threads=1)
-        self.mark = persrms_digest(self.generator.manifest)
-        self.instruments = Instruments()
-        self.asking = self._pool("asking", read_unpaired(arguments.prompts))
-        self.unseen = self._pool("unseen", read_prompts(arguments.unseen))
-        self.features = self.asking.pool.features
-
-    def prior(self, population: str) -> Prior:
-        """An app with three sliders knows that nothing else is wished for."""
-        if population != "three":
-            return Prior()
-        usual = (1 / len(LIKE_SLIDERS)) ** 0.5
-        return Prior(spread={name: usual if name in LIKE_SLIDERS else NARROW for name in self.features})
-
-    def people(self, population: str) -> list[Person]:
-        return draw_people(population, self.arguments.people, self.features)
-
-    def curves(self, population: str, number: int) -> list[dict[str, Any]]:
-        """Rows of one person: all ways of asking at the usual noise, two of them at the others."""
-        person, prior = self.people(population)[number], self.prior(population)
-        rows = []
-        for noise in self.arguments.noises:
-            ways: Sequence[Way] = WAYS if noise == USUAL_NOISE else ("asked", "random")
-            path = self.arguments.work / "curves" / f"{population}-{number}-{noise:g}.json"
-            mark = [self.mark, self.arguments.prompts, self.arguments.unseen]
-            rows += kept(
-                path,
-                mark,
-                functools.partial(measure, person, ways, noise, self.asking, self.unseen, self.generator, prior),
-            )
-        return rows
-
-    def arms(self, population: str, number: int) -> dict[str, Arm]:
-        """Of one person, after a few questions."""
-        person, prior = self.people(population)[number], self.prior(population)
-        step = learn(person, "asked", USUAL_NOISE, self.asking, self.generator, prior, most=ANSWERS)[-1]
-        name = f"{population}-{number}"
-        arms = {
-            LEARNED: Arm(f"{name}-learned", dict(step.taste.preference().weights)),
-            SLIDERS: Arm(f"{name}-sliders", person.weights(self.features)),
-            PAIRS: Arm(f"{name}-pairs", pairs=step.pairs),
-        }
-        return {arm: arms[arm] for arm in self.arguments.arms}
-
-    def replies(self, arm: Arm) -> list[Any]:
-        folder, questions = self.arguments.work / "replies", read_prompts(self.arguments.unseen)
-        return arm.replies(folder, self.mark, self.generator, questions)
-
-    def _pool(self, name: str, questions: Sequence[str]) -> JudgedPool:
-        path = self.arguments.work / f"{name}.json"
-        return make_pool(path, self.mark, self.generator, questions, self.instruments)
-
-
-@functools.cache
-def _bench(arguments: tuple[tuple[str, Any], ...]) -> Bench:
-    return Bench(argparse.Namespace(**dict(arguments)))
-
-
-def _curves(arguments: tuple[tuple[str, Any], ...], population: str, number: int) -> list[dict[str, Any]]:
-    """In a worker."""
-    return _bench(arguments).curves(population, number)
-
-
-def _arms(arguments: tuple[tuple[str, Any], ...], population: str, number: int) -> dict[str, Any]:
-    """In a worker: the arms of one person, with their replies."""
-    bench = _bench(arguments)
-    return {name: (arm, bench.replies(arm)) for name, arm in bench.arms(population, number).items()}
-
-
-def _shared(arguments: tuple[tuple[str, Any], ...], arm: Arm) -> Any:
-    return _bench(arguments).replies(arm)
-
-
 def main() -> None:
     arguments = parse_arguments()
     told = tuple(sorted(vars(arguments).items(), key=lambda item: item[0]))
     told = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in told)
-    bench = _bench(told)  # writes the pools
+    bench = open_bench(told)  # writes the pools
     number = range(arguments.people)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the workers: two threads of small products wait for each other
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         curves = {
-            population: list(pool.map(functools.partial(_curves, told, population), number))
+            population: list(pool.map(functools.partial(curves_of, told, population), number))
             for population in arguments.populations
         }
         loops = {}
         for population in arguments.loop:
-            arms = list(pool.map(functools.partial(_arms, told, population), number))
+            arms = list(pool.map(functools.partial(arms_of, told, population), number))
             common = np.mean([list(own[LEARNED][0].weights.values()) for own in arms], axis=0)
             weights = dict(zip(bench.features, common.tolist(), strict=True))
             base, usual = pool.map(
-                functools.partial(_shared, told), [Arm("base"), Arm(f"{population}-population", weights)]
+                functools.partial(replies_of, told), [Arm("base"), Arm(f"{population}-population", weights)]
             )
             loops[population] = _loop(bench, population, arms, base, usual)
     with Generator.load(arguments.bundle) as generator:  # with all cores, as a person's own device
