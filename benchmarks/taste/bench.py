@@ -12,13 +12,12 @@ from benchmarks.quality.prompts import read_prompts, read_unpaired
 from benchmarks.taste.closed_loop import LEARNED, PAIRS, SLIDERS, Arm
 from benchmarks.taste.judged_pool import Instruments, JudgedPool, make_pool
 from benchmarks.taste.learning import WAYS, Way, learn, measure
-from benchmarks.taste.person import LIKE_SLIDERS, Person, draw_people
-from pad_rt import Generator, Prior
+from benchmarks.taste.person import Person, draw_people
+from pad_rt import Generator
 from pad_rt.taste.features import persrms_digest
 
 USUAL_NOISE = 0.84  # answers as meant
 ANSWERS = 8  # before the closed loop
-NARROW = 0.05  # spread of the weights that a population of three sliders has not
 Told = tuple[tuple[str, Any], ...]  # the command's arguments, in pairs
 
 
@@ -34,19 +33,12 @@ class Bench:
         self.unseen = self._pool("unseen", read_prompts(arguments.unseen))
         self.features = self.asking.pool.features
 
-    def prior(self, population: str) -> Prior:
-        """An app with three sliders knows that nothing else is wished for."""
-        if population != "three":
-            return Prior()
-        usual = (1 / len(LIKE_SLIDERS)) ** 0.5
-        return Prior(spread={name: usual if name in LIKE_SLIDERS else NARROW for name in self.features})
-
     def people(self, population: str) -> list[Person]:
         return draw_people(population, self.arguments.people, self.features)
 
     def curves(self, population: str, number: int) -> list[dict[str, Any]]:
         """Rows of one person: all ways of asking at the usual noise, two of them at the others."""
-        person, prior = self.people(population)[number], self.prior(population)
+        person = self.people(population)[number]
         rows = []
         for noise in self.arguments.noises:
             ways: Sequence[Way] = WAYS if noise == USUAL_NOISE else ("asked", "random")
@@ -55,14 +47,14 @@ class Bench:
             rows += kept(
                 path,
                 mark,
-                functools.partial(measure, person, ways, noise, self.asking, self.unseen, self.generator, prior),
+                functools.partial(measure, person, ways, noise, self.asking, self.unseen, self.generator),
             )
         return rows
 
     def arms(self, population: str, number: int) -> dict[str, Arm]:
         """Of one person, after a few questions."""
-        person, prior = self.people(population)[number], self.prior(population)
-        step = learn(person, "asked", USUAL_NOISE, self.asking, self.generator, prior, most=ANSWERS)[-1]
+        person = self.people(population)[number]
+        step = learn(person, "asked", USUAL_NOISE, self.asking, self.generator, most=ANSWERS)[-1]
         name = f"{population}-{number}"
         arms = {
             LEARNED: Arm(f"{name}-learned", dict(step.taste.preference().weights)),

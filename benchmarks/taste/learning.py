@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.quality.estimates import Array
 from benchmarks.taste.judged_pool import JudgedPool
 from benchmarks.taste.person import Person, feeling
-from pad_rt import Generator, Prior, Question, Taste
+from pad_rt import Generator, Question, Taste
 
 Way = Literal["asked", "random", "uncertain"]
 WAYS: tuple[Way, ...] = ("asked", "random", "uncertain")
@@ -82,7 +82,6 @@ def learn(
     as_meant: float,
     asking: JudgedPool,
     generator: Generator,
-    prior: Prior,
     *,
     most: int = COUNTS[-1],
 ) -> list[Step]:
@@ -92,7 +91,7 @@ def learn(
     rng = np.random.default_rng([person.seed, round(100 * as_meant)])
     flat = [(prompt.prompt, reply) for prompt in asking.pool.prompts for reply in prompt.replies]
     place = {(prompt, reply.text): at for at, (prompt, reply) in enumerate(flat)}
-    taste = Taste(generator, prior=prior, half_life=None)
+    taste = Taste(generator, half_life=None)
     order = rng.permutation(len(pairs))
     asked: list[int] = []
     told: list[tuple[str, str, str]] = []
@@ -111,7 +110,7 @@ def learn(
         better, worse = (question.a, question.b) if likes_a else (question.b, question.a)
         told.append((str(question.prompt), better.strip(), worse.strip()))
         if count in COUNTS:
-            known = Taste(generator, prior=prior, half_life=None, answers=taste.answers)
+            known = Taste(generator, half_life=None, answers=taste.answers)
             steps.append(Step(count, known, tuple(told)))
     return steps
 
@@ -133,13 +132,12 @@ def measure(
     asking: JudgedPool,
     unseen: JudgedPool,
     generator: Generator,
-    prior: Prior,
 ) -> list[dict[str, Any]]:
     """Rows of one person: a way of asking, a number of answers, and what is known then."""
     held = hold_out(person, asking, unseen)
     rows = []
     for way in ways:
-        for step in learn(person, way, as_meant, asking, generator, prior):
+        for step in learn(person, way, as_meant, asking, generator):
             taste = step.taste
             weights = np.array(list(taste.preference().weights.values()))
             length = float(np.linalg.norm(weights))

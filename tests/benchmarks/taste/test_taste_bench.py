@@ -17,7 +17,7 @@ from benchmarks.taste.closed_loop import LEARNED, PAIRS, Arm, held_against
 from benchmarks.taste.judged_pool import JudgedPool
 from benchmarks.taste.learning import COUNTS, hold_out, learn, measure
 from benchmarks.taste.person import Person, draw_people, feeling
-from pad_rt import Prior, ReplyPool
+from pad_rt import ReplyPool
 from pad_rt.taste.reply_pool import PooledPrompt, PooledReply
 from tests.support import tiny_bundles
 
@@ -90,7 +90,7 @@ def test_what_can_be_attained() -> None:
 def test_a_person_is_learned(way: learning.Way) -> None:
     asking, unseen = make_pool(2, noise=20.0), make_pool(3, noise=20.0)
     held = hold_out(KIND, asking, unseen)
-    steps = learn(KIND, way, 0.95, asking, GENERATOR, Prior(), most=12)
+    steps = learn(KIND, way, 0.95, asking, GENERATOR, most=12)
     assert [step.count for step in steps] == [count for count in COUNTS if count <= 12]
     assert [step.taste.num_answers for step in steps] == [step.count for step in steps]
     assert len({tuple(sorted((question, *texts))) for question, *texts in steps[-1].pairs}) == 12, "no pair twice"
@@ -98,13 +98,13 @@ def test_a_person_is_learned(way: learning.Way) -> None:
     assert held.accuracy(weights) > 0.9 * held.attainable > 0.7
     assert held.accuracy(-weights) == pytest.approx(1 - held.accuracy(weights))
     assert held.accuracy(0 * weights) == 0.5
-    again = learn(KIND, way, 0.95, asking, GENERATOR, Prior(), most=12)
+    again = learn(KIND, way, 0.95, asking, GENERATOR, most=12)
     assert [step.pairs for step in again] == [step.pairs for step in steps]
 
 
 def test_rows_of_a_person() -> None:
     asking, unseen = make_pool(2, noise=20.0), make_pool(3, noise=20.0)
-    rows = measure(KIND, ("asked", "random"), 0.84, asking, unseen, GENERATOR, Prior())
+    rows = measure(KIND, ("asked", "random"), 0.84, asking, unseen, GENERATOR)
     assert [(row["way"], row["answers"]) for row in rows] == [(way, n) for way in ("asked", "random") for n in COUNTS]
     for row in rows:
         assert 0 <= row["covered"] <= 1

@@ -177,7 +177,7 @@ def test_an_allowed_origin_may_call(allowed: str) -> None:
     preflight = site.call("OPTIONS", "/v1/chat/completions", origin | asks)
     assert preflight.status == 200, "a browser sends no key in it"
     assert preflight.headers["access-control-allow-origin"] == allowed
-    assert preflight.headers["access-control-allow-methods"] == "GET, POST"
+    assert preflight.headers["access-control-allow-methods"] == "GET, POST, DELETE"
     assert preflight.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
     for key, status in (("sesame", 200), ("wrong", 401)):
         reply = site.call("POST", "/v1/chat/completions", origin | {"authorization": f"Bearer {key}"}, parts=[b"{}"])
