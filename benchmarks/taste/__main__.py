@@ -124,8 +124,9 @@ def _loop(
         name: {what: _mean(values) for what, values in own.items()} for name, own in found.items()
     }
     if SLIDERS in found:
-        share = bootstrap(_ratio, found[LEARNED]["gain"], found[SLIDERS]["gain"])
-        told[LEARNED]["share_of_the_sliders_gain"] = share.rounded()
+        for name in (name for name in found if name != SLIDERS):
+            share = bootstrap(_ratio, found[name]["gain"], found[SLIDERS]["gain"])
+            told[name]["share_of_the_sliders_gain"] = share.rounded()
     return told
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common.kept import kept
 from benchmarks.quality.prompts import read_prompts, read_unpaired
-from benchmarks.taste.closed_loop import LEARNED, PAIRS, SLIDERS, Arm
+from benchmarks.taste.closed_loop import FULL, LEARNED, PAIRS, SLIDERS, Arm
 from benchmarks.taste.judged_pool import Instruments, JudgedPool, make_pool
 from benchmarks.taste.learning import WAYS, Way, learn, measure
 from benchmarks.taste.person import Person, draw_people
@@ -56,8 +57,10 @@ class Bench:
         person = self.people(population)[number]
         step = learn(person, "asked", USUAL_NOISE, self.asking, self.generator, most=ANSWERS)[-1]
         name = f"{population}-{number}"
+        length = math.hypot(*step.taste.preference().weights.values())
         arms = {
             LEARNED: Arm(f"{name}-learned", dict(step.taste.preference().weights)),
+            FULL: Arm(f"{name}-full", dict(step.taste.preference(1 / length).weights)),
             SLIDERS: Arm(f"{name}-sliders", person.weights(self.features)),
             PAIRS: Arm(f"{name}-pairs", pairs=step.pairs),
         }

@@ -19,8 +19,9 @@ from benchmarks.taste.person import Person
 from pad_rt import GenerationConfig, Generator, Preference, Question
 from pad_rt.text.prompt import Prompt
 
-LEARNED, SLIDERS, PAIRS, POPULATION = "learned", "sliders", "pairs in the prompt", "population"
-ARMS = (LEARNED, SLIDERS, PAIRS)  # of each person
+LEARNED, FULL, SLIDERS = "learned", "learned, at the sliders' strength", "sliders"
+PAIRS, POPULATION = "pairs in the prompt", "population"
+ARMS = (LEARNED, FULL, SLIDERS, PAIRS)  # of each person
 _INTRODUCTION = "For each of these questions I liked the first reply better. Answer my question in the way that I like."
 
 

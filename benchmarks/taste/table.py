@@ -33,12 +33,12 @@ def tables(record: Mapping[str, Any]) -> str:
                 name,
                 *(_percent(own[what]) if what in own else "" for what in ("win", "win over pairs")),
                 _number(own["gain"]),
+                _percent(own["share_of_the_sliders_gain"]) if "share_of_the_sliders_gain" in own else "",
             ]
             for name, own in arms.items()
         ]
-        share = _percent(arms["learned"].get("share_of_the_sliders_gain", (None, None, None)))
-        head = ["replies with", "win over the base", "win over the pairs in the prompt", "gain, sd"]
-        parts.append(f"closed loop, {population}: {share} of the sliders' gain\n\n{markdown(head, lines)}")
+        head = ["replies with", "win over the base", "win over the pairs in the prompt", "gain, sd", "of the sliders'"]
+        parts.append(f"closed loop, {population}\n\n{markdown(head, lines)}")
     return "\n\n".join([*parts, ", ".join(f"{name} {value}" for name, value in record["costs"].items())])
 
 
