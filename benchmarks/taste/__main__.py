@@ -53,8 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    told = tuple(sorted(vars(arguments).items(), key=lambda item: item[0]))
-    told = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in told)
+    told = tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in vars(arguments).items())
     bench = open_bench(told)  # writes the pools
     number = range(arguments.people)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of the workers: two threads of small products wait for each other

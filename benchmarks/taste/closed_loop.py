@@ -16,7 +16,7 @@ from benchmarks.quality.methods import BETA, PENALTIES, TOP_K
 from benchmarks.quality.replies import JudgedReply
 from benchmarks.taste.judged_pool import Instruments
 from benchmarks.taste.person import Person
-from pad_rt import GenerationConfig, Generator, Preference, Question
+from pad_rt import GenerationConfig, Generator, Preference
 from pad_rt.text.prompt import Prompt
 
 LEARNED, FULL, SLIDERS = "learned", "learned, at the sliders' strength", "sliders"
@@ -29,12 +29,6 @@ def config() -> GenerationConfig:
     """As fixed for the quality benchmark, on other questions."""
     options: dict[str, Any] = {"max_new_tokens": 64, "beta": BETA, "top_k": TOP_K, "offer_end": True, **dict(PENALTIES)}
     return GenerationConfig.from_mapping(options)
-
-
-def answered(question: Question, answer: str) -> tuple[str, str, str]:
-    """A question and its answer as texts."""
-    better, worse = (question.a, question.b) if answer == "a" else (question.b, question.a)
-    return str(question.prompt), better.strip(), worse.strip()
 
 
 def prompted(pairs: Sequence[tuple[str, str, str]], question: str) -> Prompt:

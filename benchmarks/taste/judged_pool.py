@@ -40,18 +40,11 @@ class Norms:
 
 
 class Instruments:
-    """Scores replies in standard deviations of a pool.
+    """Scores replies in standard deviations of a pool: of the first replies that are scored."""
 
-    Args:
-        norms: None, to learn them from the first replies that are scored.
-    """
-
-    def __init__(self, norms: Norms | None = None) -> None:
-        self._all, self.norms = instruments(), norms
-
-    @property
-    def traits(self) -> list[str]:
-        return list(self._all)
+    def __init__(self) -> None:
+        self._all = instruments()
+        self._norms: Norms | None = None
 
     def __call__(self, replies: Sequence[JudgedReply]) -> dict[str, Array]:
         """By trait [replies, panels]; a reply without a word scores worst."""
@@ -59,14 +52,14 @@ class Instruments:
             trait: np.stack([np.asarray(each(replies), np.float64) for each in panel], axis=-1)
             for trait, panel in self._all.items()
         }
-        if self.norms is None:
-            self.norms = Norms(
+        if self._norms is None:
+            self._norms = Norms(
                 {trait: tuple(np.nanmean(scores, axis=0).tolist()) for trait, scores in raw.items()},
                 {trait: tuple((np.nanstd(scores, axis=0) + 1e-9).tolist()) for trait, scores in raw.items()},
             )
         return {
             trait: np.nan_to_num(
-                ((scores - self.norms.mean[trait]) / self.norms.spread[trait]).clip(-LIMIT, LIMIT), nan=-LIMIT
+                ((scores - self._norms.mean[trait]) / self._norms.spread[trait]).clip(-LIMIT, LIMIT), nan=-LIMIT
             )
             for trait, scores in raw.items()
         }
